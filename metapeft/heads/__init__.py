@@ -1,0 +1,22 @@
+"""The table of heads: adding one is its file and its line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metapeft._registry import Registry
+
+registry = Registry(
+    __name__,
+    "head",
+    attributes={},
+    names={},
+)
+
+
+def __getattr__(name: str) -> Any:
+    return registry.attribute(name)
+
+
+def __dir__() -> list[str]:
+    return sorted(registry)

@@ -1,0 +1,1 @@
+"""The theory suite: provable suboptimality of retraining, checked and drawn."""
