@@ -1,0 +1,75 @@
+"""What all backbones need while they are built: seeded initial weights and checked sizes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Build a module whose initial weights depend on `seed` alone; the global random state is left as it was.
+
+    The weights are drawn on the CPU, so that one seed gives the same start on every device, and moved to
+    torch's default device afterwards.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> first, second = (seeded(lambda: nn.Linear(3, 2), seed=7) for _ in range(2))
+        >>> torch.equal(first.weight, second.weight), torch.equal(before, torch.get_rng_state())
+        (True, True)
+    """
+    device = torch.get_default_device()
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        module = build()
+    return module.to(device)
+
+
+def check_sizes(minimum: int = 1, /, **sizes: int) -> None:
+    """Raise ValueError for the first argument that is not an integer of at least `minimum`.
+
+    Example:
+        >>> check_sizes(1, ways=0)
+        Traceback (most recent call last):
+        ValueError: ways=0: must be an integer of at least 1
+    """
+    for name, value in sizes.items():
+        try:
+            legal = not isinstance(value, bool) and operator.index(value) >= minimum
+        except TypeError:
+            legal = False
+        if not legal:
+            raise ValueError(f"{name}={value!r}: must be an integer of at least {minimum}")
+
+
+def check_pooled(size: int) -> int:
+    """Return the side `size // 16` of a map after four poolings of 2; raises ValueError where none is left.
+
+    Example:
+        >>> check_pooled(84)
+        5
+    """
+    check_sizes(size=size)
+    if size < 16:
+        raise ValueError(
+            f"size={size}: must be at least 16, for each of the four poolings halves the side of the image"
+        )
+    return size // 16
+
+
+def check_patches(size: int, patch: int) -> int:
+    """Return the number `(size / patch)^2` of patches of an image; raises ValueError if they do not tile it.
+
+    Example:
+        >>> check_patches(32, 4)
+        64
+    """
+    check_sizes(size=size, patch=patch)
+    if size % patch:
+        raise ValueError(
+            f"patch={patch}: must divide the side of the image, size={size}, for patches do not overlap"
+        )
+    return int((size // patch) ** 2)
