@@ -1,32 +1,61 @@
-"""Packaging of metapeft. Lower bounds only: an upper bound in a library ages into a fault."""
+"""Packaging of metapeft. Lower bounds only: an upper bound in a library ages into a fault.
+
+Each name below is justified by a line of CONTRIBUTING.md. The versions that were run together are pinned in
+requirements.txt and constraints.txt, through which every documented command installs.
+"""
 
 import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-root = Path(__file__).parent
-version = re.search(r'__version__ = "(.+)"', (root / "metapeft" / "__init__.py").read_text()).group(1)
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (ROOT / "metapeft" / "__init__.py").read_text(encoding="utf-8")
+).group(1)
+
+CORE = [
+    "torch>=2.6",
+    "numpy>=1.26",
+    "scipy>=1.11",
+    "tensorly>=0.9",
+    "safetensors>=0.4",
+    "cyclopts>=4.0",
+    "rich>=13.0",
+    "jinja2>=3.1",
+    "matplotlib>=3.8",
+    "pillow>=10.0",
+]
+EXTRAS = {
+    "data": ["h5py>=3.10", "pooch>=1.8"],
+    "higher": ["higher>=0.2.1"],
+    "transformers": ["transformers>=4.48"],
+    "peft": ["peft>=0.14"],
+    "timm": ["timm>=1.0"],
+    "tensorboard": ["tensorboard>=2.15"],
+}
+# timm is not among the extras that tests install: it requires torchvision, see requirements-peers-nodeps.txt.
+TESTED_EXTRAS = ("data", "higher", "transformers", "peft", "tensorboard")
+EXTRAS["test"] = ["pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.100"]
+EXTRAS["test"] += [requirement for extra in TESTED_EXTRAS for requirement in EXTRAS[extra]]
+EXTRAS["lint"] = ["ruff>=0.9", "mypy>=1.14", "pre-commit>=4.0"]
 
 setup(
     name="metapeft",
-    version=version,
+    version=VERSION,
     description="Bilevel meta-learning of parameter-efficient updates in PyTorch",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering", "Typing :: Typed"],
     python_requires=">=3.11",
     packages=find_packages(include=["metapeft", "metapeft.*", "theory", "theory.*"]),
-    package_data={"metapeft": ["py.typed", "**/*.json", "**/*.gz", "**/*.html", "**/*.txt"], "theory": ["*.html"]},
-    install_requires=[
-        "torch>=2.6",
-        "numpy>=1.26",
-        "scipy>=1.11",
-        "tensorly>=0.9",
-        "safetensors>=0.4",
-        "cyclopts>=4.0",
-        "rich>=13.0",
-        "jinja2>=3.1",
-        "matplotlib>=3.8",
-        "pillow>=10.0",
-    ],
+    package_data={
+        "metapeft": ["py.typed", "**/*.json", "**/*.gz", "**/*.html", "**/*.txt"],
+        "theory": ["*.html"],
+    },
+    install_requires=CORE,
+    extras_require=EXTRAS,
     entry_points={"console_scripts": ["metapeft = metapeft.__main__:main"]},
 )
