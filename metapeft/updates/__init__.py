@@ -9,8 +9,15 @@ from metapeft._registry import Registry
 registry = Registry(
     __name__,
     "update format",
-    attributes={},
-    names={},
+    attributes={
+        "attach": "attach",
+        "AttachedModel": "attach",
+        "Full": "full",
+        "LoRA": "lora",
+        "CP": "cp",
+        "TensorRing": "tensor_ring",
+    },
+    names={"full": "Full", "lora": "LoRA", "cp": "CP", "tensor-ring": "TensorRing"},
 )
 
 
