@@ -9,8 +9,23 @@ from metapeft._registry import Registry
 registry = Registry(
     __name__,
     "hypergradient",
-    attributes={},
-    names={},
+    attributes={
+        "hypergradient": "problem",
+        "Problem": "problem",
+        "Result": "problem",
+        "Engine": "problem",
+        "resolve": "problem",
+        "Unroll": "unroll",
+        "FirstOrder": "first_order",
+        "Envelope": "envelope",
+        "Direct": "direct",
+    },
+    names={
+        "unroll": "Unroll",
+        "first-order": "FirstOrder",
+        "envelope": "Envelope",
+        "direct": "Direct",
+    },
 )
 
 

@@ -1,4 +1,4 @@
-"""The table of inner: adding one is its file and its line here."""
+"""The table of inner solvers: adding one is its file and its line here."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from metapeft._registry import Registry
 registry = Registry(
     __name__,
     "inner solver",
-    attributes={},
-    names={},
+    attributes={
+        "Solver": "solver",
+        "solve": "loop",
+        "Descent": "descent",
+        "SGD": "descent",
+        "Step": "fixed_point",
+        "FixedPoint": "fixed_point",
+    },
+    names={"sgd": "SGD"},
 )
 
 

@@ -1,0 +1,37 @@
+"""Methods whose inner variables are what w0 gives: no inner loop, or one in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metapeft.hypergradients.pieces import finish, gradient, outer_value
+from metapeft.hypergradients.problem import Engine, Problem, Result
+from metapeft.inner.loop import leaves, starting_point
+from metapeft.inner.solver import Solver
+
+
+@dataclass(frozen=True)
+class Direct(Engine):
+    """`d/du F(u, w_0(u))`: no inner loop. Exact; one forward and one backward.
+
+    Example:
+        >>> import torch
+        >>> from metapeft.hypergradients import hypergradient
+        >>> square = lambda u, w: w["x"].square()
+        >>> t, start = torch.tensor(3.0), lambda u: {"x": u["t"]}
+        >>> hypergradient(square, None, {"t": t}, start, method="direct").grads
+        {'t': tensor(6.)}
+    """
+
+    needs_inner = False
+
+    def compute(self, problem: Problem) -> Result:
+        if problem.solver is not None:
+            raise ValueError(f'solver={problem.solver!r} is not used by method="direct": leave it out')
+        u = leaves(problem.u)
+        w = starting_point(problem.w0, u)
+        values, aux = outer_value(problem, u, w)
+        return finish(self, problem, u, w, values, gradient(values, tuple(u.values())), aux, [])
+
+    def unreachable(self, solver: Solver | None) -> dict[str, str]:
+        return {"rates": "there is no inner loop, so there are no inner rates."}

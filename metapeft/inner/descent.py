@@ -1,0 +1,160 @@
+"""Gradient descent in general: a rate, a direction (the gradient, momentum, Adam), a proximal term."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metapeft.inner.solver import Bound, Solver, Tensors, check_steps
+
+Setting = float | Tensor | Callable[[Mapping[str, Tensor]], Any]
+Per = Literal["step", "element"]
+
+
+def value_of(setting: Setting, u: Mapping[str, Tensor]) -> Any:
+    """A setting at the outer variables u: itself, or what it gives for u."""
+    return setting(u) if callable(setting) else setting
+
+
+def check_setting(name: str, setting: object) -> None:
+    """Refuse what is neither a finite number >= 0, nor a tensor of shape (), nor a function of u."""
+    if isinstance(setting, Tensor):
+        if setting.ndim:
+            raise ValueError(
+                f"{name} is a tensor of shape {tuple(setting.shape)}, it has to have shape (); for a rate of "
+                'its own at every step or element say rates="step" or rates="element"'
+            )
+    elif not callable(setting):
+        if isinstance(setting, bool) or not isinstance(setting, int | float):
+            raise ValueError(
+                f"{name}={setting!r} has to be a number, a tensor of shape () or a function of u"
+            )
+        if not (setting >= 0 and math.isfinite(setting)):
+            raise ValueError(f"{name}={setting!r} has to be finite and 0 or more")
+
+
+def descend(w: Tensor, direction: Tensor, rate: float | Tensor) -> Tensor:
+    """`w - rate * direction` in one operation."""
+    if isinstance(rate, Tensor):
+        return torch.addcmul(w, direction, rate, value=-1)
+    return torch.sub(w, direction, alpha=rate)
+
+
+def squared_distance(w: Mapping[str, Tensor], start: Mapping[str, Tensor], like: Tensor) -> Any:
+    """`||w - start||^2` in the shape of `like`: `()`, or `(T,)` with the distance of each task."""
+    squares = [(value - start[name]).square() for name, value in w.items()]
+    return sum(square.reshape(*like.shape, -1).sum(-1) for square in squares)
+
+
+class Descent(Solver):
+    """Base: `w_{k+1} = w_k - lr_k direction_k`, the direction computed from `grad f + proximal (w_k - w_0)`.
+
+    Args:
+        steps: number of steps K.
+        lr: the rate: a number, a tensor `()`, or a function of u that gives a tensor `()` or a dict
+            `name -> tensor` that broadcasts against the inner variable.
+        rates: None; `"step"`: `u["rates.<name>"]` `(steps,)` holds the rate of each step and variable;
+            `"element"`: `(steps, *start)`. `solver.rates(starts)` gives their first values, all `lr`.
+        proximal: lambda in `lambda/2 ||w - w_0||^2`, added to the inner objective (iMAML, eq. 3); like `lr`.
+
+    Raises:
+        ValueError: a negative or non-finite number, unknown `rates`, rates whose `lr` is a function.
+    """
+
+    def __init__(self, steps: int, lr: Setting, rates: Per | None = None, proximal: Setting = 0.0) -> None:
+        check_steps(steps)
+        check_setting("lr", lr)
+        check_setting("proximal", proximal)
+        if rates not in (None, "step", "element"):
+            raise ValueError(f'rates={rates!r} has to be None, "step" or "element"')
+        if rates is not None and callable(lr):
+            raise ValueError(
+                f"rates={rates!r} start at lr, which then has to be a number, not a function of u"
+            )
+        self.steps, self.lr, self.rates_per, self.proximal = steps, lr, rates, proximal
+
+    def settings(self) -> dict[str, Any]:
+        return {("rates" if name == "rates_per" else name): value for name, value in vars(self).items()}
+
+    @property
+    def pulls(self) -> bool:
+        """Whether there is a proximal term at all."""
+        return isinstance(self.proximal, Tensor) or callable(self.proximal) or self.proximal != 0
+
+    @property
+    def anchored(self) -> bool:
+        return self.pulls
+
+    def rates(self, starts: Mapping[str, Tensor]) -> Tensors:
+        """First values of the learnable rates: `"rates.<name>"` -> `(steps,)` or `(steps, *start)`."""
+        if self.rates_per is None:
+            return {}
+        shape = {name: value.shape if self.rates_per == "element" else () for name, value in starts.items()}
+        lr = float(value_of(self.lr, {}))
+        return {
+            f"rates.{name}": value.new_full((self.steps, *shape[name]), lr) for name, value in starts.items()
+        }
+
+    def init(self, u: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> dict[str, Any]:
+        if self.rates_per is not None:
+            for name in w:
+                rate = u.get(f"rates.{name}")
+                if rate is None or rate.ndim == 0 or (self.steps and not rate.shape[0]):
+                    found = "is missing" if rate is None else f"has shape {tuple(rate.shape)}"
+                    raise ValueError(
+                        f"rates={self.rates_per!r} reads u['rates.{name}'], one rate a step, which {found}: "
+                        "add solver.rates(starts) to u"
+                    )
+        return {"start": dict(w)} if self.pulls else {}
+
+    def rate(self, k: int, name: str, u: Mapping[str, Tensor], lr: Any) -> float | Tensor:
+        if self.rates_per is not None:
+            rates = u[f"rates.{name}"]
+            return rates[min(k, rates.shape[0] - 1)]
+        found: float | Tensor = lr[name] if isinstance(lr, Mapping) else lr
+        return found
+
+    def step(
+        self, k: int, u: Mapping[str, Tensor], w: Tensors, grads: Any, state: dict[str, Any]
+    ) -> tuple[Tensors, dict[str, Any]]:
+        if self.pulls:
+            weight, start = value_of(self.proximal, u), state["start"]
+            grads = {name: grad + weight * (w[name] - start[name]) for name, grad in grads.items()}
+        direction, state = self.direction(k, u, w, grads, state)
+        lr = value_of(self.lr, u) if self.rates_per is None else None
+        return {name: descend(w[name], direction[name], self.rate(k, name, u, lr)) for name in w}, state
+
+    def direction(
+        self, k: int, u: Mapping[str, Tensor], w: Tensors, grads: Tensors, state: dict[str, Any]
+    ) -> tuple[Tensors, dict[str, Any]]:
+        """What the rate multiplies, and the next state; plain gradient descent: the gradient."""
+        return grads, state
+
+    def objective(
+        self, inner: Bound, u: Mapping[str, Tensor], w: Mapping[str, Tensor], start: Mapping[str, Tensor]
+    ) -> Tensor:
+        """`f(u, w) + proximal/2 ||w - start||^2`, for each task where there are tasks."""
+        value = inner(u, w)
+        if not self.pulls:
+            return value
+        pull: Tensor = value_of(self.proximal, u) / 2 * squared_distance(w, start, value)
+        return value + pull
+
+
+class SGD(Descent):
+    """Gradient descent: `w_{k+1} = w_k - lr_k (grad_w f(u, w_k) + proximal (w_k - w_0))`, k < steps.
+
+    Arguments as in `Descent`: `SGD(steps, lr, rates=None, proximal=0.0)`.
+
+    Example:
+        >>> import torch
+        >>> solver = SGD(steps=2, lr=0.5, rates="step")
+        >>> solver.rates({"x": torch.zeros(1, 3)})
+        {'rates.x': tensor([0.5000, 0.5000])}
+        >>> solver.with_steps(4)
+        SGD(steps=4, lr=0.5, rates='step', proximal=0.0)
+    """
