@@ -9,8 +9,18 @@ from metapeft._registry import Registry
 registry = Registry(
     __name__,
     "data set",
-    attributes={},
-    names={},
+    attributes={
+        "load_dataset": "loading",
+        "ImageData": "images",
+        "Preprocess": "images",
+        "Rotated": "rotated",
+        "read_omniglot": "omniglot",
+        "read_miniimagenet": "miniimagenet",
+    },
+    names={
+        "omniglot": "read_omniglot",
+        "miniimagenet": "read_miniimagenet",
+    },
 )
 
 

@@ -9,7 +9,12 @@ from metapeft._registry import Registry
 registry = Registry(
     __name__,
     "episode tool",
-    attributes={},
+    attributes={
+        "Episode": "episode",
+        "EpisodeBatch": "episode",
+        "EpisodeSampler": "sampler",
+        "Protocol": "protocol",
+    },
     names={},
 )
 

@@ -1,0 +1,124 @@
+"""miniImageNet: 100 classes of ImageNet, 600 images each (Vinyals et al. 2016; split of Ravi, Larochelle 2017)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from metapeft.datasets.images import ImageData, check_split
+from metapeft.datasets.store import Images, cached_images, data_root, progress, signature
+from metapeft.errors import DataError
+
+# Mean and deviation of the training split at 84x84, measured on all of its pixels.
+MEAN, DEVIATION = (0.47099, 0.45027, 0.40530), (0.27171, 0.26478, 0.27849)
+_CHUNK = 200
+
+
+def read_miniimagenet(
+    root: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    *,
+    size: int = 84,
+    per_class: int | None = 600,
+) -> ImageData:
+    """miniImageNet as uint8 `(images, 3, size, size)`, decoded once into a memory-mapped file in the cache folder.
+
+    Args:
+        root: the folder that holds `images/` and `train.csv`, `val.csv`, `test.csv` with the columns
+            `filename,label`; None: `$METAPEFT_DATA/miniimagenet`.
+        split: `"train"` (64 classes), `"val"` (16) or `"test"` (20).
+        size: height and width in pixels; images of another size are scaled, with antialiasing.
+        per_class: images that each class must have, to be sure that nothing is missing; None takes what is there.
+
+    Raises:
+        DataError: for a split file or images that are missing, incomplete or damaged.
+        ValueError: for options that do not fit.
+    """
+    check_split(split)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 8:
+        raise ValueError(f"size must be at least 8 pixels, not {size!r}")
+    folder = data_root(root, "miniimagenet")
+    classes = class_names(split)
+    rows = _read_rows(folder / f"{split}.csv", split, classes, per_class)
+    files = _find_images(folder / "images", [name for name, _ in rows], split)
+
+    def chunks() -> Iterator[Images]:
+        starts = range(0, len(files), _CHUNK)
+        for start in progress(starts, f"miniImageNet {split}", len(starts)):
+            yield np.stack([_decode(file, size) for file in files[start : start + _CHUNK]])
+
+    shape = (len(files), 3, size, size)
+    stored = cached_images(f"miniimagenet-{split}-{size}", signature(files), shape, chunks)
+    labels = [classes.index(label) for _, label in rows]
+    return ImageData(
+        torch.from_numpy(stored), labels, classes, split, name="miniimagenet", mean=MEAN, deviation=DEVIATION
+    )
+
+
+def class_names(split: str) -> list[str]:
+    """The WordNet ids of a split, in the order of its file."""
+    table = json.loads(
+        resources.files("metapeft.datasets").joinpath("splits/miniimagenet.json").read_text("utf-8")
+    )
+    return str(table[split]).split()
+
+
+def _read_rows(
+    file: Path, split: str, classes: Sequence[str], per_class: int | None
+) -> list[tuple[str, str]]:
+    if not file.is_file():
+        raise DataError(f"there is no {file}: put Ravi and Larochelle's {split}.csv there, beside images/")
+    with file.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        if reader.fieldnames is None or not {"filename", "label"} <= set(reader.fieldnames):
+            raise DataError(f"{file} must begin with the columns filename,label, not {reader.fieldnames}")
+        rows = [(row["filename"], row["label"]) for row in reader]
+    counts = Counter(label for _, label in rows)
+    foreign, missing = sorted(set(counts) - set(classes)), sorted(set(classes) - set(counts))
+    if foreign or missing:
+        raise DataError(
+            f"{file} is not Ravi and Larochelle's {split} split: {len(missing)} of its {len(classes)} classes are "
+            f"missing ({', '.join(missing[:3]) or 'none'}), {len(foreign)} are foreign ({', '.join(foreign[:3]) or 'none'})"
+        )
+    for label, count in counts.items():
+        if per_class is not None and count != per_class:
+            raise DataError(
+                f"{file} lists {count} images of class {label} instead of {per_class}; per_class=None takes what is there"
+            )
+    if len({name for name, _ in rows}) != len(rows):
+        raise DataError(f"{file} lists a file name twice")
+    return rows
+
+
+def _find_images(folder: Path, names: Sequence[str], split: str) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(
+            f"there is no folder {folder}: put the images of miniImageNet there, beside {split}.csv"
+        )
+    present = set(os.listdir(folder))
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(names)} images of the {split} split are missing from {folder}, first {missing[0]}"
+        )
+    return [folder / name for name in names]
+
+
+def _decode(file: Path, size: int) -> Images:
+    try:
+        with Image.open(file) as image:
+            colour = image.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{file} is no whole image ({error}): copy it again") from None
+    if colour.size != (size, size):
+        colour = colour.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(colour).transpose(2, 0, 1)

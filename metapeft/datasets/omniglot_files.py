@@ -1,0 +1,185 @@
+"""The three forms in which people have Omniglot on disk: folders, the two original zips, torchmeta's HDF5."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from metapeft.datasets.store import Images, data_root, signature
+from metapeft.errors import DataError
+
+SETS = ("images_background", "images_evaluation")
+ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
+# As torchvision.datasets.Omniglot states them.
+MD5 = {
+    "images_background": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
+}
+
+
+class Source(Protocol):
+    """One form of the data: characters by path, such as `images_background/Latin/character01`."""
+
+    @property
+    def identity(self) -> str:
+        """Changes when the data does."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Path of each character -> its number of drawings."""
+
+    def read(self, path: str) -> Images:
+        """The drawings of one character in the order of their names, `(drawings, 105, 105)`, ink 255."""
+
+
+def open_source(root: str | os.PathLike[str] | None, download: bool) -> Source:
+    """Whichever form lies in `root`; raises DataError that says what to put where if there is none."""
+    if download:
+        _download(root)
+    folder = data_root(root, "omniglot-py")
+    if all((folder / name).is_dir() for name in SETS):
+        return Folders(folder)
+    if all((folder / f"{name}.zip").is_file() for name in SETS):
+        return Zips(folder)
+    for file in (folder / "data.hdf5", folder / "omniglot" / "data.hdf5"):
+        if file.is_file():
+            return Torchmeta(file)
+    raise DataError(
+        f"no Omniglot in {folder}: it must hold {SETS[0]}/ and {SETS[1]}/ (unpacked), or {SETS[0]}.zip and "
+        f"{SETS[1]}.zip from {ADDRESS}, or torchmeta's data.hdf5; download=True fetches the zip files"
+    )
+
+
+def check(source: Source, characters: Sequence[str], drawings: int) -> None:
+    """Raises DataError unless the source has exactly these characters, each with so many drawings."""
+    counts = source.counts
+    missing = [path for path in characters if path not in counts]
+    if missing:
+        raise DataError(
+            f"Omniglot is incomplete: {len(missing)} of {len(characters)} characters are missing, the first is "
+            f"{missing[0]}; unpack both zip files again"
+        )
+    foreign = sorted(set(counts) - set(characters))
+    if foreign:
+        raise DataError(
+            f"Omniglot has {len(foreign)} characters too many, the first is {foreign[0]}; remove them"
+        )
+    for path in characters:
+        if counts[path] != drawings:
+            raise DataError(
+                f"Omniglot is incomplete: {path} has {counts[path]} drawings instead of {drawings}"
+            )
+
+
+class Folders:
+    """`images_background/Alphabet/character01/0001_01.png`, as torchvision unpacks it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {
+            f"{name}/{alphabet.name}/{character.name}": sorted(character.glob("*.png"))
+            for name in SETS
+            for alphabet in sorted(filter(Path.is_dir, (folder / name).iterdir()))
+            for character in sorted(filter(Path.is_dir, alphabet.iterdir()))
+        }
+        self.counts = {path: len(files) for path, files in self._files.items()}
+        self.identity = signature(file for files in self._files.values() for file in files)
+
+    def read(self, path: str) -> Images:
+        """See `Source.read`."""
+        return np.stack([_ink(file, str(file)) for file in self._files[path]])
+
+
+class Zips:
+    """`images_background.zip` and `images_evaluation.zip`, read in place."""
+
+    def __init__(self, folder: Path) -> None:
+        files = [folder / f"{name}.zip" for name in SETS]
+        self.identity = signature(files)
+        self._archives = {name: _open_zip(file) for name, file in zip(SETS, files)}
+        self._members: dict[str, list[str]] = {}
+        for archive in self._archives.values():
+            for member in sorted(archive.namelist()):
+                if member.endswith(".png"):
+                    self._members.setdefault(member.rpartition("/")[0], []).append(member)
+        self.counts = {path: len(members) for path, members in self._members.items()}
+
+    def read(self, path: str) -> Images:
+        """See `Source.read`."""
+        archive = self._archives[path.split("/")[0]]
+        try:
+            return np.stack([_ink(io.BytesIO(archive.read(name)), name) for name in self._members[path]])
+        except zipfile.BadZipFile as error:
+            raise DataError(
+                f"{archive.filename} is damaged at {path} ({error}): fetch it again from {ADDRESS}"
+            ) from None
+
+
+class Torchmeta:
+    """torchmeta's `data.hdf5`: a uint8 array `(20, 105, 105)` for each character, ink 255."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            import h5py
+        except ImportError:
+            raise ImportError(f"reading {file} needs h5py: pip install 'metapeft[data]'") from None
+        self.identity = signature([file])
+        self.counts: dict[str, int] = {}
+        try:
+            self._file = h5py.File(file, "r")
+        except OSError as error:
+            raise DataError(f"{file} is no whole HDF5 file ({error}): make it again with torchmeta") from None
+        self._file.visititems(self._count)
+
+    def _count(self, path: str, node: Any) -> None:
+        if hasattr(node, "shape"):
+            if node.shape[1:] != (105, 105) or node.dtype != np.uint8:
+                raise DataError(
+                    f"{path} in data.hdf5 must be uint8 (20, 105, 105), not {node.dtype} {node.shape}"
+                )
+            self.counts[path] = node.shape[0]
+
+    def read(self, path: str) -> Images:
+        """See `Source.read`."""
+        return np.asarray(self._file[path])
+
+
+def _open_zip(file: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except zipfile.BadZipFile:
+        raise DataError(
+            f"{file} is no whole zip file ({file.stat().st_size} bytes; a broken download?): delete it and fetch it "
+            f"again from {ADDRESS}/{file.name}"
+        ) from None
+
+
+def _ink(file: Path | io.BytesIO, name: str) -> Images:
+    try:
+        with Image.open(file) as image:
+            drawing = 255 - np.asarray(image.convert("L"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{name} is no whole image ({error}): unpack Omniglot again") from None
+    if drawing.shape != (105, 105):
+        raise DataError(f"{name} must have 105x105 pixels, not {drawing.shape[1]}x{drawing.shape[0]}")
+    return drawing
+
+
+def _download(root: str | os.PathLike[str] | None) -> None:
+    try:
+        import pooch
+    except ImportError:
+        raise ImportError("download=True needs pooch: pip install 'metapeft[data]'") from None
+    if root is None and not os.environ.get("METAPEFT_DATA"):
+        raise DataError("download=True needs a place to write to: give root=, or set METAPEFT_DATA")
+    folder = Path(root) if root is not None else Path(os.environ["METAPEFT_DATA"]) / "omniglot-py"
+    for name, md5 in MD5.items():
+        pooch.retrieve(
+            f"{ADDRESS}/{name}.zip", f"md5:{md5}", fname=f"{name}.zip", path=folder, progressbar=False
+        )

@@ -1,0 +1,106 @@
+"""What one task, and a batch of tasks, consists of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Fields:
+    """The tensors of an episode; a batch has one axis, T, in front of each.
+
+    Letters: N ways, K shots, Q queries a class, `S = N K`. Items stand class by class, so that fixed sizes give
+    `support_y = 0 .. 0 1 .. 1 ...`. Where sizes vary, they are padded to the largest: a padded item has a zero
+    image, label 0, index -1 and mask False, a padded class the id -1.
+
+    Args:
+        support_x: `(S, ...)`, uint8 for images.
+        support_y: `(S,)` int64 in `0 .. N-1`, or `(S, out)` float for regression.
+        query_x: `(N Q, ...)`.
+        query_y: as support_y.
+        classes: `(N,)` int64, the data set's ids of labels `0 .. N-1`; None for regression.
+        support_index: `(S,)` int64, places in the data set; None where items are made up, not stored.
+        query_index: `(N Q,)`, likewise.
+        support_mask: `(S,)` bool, True for what is there; None unless sizes vary.
+        query_mask: `(N Q,)`, likewise.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+    classes: Tensor | None = None
+    support_index: Tensor | None = None
+    query_index: Tensor | None = None
+    support_mask: Tensor | None = None
+    query_mask: Tensor | None = None
+
+    def fields(self) -> dict[str, Tensor | None]:
+        """Name -> tensor or None, in the order of the definition; nothing is copied."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> dict[str, Tensor | None]:
+        return {name: value if value is None else function(value) for name, value in self.fields().items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Episode(_Fields):
+    __doc__ = _Fields.__doc__
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
+        """The same episode on another device."""
+        return Episode(**self._map(lambda value: value.to(device, non_blocking=non_blocking)))  # type: ignore[arg-type]
+
+    @property
+    def ways(self) -> int:
+        """N, the number of classes (padded ones included); 1 for regression."""
+        return 1 if self.classes is None else self.classes.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeBatch(_Fields):
+    """T episodes, stacked: every field of `Episode` with a leading task axis.
+
+    Example:
+        >>> x, y = torch.zeros(2, 3), torch.arange(2)
+        >>> batch = EpisodeBatch.stack([Episode(x, y, x, y, y)] * 4)
+        >>> len(batch), batch.ways, batch.tasks(slice(1, 3)).support_x.shape
+        (4, 2, torch.Size([2, 2, 3]))
+    """
+
+    @classmethod
+    def stack(cls, episodes: Sequence[Episode]) -> EpisodeBatch:
+        """Stack episodes of equal sizes; fits torch's `DataLoader(sampler, collate_fn=EpisodeBatch.stack)`."""
+        if not episodes:
+            raise ValueError("episodes is empty: a batch has at least one task")
+        columns = {name: [episode.fields()[name] for episode in episodes] for name in episodes[0].fields()}
+        return cls(**{k: None if v[0] is None else torch.stack(v) for k, v in columns.items()})  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> EpisodeBatch:
+        """The same batch on another device."""
+        return EpisodeBatch(**self._map(lambda value: value.to(device, non_blocking=non_blocking)))  # type: ignore[arg-type]
+
+    def pin_memory(self) -> EpisodeBatch:
+        """The same batch in page-locked memory; torch's `DataLoader(pin_memory=True)` calls this."""
+        return EpisodeBatch(**self._map(Tensor.pin_memory))  # type: ignore[arg-type]
+
+    def tasks(self, which: slice) -> EpisodeBatch:
+        """Some tasks of the batch, as views: `batch.tasks(slice(0, 4))`."""
+        return EpisodeBatch(**self._map(lambda value: value[which]))  # type: ignore[arg-type]
+
+    def episode(self, task: int) -> Episode:
+        """One task of the batch, without the task axis."""
+        return Episode(**self._map(lambda value: value[task]))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.support_x)
+
+    @property
+    def ways(self) -> int:
+        """N, the number of classes (padded ones included); 1 for regression."""
+        return 1 if self.classes is None else self.classes.shape[1]

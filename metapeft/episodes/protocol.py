@@ -1,0 +1,130 @@
+"""What a number was measured on: every accuracy that is printed or stored carries a `Protocol`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from metapeft.episodes.sampler import EpisodeSampler
+
+Range = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The settings that two numbers must share to be comparable.
+
+    Args:
+        data: name of the data set.
+        split: which part of it.
+        split_hash: hash of the split's name and class list.
+        ways: N, or its range.
+        shots: K, or its range.
+        queries: Q a class.
+        episodes: how many.
+        seed: the sampler's.
+        shift: `"none"`, or the kinds of shift.
+        augment: `"none"`, or how images were augmented.
+        rotations: quarter turns are classes of their own.
+        imbalanced: shots vary between the classes of an episode.
+        inner_steps: of the inner solver; None where nothing adapts.
+        norm: `"running"`, `"support"` or `"transductive"`; None where it plays no part.
+        head: kind of head.
+        interval: what the interval beside the mean is.
+
+    Example:
+        >>> print(Protocol("omniglot", "test", "0f", 5, 1, 15, 600, 1, inner_steps=5, norm="running", head="zero"))
+        omniglot/test@0f 5-way 1-shot 15-query x600, seed 1, shift none, 5 steps, norm running, head zero, 95 % t
+    """
+
+    data: str
+    split: str
+    split_hash: str
+    ways: Range
+    shots: Range
+    queries: int
+    episodes: int
+    seed: int
+    shift: str = "none"
+    augment: str = "none"
+    rotations: bool = False
+    imbalanced: bool = False
+    inner_steps: int | None = None
+    norm: str | None = None
+    head: str | None = None
+    interval: str = "95 % t"
+
+    @classmethod
+    def of(
+        cls,
+        sampler: EpisodeSampler,
+        episodes: int,
+        *,
+        inner_steps: int | None = None,
+        norm: str | None = None,
+        head: str | None = None,
+        interval: str = "95 % t",
+    ) -> Protocol:
+        """The protocol of a sampler's first `episodes` episodes."""
+        return cls(
+            data=sampler.dataset.name,
+            split=sampler.dataset.split,
+            split_hash=sampler.dataset.split_hash,
+            ways=sampler.ways,
+            shots=sampler.shots,
+            queries=sampler.queries,
+            episodes=episodes,
+            seed=sampler.seed,
+            shift=_named(sampler.shift),
+            augment=_named(sampler.augment),
+            rotations=sampler.rotations,
+            imbalanced=sampler.imbalanced,
+            inner_steps=inner_steps,
+            norm=norm,
+            head=head,
+            interval=interval,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, of types that JSON has (ranges become lists)."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Protocol:
+        """The inverse of `as_dict`; raises ValueError for missing or unknown fields."""
+        try:
+            return cls(
+                **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+            )
+        except TypeError as error:
+            raise ValueError(f"not the fields of a protocol: {error}") from None
+
+    def __str__(self) -> str:
+        extra = [name for name in ("rotations", "imbalanced") if getattr(self, name)]
+        parts = [
+            f"{self.data}/{self.split}@{self.split_hash} {_sized(self.ways)}-way {_sized(self.shots)}-shot "
+            f"{self.queries}-query x{self.episodes}",
+            f"seed {self.seed}",
+            *extra,
+            f"shift {self.shift}",
+            *([f"augment {self.augment}"] if self.augment != "none" else []),
+            *([f"{self.inner_steps} steps"] if self.inner_steps is not None else []),
+            *([f"norm {self.norm}"] if self.norm is not None else []),
+            *([f"head {self.head}"] if self.head is not None else []),
+            self.interval,
+        ]
+        return ", ".join(parts)
+
+
+def _sized(value: Range) -> str:
+    return f"{value[0]}..{value[1]}" if isinstance(value, (tuple, list)) else str(value)
+
+
+def _named(transformation: Any) -> str:
+    if transformation is None:
+        return "none"
+    return str(
+        getattr(transformation, "name", None) or getattr(transformation, "__qualname__", repr(transformation))
+    )

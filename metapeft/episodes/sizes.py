@@ -1,0 +1,77 @@
+"""How many ways and shots an episode has: fixed, or drawn and padded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metapeft.episodes import counter
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Lowest and highest number of ways and shots, both included, and the number of queries a class.
+
+    Example:
+        >>> Sizes.checked((2, 10), 1, 15, False).ways
+        (2, 10)
+    """
+
+    ways: tuple[int, int]
+    shots: tuple[int, int]
+    queries: int
+    imbalanced: bool
+
+    @classmethod
+    def checked(cls, ways: object, shots: object, queries: object, imbalanced: bool) -> Sizes:
+        """Raises ValueError unless these are positive integers, or for ways and shots a `(low, high)` of them."""
+        if not _is_count(queries):
+            raise ValueError(f"queries must be a positive integer, images a class, not {queries!r}")
+        found = cls(_range("ways", ways), _range("shots", shots), int(str(queries)), bool(imbalanced))
+        if imbalanced and found.shots[0] == found.shots[1]:
+            raise ValueError(f"imbalanced=True needs a range of shots, such as shots=(1, 5), not {shots!r}")
+        return found
+
+    @property
+    def fixed(self) -> bool:
+        """True where every episode has the same sizes, so that nothing is padded."""
+        return self.ways[0] == self.ways[1] and self.shots[0] == self.shots[1]
+
+    def masks(self, key: counter.Words) -> dict[str, NDArray[np.bool_]] | None:
+        """What is there, not padding, in the episodes of `key` `(T,)`; None where sizes are fixed.
+
+        Returns:
+            `classes (T, N)`, `support (T, N, K)` and `query (T, N, Q)`, N and K being the highest numbers.
+        """
+        if self.fixed:
+            return None
+        most_ways, most_shots = self.ways[1], self.shots[1]
+        ways = counter.integers(counter.child(key, 0), *self.ways)
+        if self.imbalanced:
+            classes = counter.child(counter.child(key, 1)[:, None], np.arange(most_ways, dtype=np.uint64))
+            shots = counter.integers(classes, *self.shots)
+        else:
+            shots = counter.integers(counter.child(key, 1), *self.shots)[:, None]
+        present = np.arange(most_ways) < ways[:, None]
+        support = present[..., None] & (np.arange(most_shots) < shots[..., None])
+        query = np.broadcast_to(present[..., None], (*present.shape, self.queries))
+        return {"classes": present, "support": support, "query": query}
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+
+
+def _range(name: str, value: object) -> tuple[int, int]:
+    if isinstance(value, (int, np.integer)) and _is_count(value):
+        return int(value), int(value)
+    if (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(map(_is_count, value))
+        and value[0] <= value[1]
+    ):
+        return int(value[0]), int(value[1])
+    raise ValueError(f"{name} must be a positive integer or a range (low, high) of them, not {value!r}")
