@@ -27,7 +27,7 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     """Write a tree to one safetensors file; an older file at that path is replaced at once or not at all.
 
     A tree is a tensor, number, string, boolean, None, or a dict, list or tuple of trees (so: every
-    `state_dict()` of torch). Keys of dicts may be strings, integers, floats, booleans, None or tuples of them.
+    `state_dict()` of torch). Keys of dicts may be strings, numbers, booleans, None or tuples of them.
     What comes back is equal bit for bit, but simpler: mappings come back as `dict`, tuples of any kind as
     `tuple`, tensors as contiguous leaves on the CPU; tensors that shared memory no longer do.
 
@@ -175,8 +175,8 @@ def _add_tensor(tensor: Tensor, path: tuple[Any, ...], tensors: dict[str, Tensor
     """Put a plain copy of the tensor into `tensors` under a name that is free there; return the name."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.dtype not in _DTYPES:
         raise ValueError(
-            f"{_name(path)} is a tensor of {tensor.dtype} ({tensor.layout}, on {tensor.device}): a checkpoint "
-            "holds dense tensors with values, of a type that safetensors knows"
+            f"{_name(path)} is a tensor of {tensor.dtype} ({tensor.layout}, on {tensor.device}): "
+            "a checkpoint holds dense tensors with values, of a type that safetensors knows"
         )
     name = _name(path)
     while name in tensors or name == "__metadata__":  # the keys 0 and "0" have one name; the last is reserved
