@@ -9,8 +9,8 @@ from metapeft._registry import Registry
 registry = Registry(
     __name__,
     "generator",
-    attributes={},
-    names={},
+    attributes={"Generator": "generator", "MappingNet": "mapping_net"},
+    names={"mapping-net": "MappingNet"},
 )
 
 

@@ -9,8 +9,23 @@ from metapeft._registry import Registry
 registry = Registry(
     __name__,
     "head",
-    attributes={},
-    names={},
+    attributes={
+        "Head": "head",
+        "Learned": "linear",
+        "Zero": "linear",
+        "PrototypeInit": "linear",
+        "Prototypes": "closed_form",
+        "Ridge": "closed_form",
+        "KNN": "closed_form",
+    },
+    names={
+        "learned": "Learned",
+        "zero": "Zero",
+        "prototype-init": "PrototypeInit",
+        "prototypes": "Prototypes",
+        "ridge": "Ridge",
+        "knn": "KNN",
+    },
 )
 
 

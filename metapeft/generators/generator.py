@@ -1,0 +1,39 @@
+"""What a generator has to offer: parameters, and from features what is added to each layer's seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Tensors = Mapping[str, Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Generator:
+    """Base of the generators; a frozen dataclass that holds only settings.
+
+    Attributes:
+        per: `"task"` (one seed a task, from the support set) or `"input"` (one seed an input, from itself).
+        features: a frozen module that maps inputs to features `(rows, F)`; None for the backbone's own body.
+        size: the number of features `F`, where `features` is given or the backbone has no classifier.
+    """
+
+    per: Literal["task", "input"]
+    features: nn.Module | None
+    size: int | None
+
+    def start(self, seeds: Shapes, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Initial parameters, name -> tensor, for seeds of the given names and shapes and `size` features."""
+        raise NotImplementedError(f"{type(self).__name__} gives no start")
+
+    def __call__(self, parameters: Tensors, seeds: Shapes, features: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """What is added to each seed's start: name -> `(T, *shape)`, per input `(T, B, *shape)`.
+
+        Args:
+            features: `(T, S, F)` of the support set; per input of the inputs themselves, `(T, B, F)`.
+            mask: `(T, S)`, True for items that count.
+        """
+        raise NotImplementedError(f"{type(self).__name__} generates nothing")

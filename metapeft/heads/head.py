@@ -1,0 +1,58 @@
+"""What a head has to offer: tensors from a support set, logits from features and those tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+# The bias of a class that an episode does not have: its probability is 0 in every floating-point type.
+ABSENT = -1e9
+
+
+class Head:
+    """Base of the heads; a frozen dataclass that holds only settings.
+
+    Letters: `features (T, S, F)`, labels `y (T, S)` int64 in `0 .. ways-1`, `mask (T, S)` True for items that count.
+    """
+
+    #: whether the inner solver moves the head's tensors; otherwise they are a closed form of the current features
+    inner: ClassVar[bool] = False
+    #: whether gradients may be taken through it
+    differentiable: ClassVar[bool] = True
+
+    def learned(self) -> dict[str, Tensor]:
+        """What the head itself learns, the outer group `head`: name -> initial value."""
+        return {}
+
+    def start(
+        self, features: Tensor, y: Tensor, ways: int, mask: Tensor | None = None, learned: Tensors | None = None
+    ) -> dict[str, Tensor]:
+        """The head's tensors for each task: `head.weight (T, N, F)` and `head.bias (T, N)`."""
+        raise NotImplementedError(f"{type(self).__name__} gives no start")
+
+    def logits(self, features: Tensor, tensors: Tensors) -> Tensor:
+        """Logits `(T, B, N)` of features `(T, B, F)`: `features weight^T + bias`."""
+        bias = tensors["head.bias"].unsqueeze(1)
+        return torch.baddbmm(bias, features, tensors["head.weight"].transpose(1, 2))
+
+
+def one_hot(y: Tensor, ways: int, mask: Tensor | None, like: Tensor) -> Tensor:
+    """Labels as rows `(T, S, N)` of zeros and ones; rows that the mask leaves out are zero."""
+    rows = F.one_hot(y, ways).to(like)
+    return rows if mask is None else rows * mask.unsqueeze(-1).to(like)
+
+
+def absent_bias(rows: Tensor) -> Tensor:
+    """`(T, N)`: 0 for classes that occur among the rows of `one_hot`, `ABSENT` for the others."""
+    return torch.where(rows.sum(1) > 0, 0.0, ABSENT).to(rows)
+
+
+def class_means(features: Tensor, rows: Tensor) -> Tensor:
+    """Mean features of each class, `(T, N, F)`; 0 for a class that does not occur."""
+    count = rows.sum(1).clamp_min(1.0).unsqueeze(-1)
+    return torch.bmm(rows.transpose(1, 2), features) / count

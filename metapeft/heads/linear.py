@@ -1,0 +1,64 @@
+"""Heads that the inner solver adapts: fresh zeros, and the nearest-centroid classifier as a start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from metapeft.heads.head import Head, Tensors, absent_bias, class_means, one_hot
+
+
+@dataclass(frozen=True)
+class Learned(Head):
+    """The classifier that the backbone has: its start is outer, and it is a target of updates like any other layer."""
+
+
+@dataclass(frozen=True)
+class Zero(Head):
+    """A fresh layer of zeros, full, moved by the inner solver.
+
+    With LoRA's `B = 0` the first inner step moves only the head, the second also B, the third also A.
+
+    Example:
+        >>> import torch
+        >>> start = Zero().start(torch.ones(2, 3, 4), torch.tensor([[0, 1, 2]] * 2), ways=3)
+        >>> {name: tuple(value.shape) for name, value in start.items()}
+        {'head.weight': (2, 3, 4), 'head.bias': (2, 3)}
+    """
+
+    inner: ClassVar[bool] = True
+
+    def start(
+        self, features: Tensor, y: Tensor, ways: int, mask: Tensor | None = None, learned: Tensors | None = None
+    ) -> dict[str, Tensor]:
+        tasks, _, width = features.shape
+        bias = absent_bias(one_hot(y, ways, mask, features))
+        return {"head.weight": features.new_zeros(tasks, ways, width), "head.bias": bias}
+
+
+@dataclass(frozen=True)
+class PrototypeInit(Head):
+    """Starts as the nearest-centroid classifier, `W = 2 c`, `b = -|c|^2`, and is then moved by the inner solver.
+
+    Gradients flow through the start. Source: Triantafillou et al. 2020 (Proto-MAML), section 3.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[[0.0], [2.0]]])
+        >>> head = PrototypeInit()
+        >>> head.logits(x, head.start(x, torch.tensor([[0, 1]]), ways=2))
+        tensor([[[ 0., -4.],
+                 [ 0.,  4.]]])
+    """
+
+    inner: ClassVar[bool] = True
+
+    def start(
+        self, features: Tensor, y: Tensor, ways: int, mask: Tensor | None = None, learned: Tensors | None = None
+    ) -> dict[str, Tensor]:
+        rows = one_hot(y, ways, mask, features)
+        centre = class_means(features, rows)
+        bias = -centre.square().sum(-1) + absent_bias(rows)
+        return {"head.weight": 2.0 * centre, "head.bias": bias}
