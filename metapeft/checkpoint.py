@@ -115,9 +115,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         ['config.json']
     """
     path = Path(path)
-    partial = path.with_name(
-        f".{path.name}.partial"
-    )  # in the same folder: a move within one file system is atomic
+    partial = path.with_name(f".{path.name}.partial")  # a move within one folder is atomic
     try:
         try:
             with open(partial, "wb") as file:
