@@ -8,7 +8,7 @@ from metapeft._registry import Registry
 
 registry = Registry(
     __name__,
-    "update format",
+    "update format or selection",
     attributes={
         "attach": "attach",
         "AttachedModel": "attach",
@@ -16,8 +16,12 @@ registry = Registry(
         "LoRA": "lora",
         "CP": "cp",
         "TensorRing": "tensor_ring",
+        "Softmax": "selection",
+        "costs": "selection",
+        "at_ranks": "selection",
+        "ranks": "ranking",
     },
-    names={"full": "Full", "lora": "LoRA", "cp": "CP", "tensor-ring": "TensorRing"},
+    names={"full": "Full", "lora": "LoRA", "cp": "CP", "tensor-ring": "TensorRing", "softmax": "Softmax"},
 )
 
 

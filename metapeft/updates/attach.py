@@ -116,7 +116,12 @@ class AttachedModel:
         return self._run(x, factors, support, weights, mask, statistics, features=True)
 
     def merged(
-        self, factors: Factors, support: Any = None, *, weights: Factors | None = None, mask: Tensor | None = None
+        self,
+        factors: Factors,
+        support: Any = None,
+        *,
+        weights: Factors | None = None,
+        mask: Tensor | None = None,
     ) -> nn.Module:
         """One task's plain `nn.Module` in eval mode, with `W0 + Delta` inside.
 
@@ -130,7 +135,9 @@ class AttachedModel:
                 that is missing or not wanted.
         """
         if self.norm == "transductive":
-            raise ValueError('merged() under norm="transductive": it has no statistics before it sees a batch')
+            raise ValueError(
+                'merged() under norm="transductive": it has no statistics before it sees a batch'
+            )
         if (support is None) == (self.norm == "support"):
             wanted = "needs support=, the support set" if support is None else "takes no support="
             raise ValueError(f'merged() under norm="{self.norm}" {wanted}')
@@ -156,7 +163,9 @@ class AttachedModel:
         kept = slice(None)
         if self.norm == "support":
             if support is None:
-                raise ValueError('norm="support" needs support=, the support set (on the support set itself: support=x)')
+                raise ValueError(
+                    'norm="support" needs support=, the support set (on the support set itself: support=x)'
+                )
             own, factors_of_support, support_mask = inputs.split_support(support, factors)
             own = x if own is x or support is x else inputs.to_device(own, self)
             reference = items
@@ -167,7 +176,9 @@ class AttachedModel:
                 x = inputs.join(own, x)
                 kept, items = slice(reference, None), reference + items
         elif support is not None:
-            raise ValueError(f'norm="{self.norm}" takes no support=; attach(..., norm="support") normalises by it')
+            raise ValueError(
+                f'norm="{self.norm}" takes no support=; attach(..., norm="support") normalises by it'
+            )
         elif self.norm == "transductive":
             reference = items
         elif mask is not None:
@@ -192,7 +203,9 @@ class AttachedModel:
         for name in self._loose:
             if name in call.updates:
                 own = values.get(name, self.backbone.get_parameter(name))
-                rows = (own + call.updates[name].delta(call.rows).flatten(0, 1)).repeat_interleave(call.items, 0)
+                rows = (own + call.updates[name].delta(call.rows).flatten(0, 1)).repeat_interleave(
+                    call.items, 0
+                )
                 values[name] = rows
                 call.fired.add(name)
         if self._holder.call is not None:

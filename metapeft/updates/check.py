@@ -35,17 +35,23 @@ def first_batch(model: AttachedModel, x: Any, call: Call) -> None:
     mask = None if call.mask is None else call.mask.expand(call.tasks, -1)[first.to(call.mask.device)]
     factors = _noise(model)
     updates = {
-        name: inputs.update_of(model.sites[name], local, 2, call.items) for name, local in model.groups(factors).items()
+        name: inputs.update_of(model.sites[name], local, 2, call.items)
+        for name, local in model.groups(factors).items()
     }
     trial = Call(2, call.items, updates, call.reference, mask)
     output = model.execute(two, trial).unflatten(0, (2, call.items))
     idle = sorted(set(model.sites) - trial.fired)
     if idle:
-        raise ValueError(f"no input reaches {', '.join(idle[:5])}: the backbone's forward never runs the layer; leave it out of targets")
+        raise ValueError(
+            f"no input reaches {', '.join(idle[:5])}: the backbone's forward never runs the layer; leave it out of targets"
+        )
     _check_classifier(model, trial, output)
     for task in range(2):
         own = {name: value[task : task + 1] for name, value in factors.items()}
-        baked = {name: (mean[task : task + 1], variance[task : task + 1], count) for name, (mean, variance, count) in trial.statistics.items()}
+        baked = {
+            name: (mean[task : task + 1], variance[task : task + 1], count)
+            for name, (mean, variance, count) in trial.statistics.items()
+        }
         plain = with_updates(model, own, None, baked)
         untouched = with_updates(model, model.factors(), None, baked)
         args, kwargs = inputs.flattened(inputs.mapped(two, lambda value: value[task : task + 1]), call.items)
@@ -64,7 +70,9 @@ def _noise(model: AttachedModel) -> dict[str, Tensor]:
         weight = parameters[name.rpartition(".")[0]].detach()
         size = 0.1 * float(weight.float().square().mean().sqrt()) + 1e-3
         noise = torch.randn(2, *value.shape[1:], generator=generator).to(value)
-        noisy[name] = value.expand(2, *value.shape[1:]) + noise * (size if not value.any() else 0.1 * float(value.abs().max()))
+        noisy[name] = value.expand(2, *value.shape[1:]) + noise * (
+            size if not value.any() else 0.1 * float(value.abs().max())
+        )
     return noisy
 
 
@@ -84,7 +92,9 @@ def _compare(output: Tensor, expected: Tensor, without: Tensor) -> None:
     The error is held against the effect of the update: a mix-up of tasks or inputs is as large as the effect.
     """
     if not expected.isfinite().all():
-        raise ValueError("the backbone's output is not finite: NaN or infinity in the input or in its weights")
+        raise ValueError(
+            "the backbone's output is not finite: NaN or infinity in the input or in its weights"
+        )
     effect = float((expected - without).abs().max())
     error = float((output - expected).abs().max())
     rounding = 1e4 * torch.finfo(output.dtype).eps * (1.0 + float(expected.abs().max()))

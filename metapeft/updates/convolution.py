@@ -60,7 +60,13 @@ def spatial(module: nn.Conv1d | nn.Conv2d) -> Spatial:
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     lead = (lambda value: (1, *value)) if one else tuple
     return Spatial(
-        one, lead(stride), (0, *padding) if one else tuple(padding), lead(dilation), module.groups, explicit, mode  # type: ignore[arg-type]
+        one,
+        lead(stride),
+        (0, *padding) if one else tuple(padding),
+        lead(dilation),
+        module.groups,
+        explicit,
+        mode,  # type: ignore[arg-type]
     )
 
 
@@ -105,7 +111,9 @@ def convolve_low_rank(geometry: Spatial, x: Tensor, base: Tensor, update: Update
     hidden = _down(geometry, x, update.down)  # (T*B*groups, channels, L)
     if update.per_input:
         by_position = hidden.unflatten(0, (tasks, -1)).transpose(2, 3)  # (T, B*groups, L, channels)
-        hidden = update.mix(by_position.flatten(1, 2)).unflatten(1, (-1, positions)).flatten(0, 1).transpose(1, 2)
+        hidden = (
+            update.mix(by_position.flatten(1, 2)).unflatten(1, (-1, positions)).flatten(0, 1).transpose(1, 2)
+        )
     up = update.up.unflatten(1, (groups, -1)).unsqueeze(1)  # (T, 1, groups, out/groups, channels)
     up = up.expand(tasks, rows // tasks, *up.shape[2:]).reshape(rows * groups, *up.shape[3:])
     flat = base.reshape(rows * groups, -1, positions)
@@ -130,6 +138,8 @@ def _down(geometry: Spatial, x: Tensor, down: Tensor) -> Tensor:
     size = [s - r + p for s, r, p in zip(x.shape[2:], reach, geometry.padding)]  # of the output
     taps = kernel[0] * kernel[1]
     # fold adds plane (channel, tap) shifted by its tap, which is a convolution with the taps reversed
-    matrix = down.reshape(tasks, channels, -1, taps).flip(3).transpose(2, 3).reshape(tasks, 1, channels * taps, -1)
+    matrix = (
+        down.reshape(tasks, channels, -1, taps).flip(3).transpose(2, 3).reshape(tasks, 1, channels * taps, -1)
+    )
     planes = torch.matmul(matrix, x.unflatten(0, (tasks, -1)).flatten(3)).flatten(0, 1)
     return F.fold(planes, size, kernel, dilation=geometry.dilation, padding=tuple(reach)).flatten(2)

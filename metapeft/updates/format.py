@@ -80,6 +80,10 @@ class Format:
         """This format with its rank cut to `limit`, itself where the rank is within."""
         return self
 
+    def at_rank(self, terms: int) -> Self:
+        """This format with another number of terms and the same `alpha`, for retraining at a chosen rank."""
+        raise ValueError(f"{self} has no terms to choose a number of: use LoRA, CP or TensorRing")
+
     def start(self, geometry: Geometry, generator: torch.Generator) -> dict[str, Tensor]:
         """Factors `(1, ...)` of a zero update, as float32 on the CPU."""
         raise NotImplementedError(f"{type(self).__name__} gives no start")
@@ -147,5 +151,7 @@ def per_row(factors: Factors, rows: int, seed: str) -> dict[str, Tensor]:
             repeated = value.expand(tasks, *value.shape[1:]).unsqueeze(1)
             flat[name] = repeated.expand(tasks, items, *value.shape[1:]).flatten(0, 1)
     if tasks * items != rows:
-        raise ValueError(f"a seed per input has shape ({tasks}, {items}, ...) but the batch has {rows} inputs")
+        raise ValueError(
+            f"a seed per input has shape ({tasks}, {items}, ...) but the batch has {rows} inputs"
+        )
     return flat

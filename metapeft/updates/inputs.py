@@ -25,7 +25,9 @@ def leaves(x: Any) -> list[Tensor]:
         return [value for value in x.values() if isinstance(value, Tensor)]
     if isinstance(x, tuple | list):
         return [value for value in x if isinstance(value, Tensor)]
-    raise ValueError(f"x={type(x).__name__}: allowed are a tensor, a dict of keyword arguments, a tuple of positional ones")
+    raise ValueError(
+        f"x={type(x).__name__}: allowed are a tensor, a dict of keyword arguments, a tuple of positional ones"
+    )
 
 
 def mapped(x: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -44,7 +46,9 @@ def sizes(x: Any) -> tuple[int, int]:
     found = leaves(x)
     shapes = [tuple(value.shape) for value in found]
     if not found or any(value.dim() < 2 for value in found) or len({shape[:2] for shape in shapes}) != 1:
-        raise ValueError(f"x has leaves of shapes {shapes}: each must start with the same (tasks, inputs) axes, (T, B, ...)")
+        raise ValueError(
+            f"x has leaves of shapes {shapes}: each must start with the same (tasks, inputs) axes, (T, B, ...)"
+        )
     tasks, items = shapes[0][:2]
     if tasks == 0 or items == 0:
         raise ValueError(f"x has shape {shapes[0]}: at least one task and one input are needed")
@@ -77,7 +81,9 @@ def flattened(x: Any, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (flat, {}) if isinstance(flat, tuple) else ((flat,), {})
 
 
-def split_support(support: Any, factors: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Tensor], Tensor | None]:
+def split_support(
+    support: Any, factors: Mapping[str, Tensor]
+) -> tuple[Any, Mapping[str, Tensor], Tensor | None]:
     """Read `support=`: the set itself, `(x, factors)` or `(x, factors, mask)`."""
     if isinstance(support, tuple) and len(support) in (2, 3) and isinstance(support[1], Mapping):
         return support[0], support[1], support[2] if len(support) == 3 else None
@@ -97,7 +103,11 @@ def join(first: Any, second: Any) -> Any:
 
 
 def join_factors(
-    sites: Mapping[str, Site], support: Mapping[str, Tensor], query: Mapping[str, Tensor], reference: int, items: int
+    sites: Mapping[str, Site],
+    support: Mapping[str, Tensor],
+    query: Mapping[str, Tensor],
+    reference: int,
+    items: int,
 ) -> dict[str, Tensor]:
     """Factors for support and query in one run: seeds per input are put one after the other."""
     if support is query and not any(per_input(sites, name, value) for name, value in query.items()):
@@ -109,7 +119,9 @@ def join_factors(
             result[name] = value
             continue
         if own is value:
-            raise ValueError(f'{name} is a seed per input: under norm="support" the support set brings its own, support=(x, factors)')
+            raise ValueError(
+                f'{name} is a seed per input: under norm="support" the support set brings its own, support=(x, factors)'
+            )
         parts = []
         for part, count in ((own, reference), (value, items)):
             if not per_input(sites, name, part):
@@ -135,7 +147,9 @@ def group_factors(sites: Mapping[str, Site], factors: Mapping[str, Tensor]) -> d
     for name, value in factors.items():
         parameter, _, local = name.rpartition(".")
         if parameter not in grouped:
-            raise ValueError(f"factors has {name!r}, which belongs to no update of this model: {_some(sites)}")
+            raise ValueError(
+                f"factors has {name!r}, which belongs to no update of this model: {_some(sites)}"
+            )
         grouped[parameter][local] = value
     for parameter, local_factors in grouped.items():
         expected = set(sites[parameter].format.shapes(sites[parameter].geometry))
@@ -150,7 +164,9 @@ def group_factors(sites: Mapping[str, Site], factors: Mapping[str, Tensor]) -> d
 
 def _some(sites: Mapping[str, Site]) -> str:
     names = list(sites)
-    return "it has updates on " + (", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing")
+    return "it has updates on " + (
+        ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
+    )
 
 
 def update_of(site: Site, factors: Mapping[str, Tensor], tasks: int, items: int) -> Update:
@@ -165,7 +181,11 @@ def update_of(site: Site, factors: Mapping[str, Tensor], tasks: int, items: int)
         else:
             good = len(shape) == len(wanted) + 1 and shape[0] in (1, tasks) and shape[1:] == wanted
         if not good:
-            per = f" or ({tasks}, {items}, {', '.join(map(str, wanted))}) per input" if name == site.format.seed else ""
+            per = (
+                f" or ({tasks}, {items}, {', '.join(map(str, wanted))}) per input"
+                if name == site.format.seed
+                else ""
+            )
             raise ValueError(
                 f"factor {site.parameter}.{name} has shape {shape}: allowed are (1 or {tasks}, "
                 f"{', '.join(map(str, wanted))}){per}; one task's factors without the axis go to merged()"
@@ -182,9 +202,13 @@ def output_tensor(output: Any, rows: int) -> Tensor:
     if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
         value = value[0]
     if not isinstance(value, Tensor):
-        raise ValueError(f"the backbone returned {type(output).__name__}: a tensor, or an output with .logits, is needed")
+        raise ValueError(
+            f"the backbone returned {type(output).__name__}: a tensor, or an output with .logits, is needed"
+        )
     if value.dim() == 0 or value.shape[0] != rows:
-        raise ValueError(f"the backbone returned shape {tuple(value.shape)} for {rows} inputs: its first axis must be the batch")
+        raise ValueError(
+            f"the backbone returned shape {tuple(value.shape)} for {rows} inputs: its first axis must be the batch"
+        )
     return value
 
 

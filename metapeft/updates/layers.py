@@ -37,7 +37,9 @@ def linear(module: nn.Module, call: Call, updates: dict[str, Update], x: Tensor)
     shared: Tensor = weight.t() if stored_in_out else weight  # type: ignore[operator,assignment]
     if update is None:
         y = F.linear(x, shared, bias)  # type: ignore[arg-type]
-    elif update.format.dense or update.geometry.transposed != stored_in_out:  # the latter: tied to an Embedding
+    elif (
+        update.format.dense or update.geometry.transposed != stored_in_out
+    ):  # the latter: tied to an Embedding
         matrix = weight + update.delta(call.rows)  # type: ignore[operator]
         rows = x.reshape(matrix.shape[0], -1, x.shape[-1])
         y = torch.bmm(rows, matrix if stored_in_out else matrix.transpose(1, 2)).view(*x.shape[:-1], -1)
@@ -113,7 +115,9 @@ def _affine(module: nn.Module, call: Call, updates: dict[str, Update], y: Tensor
     return y
 
 
-def batch_norm_affine(module: nn.Module, call: Call, updates: dict[str, Update]) -> tuple[Tensor | None, Tensor | None]:
+def batch_norm_affine(
+    module: nn.Module, call: Call, updates: dict[str, Update]
+) -> tuple[Tensor | None, Tensor | None]:
     """Weight and bias of a batch norm, `(C)` shared or `(T, C)`; None where the layer has none."""
 
     def value(name: str) -> Tensor | None:
@@ -138,7 +142,9 @@ def own_forward(
     buffers = dict(module.named_buffers())
     own = {name: parameters[name] + update.delta(call.rows) for name, update in updates.items()}
     groups = max([call.tasks, *[value.shape[0] for value in own.values()]])
-    own = {n: v.repeat_interleave(groups // v.shape[0], 0) if v.shape[0] != groups else v for n, v in own.items()}
+    own = {
+        n: v.repeat_interleave(groups // v.shape[0], 0) if v.shape[0] != groups else v for n, v in own.items()
+    }
     shared = {**{n: v for n, v in parameters.items() if n not in own}, **buffers}
     if args and isinstance(args[0], Tensor) and not isinstance(clone, nn.MultiheadAttention):
         args = (call.batched(args[0]), *args[1:])
@@ -170,7 +176,9 @@ def _batch_axes(clone: nn.Module, call: Call) -> Callable[[Any, Tensor], int | N
         name = names[key] if isinstance(key, int) else key
         if name in ("query", "key", "value"):
             if value.dim() != 3:
-                raise ValueError(f"MultiheadAttention got {name} of {value.dim()} axes: a batch axis is needed")
+                raise ValueError(
+                    f"MultiheadAttention got {name} of {value.dim()} axes: a batch axis is needed"
+                )
             return 0 if clone.batch_first else 1
         if name == "key_padding_mask":
             return 0

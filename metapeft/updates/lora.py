@@ -54,6 +54,9 @@ class LoRA(Format):
             return self
         return replace(self, rank=limit, alpha=None if self.alpha is None else self.scale * limit)
 
+    def at_rank(self, terms: int) -> Self:
+        return replace(self, rank=terms)
+
     def shapes(self, geometry: Geometry) -> dict[str, tuple[int, ...]]:
         return {"A": (self.rank, geometry.inner, *geometry.kernel), "B": (geometry.out, self.rank)}
 

@@ -19,15 +19,25 @@ Statistics = Mapping[str, tuple[Tensor, Tensor, Tensor]]
 
 
 def merge(
-    model: AttachedModel, factors: Mapping[str, Tensor], support: Any, weights: Mapping[str, Tensor] | None, mask: Tensor | None
+    model: AttachedModel,
+    factors: Mapping[str, Tensor],
+    support: Any,
+    weights: Mapping[str, Tensor] | None,
+    mask: Tensor | None,
 ) -> nn.Module:
     """See `AttachedModel.merged`."""
     batched = {}
     for name, value in factors.items():
         parameter, _, local = name.rpartition(".")
         site = model.sites.get(parameter)
-        if site is not None and local == site.format.seed and value.dim() > len(site.format.shapes(site.geometry)[local]):
-            raise ValueError(f"{name} has shape {tuple(value.shape)}: one task's factors have no task axis, and a seed per input cannot be merged")
+        if (
+            site is not None
+            and local == site.format.seed
+            and value.dim() > len(site.format.shapes(site.geometry)[local])
+        ):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}: one task's factors have no task axis, and a seed per input cannot be merged"
+            )
         batched[name] = value.unsqueeze(0)
     statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     if support is not None:
@@ -40,7 +50,10 @@ def merge(
 
 @torch.no_grad()
 def with_updates(
-    model: AttachedModel, factors: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None, statistics: Statistics
+    model: AttachedModel,
+    factors: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | None,
+    statistics: Statistics,
 ) -> nn.Module:
     """A copy of the backbone with one task's update inside, and that task's statistics as buffers.
 

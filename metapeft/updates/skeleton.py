@@ -43,12 +43,12 @@ def refuse_backbone(backbone: nn.Module) -> None:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise ValueError(f"{at} replicates its module: attach the module inside it")
         if getattr(module, "gradient_checkpointing", False) is True:
-            raise ValueError(f"{at} uses gradient checkpointing, which runs layers twice: turn it off; method='recompute' saves memory instead")
+            raise ValueError(
+                f"{at} uses gradient checkpointing, which runs layers twice: turn it off; method='recompute' saves memory instead"
+            )
 
 
-def build(
-    module: nn.Module, sites: dict[str, Site], holder: Holder
-) -> tuple[nn.Module, set[str]]:
+def build(module: nn.Module, sites: dict[str, Site], holder: Holder) -> tuple[nn.Module, set[str]]:
     """Copy a backbone's skeleton and give each leaf that needs it a forward of its own.
 
     Returns: the skeleton in eval mode, and the names of parameters with an update that no layer owns.
@@ -105,4 +105,3 @@ def _teach(leaf: Leaf, local: dict[str, str], holder: Holder) -> None:
         return result
 
     module.forward = forward  # type: ignore[method-assign]
-

@@ -56,7 +56,9 @@ def leaves(backbone: nn.Module) -> Iterator[Leaf]:
         own = dict(module.named_parameters(recurse=False))
         if isinstance(module, nn.MultiheadAttention):
             own = dict(module.named_parameters())
-            inside_attention.update(f"{name}.{child}".lstrip(".") for child, _ in module.named_modules() if child)
+            inside_attention.update(
+                f"{name}.{child}".lstrip(".") for child, _ in module.named_modules() if child
+            )
         if own:
             yield Leaf(name, module, own)
 
@@ -80,7 +82,9 @@ def find_classifier(backbone: nn.Module, classifier: str | None) -> str | None:
     if classifier == "auto":
         return linears[-1] if linears else None
     if classifier not in linears:
-        raise ValueError(f"classifier={classifier!r} is no Linear of the backbone: it has {', '.join(linears) or 'none'}")
+        raise ValueError(
+            f"classifier={classifier!r} is no Linear of the backbone: it has {', '.join(linears) or 'none'}"
+        )
     return classifier
 
 
@@ -125,7 +129,10 @@ def find_sites(
                 break
     _refuse_unused(backbone, rules, matched, used, classifier)
     if cuts:
-        log.warning("rank cut to the largest that the layer can have: %s", ", ".join(f"{p}: {r}" for p, r in cuts.items()))
+        log.warning(
+            "rank cut to the largest that the layer can have: %s",
+            ", ".join(f"{p}: {r}" for p, r in cuts.items()),
+        )
     return found, cuts
 
 
@@ -139,9 +146,13 @@ def _rules(formats: Formats, targets: Targets) -> list[tuple[str | type[nn.Modul
         rules = [(target, formats) for target in several]
     for pattern, format in rules:
         if not isinstance(pattern, str | type):
-            raise ValueError(f"targets={pattern!r}: allowed are names, globs, module types, 'all', 'head', 'body'")
+            raise ValueError(
+                f"targets={pattern!r}: allowed are names, globs, module types, 'all', 'head', 'body'"
+            )
         if format is not None and not isinstance(format, Format):
-            raise ValueError(f"format={format!r}: allowed are Full(), LoRA(), CP(), TensorRing() or {{pattern: format}}")
+            raise ValueError(
+                f"format={format!r}: allowed are Full(), LoRA(), CP(), TensorRing() or {{pattern: format}}"
+            )
     return rules
 
 
@@ -194,14 +205,20 @@ def refuse_leaf(name: str, leaf: Leaf, format: Format) -> None:
         why = "its module is parametrised; remove the parametrisation first (torch.nn.utils.parametrize)"
     elif any(isinstance(parameter, nn.UninitializedParameter) for parameter in leaf.parameters.values()):
         why = "its lazy module has no shape yet; run the backbone once first"
-    elif isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse or module.scale_grad_by_freq):
+    elif isinstance(module, nn.Embedding) and (
+        module.max_norm is not None or module.sparse or module.scale_grad_by_freq
+    ):
         why = "an Embedding with max_norm, sparse or scale_grad_by_freq changes its weight or gradient on its own"
-    elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) and not format.dense:
+    elif (
+        isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) and not format.dense
+    ):
         why = "a transposed convolution is stored (in, out, *kernel); only Full acts on it"
     elif isinstance(module, nn.RNNBase):
         why = "recurrent layers have no batched form with a weight per task"
     if why:
-        raise ValueError(f"{type(format).__name__} cannot be attached to {name!r} ({type(module).__name__}): {why}")
+        raise ValueError(
+            f"{type(format).__name__} cannot be attached to {name!r} ({type(module).__name__}): {why}"
+        )
 
 
 def _refuse_unused(
@@ -227,4 +244,6 @@ def _refuse_unused(
         near = difflib.get_close_matches(text, [*names, *modules], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-        raise ValueError(f"target {text!r} matches no parameter that is still free; the backbone has {shown}{hint}")
+        raise ValueError(
+            f"target {text!r} matches no parameter that is still free; the backbone has {shown}{hint}"
+        )

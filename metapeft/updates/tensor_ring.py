@@ -69,6 +69,10 @@ class TensorRing(Format):
         rank = first if first == second == third else (first, second, third)
         return replace(self, rank=rank, alpha=None if self.alpha is None else self.scale * second)
 
+    def at_rank(self, terms: int) -> Self:
+        """Terms are the bond `r1`; the other two stay."""
+        return replace(self, rank=(self.bonds[0], terms, self.bonds[2]))
+
     def shapes(self, geometry: Geometry) -> dict[str, tuple[int, ...]]:
         r0, r1, r2 = self.bonds
         return {
