@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "test")
 class Preprocess(nn.Module):
     """uint8 -> float: `(x / 255 - mean) / deviation` a channel; input that is not uint8 passes unchanged.
 
-    The result has the dtype of the module's buffers, so `.to(torch.float64)` on a model that holds it is enough.
+    The result has the dtype of the module's buffers (`model.to(torch.float64)` moves them).
 
     Args:
         mean: one number a channel, in units of `x / 255`.
@@ -35,7 +35,8 @@ class Preprocess(nn.Module):
         super().__init__()
         if len(mean) != len(deviation) or not all(value > 0 for value in deviation):
             raise ValueError(
-                f"deviation must hold one positive number a channel, as many as mean ({len(mean)}), not {deviation}"
+                f"deviation must hold one positive number a channel, as many as mean ({len(mean)}), "
+                f"not {deviation}"
             )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer(
@@ -79,7 +80,8 @@ class ImageData:
         deviation: likewise.
 
     Raises:
-        ValueError: for images that are not uint8 with four axes, labels that do not fit, or a class named twice.
+        ValueError: for images that are not uint8 with four axes, labels that do not fit, or a class named
+            twice.
 
     Example:
         >>> data = ImageData(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), [0, 0, 1, 1], ["cat", "dog"])
@@ -184,7 +186,8 @@ def _checked_labels(labels: Tensor | Sequence[int], images: int, classes: int) -
         raise ValueError(f"labels must be ({images},), one for each image, not {tuple(given.shape)}")
     if int(given.min()) < 0 or int(given.max()) >= classes:
         raise ValueError(
-            f"labels must be places in classes, 0 to {classes - 1}, but run from {int(given.min())} to {int(given.max())}"
+            f"labels must be places in classes, 0 to {classes - 1}, but run from {int(given.min())} "
+            f"to {int(given.max())}"
         )
     return given.to(torch.int64).cpu()
 

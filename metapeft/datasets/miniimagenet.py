@@ -1,4 +1,4 @@
-"""miniImageNet: 100 classes of ImageNet, 600 images each (Vinyals et al. 2016; split of Ravi, Larochelle 2017)."""
+"""miniImageNet: 100 classes of ImageNet, 600 images each (Vinyals et al. 2016; Ravi, Larochelle 2017)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ def read_miniimagenet(
     size: int = 84,
     per_class: int | None = 600,
 ) -> ImageData:
-    """miniImageNet as uint8 `(images, 3, size, size)`, decoded once into a memory-mapped file in the cache folder.
+    """miniImageNet as uint8 `(images, 3, size, size)`, decoded once into a memory-mapped file in the cache
+    folder.
 
     Args:
         root: the folder that holds `images/` and `train.csv`, `val.csv`, `test.csv` with the columns
             `filename,label`; None: `$METAPEFT_DATA/miniimagenet`.
         split: `"train"` (64 classes), `"val"` (16) or `"test"` (20).
         size: height and width in pixels; images of another size are scaled, with antialiasing.
-        per_class: images that each class must have, to be sure that nothing is missing; None takes what is there.
+        per_class: images that each class must have, to be sure that nothing is missing; None takes what is
+            there.
 
     Raises:
         DataError: for a split file or images that are missing, incomplete or damaged.
@@ -86,13 +88,15 @@ def _read_rows(
     foreign, missing = sorted(set(counts) - set(classes)), sorted(set(classes) - set(counts))
     if foreign or missing:
         raise DataError(
-            f"{file} is not Ravi and Larochelle's {split} split: {len(missing)} of its {len(classes)} classes are "
-            f"missing ({', '.join(missing[:3]) or 'none'}), {len(foreign)} are foreign ({', '.join(foreign[:3]) or 'none'})"
+            f"{file} is not Ravi and Larochelle's {split} split: of {len(classes)} classes {len(missing)} "
+            f"are missing ({', '.join(missing[:3]) or 'none'}), and {len(foreign)} are foreign "
+            f"({', '.join(foreign[:3]) or 'none'})"
         )
     for label, count in counts.items():
         if per_class is not None and count != per_class:
             raise DataError(
-                f"{file} lists {count} images of class {label} instead of {per_class}; per_class=None takes what is there"
+                f"{file} lists {count} images of class {label} instead of {per_class}; "
+                "per_class=None takes what is there"
             )
     if len({name for name, _ in rows}) != len(rows):
         raise DataError(f"{file} lists a file name twice")
@@ -108,7 +112,8 @@ def _find_images(folder: Path, names: Sequence[str], split: str) -> list[Path]:
     missing = [name for name in names if name not in present]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(names)} images of the {split} split are missing from {folder}, first {missing[0]}"
+            f"{len(missing)} of {len(names)} images of the {split} split are missing from {folder}, "
+            f"the first is {missing[0]}"
         )
     return [folder / name for name in names]
 

@@ -34,16 +34,17 @@ def read_omniglot(
 ) -> ImageData:
     """Omniglot as uint8 `(images, 1, size, size)`, ink 255 on 0, so that zero padding is blank paper.
 
-    Scaled down once, with antialiasing, and kept in the cache folder. Classes are named `Alphabet/character07/rot090`
-    and stand character by character, turns within, drawings within.
+    Scaled down once, with antialiasing, and kept in the cache folder. Classes are named
+    `Alphabet/character07/rot090` and stand character by character, turns within, drawings within.
 
     Args:
-        root: the folder that holds `images_background/` and `images_evaluation/` (torchvision's `omniglot-py`), or the
-            two original zip files, or torchmeta's `data.hdf5`; None: `$METAPEFT_DATA/omniglot-py`.
+        root: the folder that holds `images_background/` and `images_evaluation/` (torchvision's
+            `omniglot-py`), or the two original zip files, or torchmeta's `data.hdf5`; None:
+            `$METAPEFT_DATA/omniglot-py`.
         split: `"train"`, `"val"` or `"test"`.
         split_by: `"vinyals"`: 1028, 172 and 423 characters, by alphabet, as in Vinyals et al. 2016 (arXiv
-            1606.04080); `"characters"`: 1200 and 423 characters whatever their alphabet, drawn once by a fixed hash,
-            as in Santoro et al. 2016 (arXiv 1605.06065), who published no list.
+            1606.04080); `"characters"`: 1200 and 423 characters whatever their alphabet, drawn once by a
+            fixed hash, as in Santoro et al. 2016 (arXiv 1605.06065), who published no list.
         size: height and width in pixels, 8 to 105.
         rotations: quarter turns are classes of their own, four times as many.
         validation: with `split_by="characters"`: so many of the 1200 become the validation split.
@@ -59,8 +60,8 @@ def read_omniglot(
     parts = _parts(split_by, validation)
     if not parts[split]:
         raise ValueError(
-            "split='val' is empty: split_by='characters' has no validation characters unless validation= sets some "
-            "of its 1200 apart; split_by='vinyals' has 172"
+            "split='val' is empty: split_by='characters' has no validation characters unless validation= "
+            "sets some of its 1200 apart; split_by='vinyals' has 172"
         )
     source = omniglot_files.open_source(root, download)
     omniglot_files.check(source, list(characters()), DRAWINGS)

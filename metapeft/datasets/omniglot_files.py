@@ -63,8 +63,8 @@ def check(source: Source, characters: Sequence[str], drawings: int) -> None:
     missing = [path for path in characters if path not in counts]
     if missing:
         raise DataError(
-            f"Omniglot is incomplete: {len(missing)} of {len(characters)} characters are missing, the first is "
-            f"{missing[0]}; unpack both zip files again"
+            f"Omniglot is incomplete: {len(missing)} of {len(characters)} characters are missing, "
+            f"the first is {missing[0]}; unpack both zip files again"
         )
     foreign = sorted(set(counts) - set(characters))
     if foreign:
@@ -155,8 +155,8 @@ def _open_zip(file: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(file)
     except zipfile.BadZipFile:
         raise DataError(
-            f"{file} is no whole zip file ({file.stat().st_size} bytes; a broken download?): delete it and fetch it "
-            f"again from {ADDRESS}/{file.name}"
+            f"{file} is no whole zip file ({file.stat().st_size} bytes; a broken download?): delete it and "
+            f"fetch it again from {ADDRESS}/{file.name}"
         ) from None
 
 

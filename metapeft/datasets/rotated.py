@@ -11,7 +11,8 @@ TURNS = ("rot000", "rot090", "rot180", "rot270")
 
 
 class Rotated:
-    """Any image data set four times, each class turned by 0, 90, 180 and 270 degrees being a class of its own.
+    """Any image data set four times, each class turned by 0, 90, 180 and 270 degrees being a class of its
+    own.
 
     Image `i` turned `k` times counter-clockwise is image `k * len(data) + i`; class `c` becomes class
     `k * len(data.classes) + c`, named `<name>/rot000` to `<name>/rot270`. Nothing is stored twice.

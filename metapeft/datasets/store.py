@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metapeft.errors import DataError
+
 Images = NDArray[np.uint8]
 log = logging.getLogger(__name__)
 
@@ -29,9 +31,9 @@ def cached_images(
 ) -> Images:
     """A uint8 array of `shape`, decoded at the first call and memory-mapped (copy on write) at later ones.
 
-    The file is written beside its final name and moved there when it is whole, so that a reader never sees half of
-    it. Where the cache folder cannot be written, or the disk is full, the array is decoded into memory instead,
-    and a line in the log says so.
+    The file is written beside its final name and moved there when it is whole, so that a reader never sees
+    half of it. Where the cache folder cannot be written, or the disk is full, the array is decoded into
+    memory instead, and a line in the log says so.
 
     Args:
         name: begins the file's name.
@@ -84,13 +86,12 @@ def data_root(root: str | os.PathLike[str] | None, folder: str) -> Path:
 
     A `root` that holds `folder` itself means that folder. Raises DataError where there is none.
     """
-    from metapeft.errors import DataError
-
     if root is None:
         base = os.environ.get("METAPEFT_DATA", "")
         if not base:
             raise DataError(
-                f"no place to read {folder} from: give root=, or set METAPEFT_DATA to the folder that holds {folder}/"
+                f"no place to read {folder} from: give root=, or set METAPEFT_DATA to the folder that holds "
+                f"{folder}/"
             )
         root = Path(base) / folder
     path = Path(root)

@@ -1,12 +1,14 @@
 """Counter-based random numbers: every draw is a hash of (seed, episode, purpose, position), never a state.
 
-`word = mix(key + (position + 1) * STEP)` is the splitmix64 stream that starts at `key` (Steele, Lea, Flood 2014,
-"Fast splittable pseudorandom number generators", section 4, with Stafford's variant 13 as `mix`). Keys are
-made by the same function from their parent, so episode `i` can be drawn without episodes `0 .. i-1`. All of it is
-64-bit integer arithmetic modulo 2^64: the same on every platform, worker and batch size.
+`word = mix(key + (position + 1) * STEP)` is the splitmix64 stream that starts at `key` (Steele, Lea, Flood
+2014, "Fast splittable pseudorandom number generators", section 4, with Stafford's variant 13 as `mix`). Keys
+are made by the same function from their parent, so episode `i` can be drawn without episodes `0 .. i-1`. All
+of it is 64-bit integer arithmetic modulo 2^64: the same on every platform, worker and batch size.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,26 +31,34 @@ def mix(x: Words) -> Words:
         >>> [hex(word) for word in mix(np.array([1, 2], dtype=np.uint64)).tolist()]
         ['0x5692161d100b05e5', '0xdbd238973a2b148a']
     """
-    x = (x ^ (x >> _SHIFTS[0])) * _FIRST
-    x = (x ^ (x >> _SHIFTS[1])) * _SECOND
-    return x ^ (x >> _SHIFTS[2])
-
-
-def child(key: Words, position: Words | int) -> Words:
-    """The key of the stream at `position` below `key`; shapes broadcast."""
-    return mix(key + (np.atleast_1d(np.asarray(position, dtype=np.uint64)) + np.uint64(1)) * STEP)
+    x = x ^ (x >> _SHIFTS[0])
+    x *= _FIRST
+    x ^= x >> _SHIFTS[1]
+    x *= _SECOND
+    x ^= x >> _SHIFTS[2]
+    return x
 
 
 def root(seed: int) -> Words:
     """The key `(1,)` of a seed in `0 .. 2^63 - 1`; raises ValueError for any other."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer from 0 to 2^63 - 1, not {seed!r}")
-    return child(np.zeros(1, dtype=np.uint64), int(seed))
+    return child(np.zeros(1, dtype=np.uint64), np.array([seed], dtype=np.uint64))
+
+
+def child(key: Words, position: Words) -> Words:
+    """The words at `position` of the streams of `key`, which are keys themselves; shapes broadcast."""
+    return mix(key + (position + np.uint64(1)) * STEP)
 
 
 def words(key: Words, count: int) -> Words:
     """The first `count` words of each key's stream: `(...)` -> `(..., count)`."""
-    return child(key[..., None], np.arange(count, dtype=np.uint64))
+    return mix(key[..., None] + _steps(count))
+
+
+@functools.cache
+def _steps(count: int) -> Words:
+    return np.arange(1, count + 1, dtype=np.uint64) * STEP
 
 
 def uniforms(key: Words, count: int) -> NDArray[np.float64]:
@@ -56,18 +66,19 @@ def uniforms(key: Words, count: int) -> NDArray[np.float64]:
     return (words(key, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def integers(key: Words, low: int, high: int) -> Integers:
-    """One integer in `low .. high` (both included) a key, uniform up to `(high - low) / 2^64`."""
-    return (words(key, 1)[..., 0] % np.uint64(high - low + 1)).astype(np.int64) + low
+def integers(word: Words, low: int, high: int) -> Integers:
+    """A word -> an integer in `low .. high` (both included), uniform up to `(high - low) / 2^64`."""
+    return (word % np.uint64(high - low + 1)).astype(np.int64) + low
 
 
 def draw(key: Words, sizes: Integers, count: int) -> Integers:
-    """`count` of `0 .. size-1` without replacement in random order, all rows at once, each with a size of its own.
+    """`count` of `0 .. size-1` without replacement in random order, all rows at once, each with a size of its
+    own.
 
-    Small sizes: the order of `size` words, a uniform permutation. Large ones: places drawn with replacement, of which
-    the first `count` different ones stay; the next different one is uniform over what is left, so this is uniform
-    too, and costs `count` words however large `size` is. Exact up to the bias of a 64-bit word modulo `size`,
-    which is `size / 2^64`.
+    Small sizes: the order of `size` words, a uniform permutation. Large ones: places drawn with replacement,
+    of which the first `count` different ones stay; the next different one is uniform over what is left, so
+    this is uniform too, and costs `count` words however large `size` is. Exact up to the bias of a 64-bit
+    word modulo `size`, which is `size / 2^64`.
 
     Args:
         key: a key a row, `(R,)`.
@@ -87,10 +98,10 @@ def draw(key: Words, sizes: Integers, count: int) -> Integers:
     if small.all():
         return _ordered(key, sizes, count)
     if not small.any():
-        return _first_different(key, sizes, count, count + 4)
+        return _first_different(key, sizes, count)
     found = np.empty((len(key), count), dtype=np.int64)
     found[small] = _ordered(key[small], sizes[small], count)
-    found[~small] = _first_different(key[~small], sizes[~small], count, count + 4)
+    found[~small] = _first_different(key[~small], sizes[~small], count)
     return found
 
 
@@ -101,13 +112,22 @@ def _ordered(key: Words, sizes: Integers, count: int) -> Integers:
     return stream.argsort(axis=1, kind="stable")[:, :count]
 
 
-def _first_different(key: Words, sizes: Integers, count: int, tries: int) -> Integers:
+def _first_different(key: Words, sizes: Integers, count: int) -> Integers:
+    found = (words(key, count) % sizes[:, None].astype(np.uint64)).astype(np.int64)
+    ordered = np.sort(found, axis=1)
+    clash = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    if clash.any():  # the longer stream begins with the same words
+        found[clash] = _skipping(key[clash], sizes[clash], count, 2 * count + 8)
+    return found
+
+
+def _skipping(key: Words, sizes: Integers, count: int, tries: int) -> Integers:
     places = words(key, tries) % sizes[:, None].astype(np.uint64)
-    again = (np.tril(places[:, :, None] == places[:, None, :], -1)).any(axis=2)
+    again = np.tril(places[:, :, None] == places[:, None, :], -1).any(axis=2)
     found = np.take_along_axis(places, again.argsort(axis=1, kind="stable")[:, :count], axis=1).astype(
         np.int64
     )
     short = tries - again.sum(axis=1) < count
-    if short.any():  # the longer stream begins with the same words: the result does not depend on `tries`
-        found[short] = _first_different(key[short], sizes[short], count, 2 * tries)
+    if short.any():  # the result does not depend on `tries`
+        found[short] = _skipping(key[short], sizes[short], count, 2 * tries)
     return found

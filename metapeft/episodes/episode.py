@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class _Fields:
-    """The tensors of an episode; a batch has one axis, T, in front of each.
+class Episode:
+    """One task: a support set to adapt to and a query set to be judged on.
 
-    Letters: N ways, K shots, Q queries a class, `S = N K`. Items stand class by class, so that fixed sizes give
-    `support_y = 0 .. 0 1 .. 1 ...`. Where sizes vary, they are padded to the largest: a padded item has a zero
-    image, label 0, index -1 and mask False, a padded class the id -1.
+    Letters: N ways, K shots, Q queries a class, `S = N K`. Items stand class by class, so that fixed sizes
+    give `support_y = 0 .. 0 1 .. 1 ...`. Where sizes vary, they are padded to the largest: a padded item
+    has a zero image, label 0, index -1 and mask False, a padded class the id -1.
 
     Args:
         support_x: `(S, ...)`, uint8 for images.
@@ -40,30 +41,30 @@ class _Fields:
     support_mask: Tensor | None = None
     query_mask: Tensor | None = None
 
-    def fields(self) -> dict[str, Tensor | None]:
+    def fields(self) -> dict[str, Any]:
         """Name -> tensor or None, in the order of the definition; nothing is copied."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> dict[str, Tensor | None]:
-        return {name: value if value is None else function(value) for name, value in self.fields().items()}
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same on another device."""
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 
-
-@dataclass(frozen=True, eq=False)
-class Episode(_Fields):
-    __doc__ = _Fields.__doc__
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
-        """The same episode on another device."""
-        return Episode(**self._map(lambda value: value.to(device, non_blocking=non_blocking)))  # type: ignore[arg-type]
+    def pin_memory(self) -> Self:
+        """The same in page-locked memory; torch's `DataLoader(pin_memory=True)` calls this."""
+        return self._map(Tensor.pin_memory)
 
     @property
     def ways(self) -> int:
         """N, the number of classes (padded ones included); 1 for regression."""
-        return 1 if self.classes is None else self.classes.shape[0]
+        return 1 if self.classes is None else self.classes.shape[-1]
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        present = {name: value for name, value in self.fields().items() if value is not None}
+        return dataclasses.replace(self, **{name: function(value) for name, value in present.items()})
 
 
 @dataclass(frozen=True, eq=False)
-class EpisodeBatch(_Fields):
+class EpisodeBatch(Episode):
     """T episodes, stacked: every field of `Episode` with a leading task axis.
 
     Example:
@@ -75,32 +76,20 @@ class EpisodeBatch(_Fields):
 
     @classmethod
     def stack(cls, episodes: Sequence[Episode]) -> EpisodeBatch:
-        """Stack episodes of equal sizes; fits torch's `DataLoader(sampler, collate_fn=EpisodeBatch.stack)`."""
+        """Stack episodes of equal sizes; fits torch's `DataLoader(..., collate_fn=EpisodeBatch.stack)`."""
         if not episodes:
             raise ValueError("episodes is empty: a batch has at least one task")
-        columns = {name: [episode.fields()[name] for episode in episodes] for name in episodes[0].fields()}
-        return cls(**{k: None if v[0] is None else torch.stack(v) for k, v in columns.items()})  # type: ignore[arg-type]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> EpisodeBatch:
-        """The same batch on another device."""
-        return EpisodeBatch(**self._map(lambda value: value.to(device, non_blocking=non_blocking)))  # type: ignore[arg-type]
-
-    def pin_memory(self) -> EpisodeBatch:
-        """The same batch in page-locked memory; torch's `DataLoader(pin_memory=True)` calls this."""
-        return EpisodeBatch(**self._map(Tensor.pin_memory))  # type: ignore[arg-type]
+        present = [name for name, value in episodes[0].fields().items() if value is not None]
+        return cls(**{name: torch.stack([getattr(one, name) for one in episodes]) for name in present})
 
     def tasks(self, which: slice) -> EpisodeBatch:
         """Some tasks of the batch, as views: `batch.tasks(slice(0, 4))`."""
-        return EpisodeBatch(**self._map(lambda value: value[which]))  # type: ignore[arg-type]
+        return self._map(lambda value: value[which])
 
     def episode(self, task: int) -> Episode:
         """One task of the batch, without the task axis."""
-        return Episode(**self._map(lambda value: value[task]))  # type: ignore[arg-type]
+        present = {name: value for name, value in self.fields().items() if value is not None}
+        return Episode(**{name: value[task] for name, value in present.items()})
 
     def __len__(self) -> int:
         return len(self.support_x)
-
-    @property
-    def ways(self) -> int:
-        """N, the number of classes (padded ones included); 1 for regression."""
-        return 1 if self.classes is None else self.classes.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,8 +34,8 @@ class Protocol:
         interval: what the interval beside the mean is.
 
     Example:
-        >>> print(Protocol("omniglot", "test", "0f", 5, 1, 15, 600, 1, inner_steps=5, norm="running", head="zero"))
-        omniglot/test@0f 5-way 1-shot 15-query x600, seed 1, shift none, 5 steps, norm running, head zero, 95 % t
+        >>> print(Protocol("omniglot", "test", "0f", 5, 1, 15, 600, seed=1, inner_steps=5, head="zero"))
+        omniglot/test@0f 5-way 1-shot 15-query x600, seed 1, shift none, 5 steps, head zero, 95 % t
     """
 
     data: str
@@ -92,12 +93,11 @@ class Protocol:
         }
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Protocol:
+    def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:
         """The inverse of `as_dict`; raises ValueError for missing or unknown fields."""
         try:
-            return cls(
-                **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-            )
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            return cls(**values)
         except TypeError as error:
             raise ValueError(f"not the fields of a protocol: {error}") from None
 

@@ -15,8 +15,9 @@ from metapeft.episodes import counter
 from metapeft.episodes.episode import Episode, EpisodeBatch
 from metapeft.episodes.sizes import Sizes
 
-# Streams below an episode's key. Changing one changes every published index list.
-_SIZES, _CLASSES, _IMAGES, _SHIFT, _AUGMENT, _TASK = range(6)
+# Keys below an episode's key. Changing one changes every published index list.
+_PURPOSES = 6
+_SIZES, _CLASSES, _IMAGES, _SHIFT, _AUGMENT, _TASK = range(_PURPOSES)
 
 Range = int | tuple[int, int]
 
@@ -25,24 +26,24 @@ class EpisodeSampler:
     """`sampler[i]` is episode `i`, `sampler.batch(start, count)` episodes `start .. start + count - 1`.
 
     A pure function of its arguments and `i`: classes, and images within a class, are drawn uniformly without
-    replacement and in random order by a counter-based hash (`metapeft.episodes.counter`); no image occurs twice in
-    an episode. A map-style data set for torch's `DataLoader`: with `batch_size=None`, or with
+    replacement and in random order by a counter-based hash (`metapeft.episodes.counter`); no image occurs
+    twice in an episode. A map-style data set for torch's `DataLoader`: with `batch_size=None`, or with
     `collate_fn=EpisodeBatch.stack`.
 
     Args:
-        dataset: an `ImageData`, or anything with its `.labels .classes .gather(index)`; or a family of regression
-            tasks with `.draw(keys, count)`, such as the data set `"sinusoid"` (then `ways=1`).
+        dataset: an `ImageData`, or anything with its `.labels .classes .gather(index)`; or a family of
+            regression tasks with `.draw(keys, count)`, such as the data set `"sinusoid"` (then `ways=1`).
         ways: N, classes an episode; `(low, high)` draws it, uniformly, for each episode.
         shots: K, support images a class; `(low, high)` draws it for each episode.
         queries: Q, query images a class.
         seed: 0 to 2^63 - 1.
-        shift: True draws one transformation an episode, shared by support and query, from the kinds that belong to
-            the data's split (`metapeft.episodes.Shift`); or a callable `(images (T, n, C, H, W) uint8, seeds (T,)
-            int64) -> images` of your own.
+        shift: True draws one transformation an episode, shared by support and query, from the kinds that
+            belong to the data's split (`metapeft.episodes.Shift`); or a callable `(images (T, n, C, H, W)
+            uint8, seeds (T,) int64) -> images` of your own.
         augment: a callable `(images (T, n, C, H, W) uint8, seeds (T, n) int64) -> images`, applied before the
             shift to each image on its own, such as `metapeft.episodes.Augment()`.
-        rotations: each class turned by 0, 90, 180 and 270 degrees is a class of its own; `sampler.dataset` is then
-            the four times larger data set (`metapeft.datasets.Rotated`) that indices point into.
+        rotations: each class turned by 0, 90, 180 and 270 degrees is a class of its own; `sampler.dataset` is
+            then the four times larger data set (`metapeft.datasets.Rotated`) that indices point into.
         imbalanced: with a range of shots: draw the shots for each class on its own.
         episodes: how many there are, `len(sampler)`; default 2^63 - 1.
 
@@ -75,7 +76,7 @@ class EpisodeSampler:
     ) -> None:
         self.generative = callable(getattr(dataset, "draw", None))
         self.sizes = Sizes.checked(ways, shots, queries, imbalanced)
-        self.dataset = Rotated(dataset) if rotations else dataset
+        self.dataset: Any = Rotated(dataset) if rotations else dataset
         self.ways, self.shots, self.queries = ways, shots, queries
         self.seed, self.rotations, self.imbalanced = seed, rotations, imbalanced
         self.shift = _resolve_shift(shift, getattr(dataset, "split", "train"))
@@ -98,45 +99,45 @@ class EpisodeSampler:
         return self.batch(int(i), 1).episode(0)
 
     def batch(self, start: int, count: int) -> EpisodeBatch:
-        """Episodes `start .. start + count - 1`, stacked; raises ValueError for numbers outside `0 .. len - 1`."""
+        """Episodes `start .. start + count - 1`, stacked; ValueError for numbers outside `0 .. len - 1`."""
         if count < 1 or start < 0 or start + count > self.episodes:
             raise ValueError(
-                f"start={start}, count={count}: a batch has at least one episode, from 0 to {self.episodes - 1}"
+                f"start={start}, count={count}: a batch has at least one episode, all of them from 0 to "
+                f"{self.episodes - 1}"
             )
-        key = counter.child(self._root, np.uint64(start) + np.arange(count, dtype=np.uint64))
+        key = self._keys(start, count)
         return self._regression(key) if self.generative else self._classification(key)
 
     def indices(self, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The draw alone, without images: classes `(T, N)` and places in the data set `(T, N, K + Q)`, unpadded."""
-        key = counter.child(self._root, np.uint64(start) + np.arange(count, dtype=np.uint64))
-        return self._draw(key)
+        """The draw alone, unpadded: classes `(T, N)` and places in the data set `(T, N, K + Q)`."""
+        return self._draw(self._keys(start, count))
+
+    def _keys(self, start: int, count: int) -> counter.Words:
+        """`(T, 6)`: for each episode a key for each purpose."""
+        number = np.uint64(start) + np.arange(count, dtype=np.uint64)
+        return counter.words(counter.child(self._root, number), _PURPOSES)
 
     def _draw(self, key: counter.Words) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         ways, each = self.sizes.ways[1], self.sizes.shots[1] + self.sizes.queries
-        classes = counter.draw(counter.child(key, _CLASSES), np.full(len(key), len(self._counts)), ways)
-        rows = counter.child(counter.child(key, _IMAGES)[:, None], np.arange(ways, dtype=np.uint64))
+        classes = counter.draw(key[:, _CLASSES], np.full(len(key), len(self._counts)), ways)
+        rows = counter.words(key[:, _IMAGES], ways)
         drawn = counter.draw(rows.ravel(), self._counts[classes].ravel(), each).reshape(len(key), ways, each)
         return classes, self._order[self._starts[classes][..., None] + drawn]
 
     def _classification(self, key: counter.Words) -> EpisodeBatch:
         classes, drawn = self._draw(key)
-        tasks, ways, shots = len(key), classes.shape[1], self.sizes.shots[1]
-        index = {"support": drawn[..., :shots], "query": drawn[..., shots:]}
-        masks = self.sizes.masks(counter.child(key, _SIZES))
-        labels = torch.arange(ways)[:, None]
+        masks = self.sizes.masks(key[:, _SIZES])
+        shots = self.sizes.shots[1]
         fields: dict[str, Tensor] = {}
-        if masks is not None:
-            classes = np.where(masks["classes"], classes, -1)
-        for part, places in index.items():
-            fields[f"{part}_index"] = torch.from_numpy(places.reshape(tasks, -1))
-            fields[f"{part}_y"] = labels.expand(tasks, ways, places.shape[2]).reshape(tasks, -1)
+        for part, places in (("support", drawn[..., :shots]), ("query", drawn[..., shots:])):
+            labels = np.array(np.broadcast_to(np.arange(self.sizes.ways[1])[:, None], places.shape))
+            fields[f"{part}_index"] = torch.from_numpy(places.reshape(len(key), -1))
+            fields[f"{part}_y"] = torch.from_numpy(labels.reshape(len(key), -1))
         fields |= self._images(key, fields["support_index"], fields["query_index"])
-        for part in index if masks is not None else ():
-            mask = torch.from_numpy(masks[part].reshape(tasks, -1))  # type: ignore[index]
-            fields[f"{part}_mask"] = mask
-            fields[f"{part}_index"] = fields[f"{part}_index"].masked_fill(~mask, -1)
-            fields[f"{part}_y"] = fields[f"{part}_y"].masked_fill(~mask, 0)
-            fields[f"{part}_x"][~mask.to(fields[f"{part}_x"].device)] = 0
+        if masks is not None:
+            classes = np.where(masks.pop("classes"), classes, -1)
+            for part, mask in masks.items():
+                _pad(fields, part, torch.from_numpy(mask.reshape(len(key), -1)))
         return EpisodeBatch(classes=torch.from_numpy(classes), **fields)
 
     def _images(self, key: counter.Words, support: Tensor, query: Tensor) -> dict[str, Tensor]:
@@ -144,18 +145,16 @@ class EpisodeSampler:
             return {"support_x": self.dataset.gather(support), "query_x": self.dataset.gather(query)}
         images = self.dataset.gather(torch.cat([support, query], dim=1))
         if self.augment is not None:
-            rows = counter.child(
-                counter.child(key, _AUGMENT)[:, None], np.arange(images.shape[1], dtype=np.uint64)
-            )
+            rows = counter.words(key[:, _AUGMENT], images.shape[1])
             images = _checked_images(self.augment(images, _seeds(rows)), images, "augment")
         if self.shift is not None:
-            images = _checked_images(self.shift(images, _seeds(counter.child(key, _SHIFT))), images, "shift")
+            images = _checked_images(self.shift(images, _seeds(key[:, _SHIFT])), images, "shift")
         parts = images.split([support.shape[1], query.shape[1]], dim=1)
         return {"support_x": parts[0].contiguous(), "query_x": parts[1].contiguous()}
 
     def _regression(self, key: counter.Words) -> EpisodeBatch:
         shots = self.sizes.shots[1]
-        x, y = self.dataset.draw(counter.child(key, _TASK), shots + self.queries)
+        x, y = self.dataset.draw(key[:, _TASK], shots + self.queries)
         return EpisodeBatch(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
 
     def _index_classes(self) -> None:
@@ -186,6 +185,14 @@ class EpisodeSampler:
                 raise ValueError(
                     f"{name} acts on images: it has no effect on {self.dataset.name}; leave it out"
                 )
+
+
+def _pad(fields: dict[str, Tensor], part: str, mask: Tensor) -> None:
+    images = fields[f"{part}_x"]
+    images[~mask.to(images.device)] = 0
+    fields[f"{part}_mask"] = mask
+    fields[f"{part}_index"].masked_fill_(~mask, -1)
+    fields[f"{part}_y"].masked_fill_(~mask, 0)
 
 
 def _seeds(key: counter.Words) -> Tensor:

@@ -26,7 +26,7 @@ class Sizes:
 
     @classmethod
     def checked(cls, ways: object, shots: object, queries: object, imbalanced: bool) -> Sizes:
-        """Raises ValueError unless these are positive integers, or for ways and shots a `(low, high)` of them."""
+        """ValueError unless these are positive integers or, for ways and shots, a `(low, high)` of them."""
         if not _is_count(queries):
             raise ValueError(f"queries must be a positive integer, images a class, not {queries!r}")
         found = cls(_range("ways", ways), _range("shots", shots), int(str(queries)), bool(imbalanced))
@@ -48,12 +48,9 @@ class Sizes:
         if self.fixed:
             return None
         most_ways, most_shots = self.ways[1], self.shots[1]
-        ways = counter.integers(counter.child(key, 0), *self.ways)
-        if self.imbalanced:
-            classes = counter.child(counter.child(key, 1)[:, None], np.arange(most_ways, dtype=np.uint64))
-            shots = counter.integers(classes, *self.shots)
-        else:
-            shots = counter.integers(counter.child(key, 1), *self.shots)[:, None]
+        stream = counter.words(key, 1 + most_ways)
+        ways = counter.integers(stream[:, 0], *self.ways)
+        shots = counter.integers(stream[:, 1:] if self.imbalanced else stream[:, 1:2], *self.shots)
         present = np.arange(most_ways) < ways[:, None]
         support = present[..., None] & (np.arange(most_shots) < shots[..., None])
         query = np.broadcast_to(present[..., None], (*present.shape, self.queries))
@@ -61,7 +58,7 @@ class Sizes:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _range(name: str, value: object) -> tuple[int, int]:

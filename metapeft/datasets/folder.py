@@ -1,0 +1,132 @@
+"""Any directory of images, one folder a class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from metapeft.datasets.images import SPLITS, ImageData, check_split, statistics
+from metapeft.datasets.store import Images, cached_images, progress, signature
+from metapeft.episodes import counter
+from metapeft.errors import DataError
+
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_CHUNK = 200
+
+
+def read_folder(
+    root: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    *,
+    size: int = 84,
+    channels: int = 3,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    fractions: Sequence[float] = (0.64, 0.16, 0.2),
+    seed: int = 0,
+) -> ImageData:
+    """`root/class/image.jpg` as uint8 `(images, channels, size, size)`, decoded once into the cache folder.
+
+    Args:
+        root: the folder that holds one folder a class; must be given.
+        split: `"train"`, `"val"` or `"test"`.
+        size: height and width in pixels; images are scaled to it with antialiasing.
+        channels: 3 for colour, 1 for grey.
+        classes: split -> names of its class folders, for a split of your own; None draws one.
+        fractions: shares of the classes in train, val and test, if the split is drawn.
+        seed: of that draw.
+
+    Raises:
+        DataError: for a folder that is missing or empty, and for files that are no images.
+        ValueError: for options that do not fit.
+    """
+    check_split(split)
+    if root is None:
+        raise ValueError("root must be given for 'folder': the folder that holds one folder of images a class")
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (colour), not {channels!r}")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 8:
+        raise ValueError(f"size must be at least 8 pixels, not {size!r}")
+    found = _find(Path(root))
+    parts = _drawn_split(sorted(found), fractions, seed) if classes is None else _given_split(found, classes, root)
+    if not parts[split]:
+        raise ValueError(f"the {split} split of {root} has no classes: {len(found)} classes, {_described(parts)}")
+    files = [file for name in sorted(found) for file in found[name]]
+
+    def chunks() -> Iterator[Images]:
+        starts = range(0, len(files), _CHUNK)
+        for start in progress(starts, str(root), len(starts)):
+            yield np.stack([_decode(file, size, channels) for file in files[start : start + _CHUNK]])
+
+    shape = (len(files), channels, size, size)
+    identity = [signature(files), size, channels]
+    stored = torch.from_numpy(cached_images(f"folder-{size}", identity, shape, chunks))
+    owner = np.repeat(sorted(found), [len(found[name]) for name in sorted(found)])
+    training = torch.from_numpy(np.isin(owner, parts["train"] or parts[split]))
+    mean, deviation = statistics(stored[training])
+    mine = np.isin(owner, parts[split])
+    labels = np.searchsorted(parts[split], owner[mine])
+    images = stored[torch.from_numpy(mine)]
+    name = Path(root).resolve().name
+    return ImageData(images, torch.from_numpy(labels), parts[split], split, name=name, mean=mean, deviation=deviation)
+
+
+def _find(root: Path) -> dict[str, list[Path]]:
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}: root must hold one folder of images a class")
+    found = {
+        folder.name: sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+        for folder in sorted(filter(Path.is_dir, root.iterdir()))
+    }
+    if not found:
+        raise DataError(f"{root} holds no folders: root must hold one folder of images a class")
+    empty = [name for name, files in found.items() if not files]
+    if empty:
+        raise DataError(f"class folder {root / empty[0]} holds no images ({', '.join(sorted(_SUFFIXES))})")
+    return found
+
+
+def _drawn_split(names: Sequence[str], fractions: Sequence[float], seed: int) -> dict[str, list[str]]:
+    if len(fractions) != 3 or not all(share >= 0 for share in fractions) or not abs(sum(fractions) - 1) < 1e-6:
+        raise ValueError(f"fractions must be three numbers of at least 0 with sum 1, not {fractions!r}")
+    order = counter.draw(counter.root(seed), np.array([len(names)]), len(names))[0]
+    ends = [round(len(names) * share) for share in np.cumsum(fractions)]
+    pieces = np.split(order, ends[:2])
+    return {split: sorted(names[place] for place in piece) for split, piece in zip(SPLITS, pieces)}
+
+
+def _given_split(
+    found: Mapping[str, object], classes: Mapping[str, Sequence[str]], root: object
+) -> dict[str, list[str]]:
+    unknown = set(classes) - set(SPLITS)
+    if unknown:
+        raise ValueError(f"classes has the split {sorted(unknown)[0]!r}: splits are {', '.join(SPLITS)}")
+    taken: dict[str, str] = {}
+    for split, names in classes.items():
+        for name in names:
+            if name not in found:
+                raise DataError(f"class {name!r} of the {split} split has no folder in {root}")
+            if name in taken:
+                raise ValueError(f"class {name!r} stands twice in classes ({taken[name]} and {split}): splits share none")
+            taken[name] = split
+    return {split: sorted(classes.get(split, ())) for split in SPLITS}
+
+
+def _described(parts: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(f"{len(names)} in {split}" for split, names in parts.items())
+
+
+def _decode(file: Path, size: int, channels: int) -> Images:
+    try:
+        with Image.open(file) as image:
+            picture = image.convert("RGB" if channels == 3 else "L")
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{file} is no whole image ({error}): remove or replace it") from None
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture)
+    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]

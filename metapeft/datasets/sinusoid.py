@@ -1,0 +1,78 @@
+"""The regression family of MAML: sines of random amplitude and phase."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metapeft.datasets.images import check_split, split_hash
+from metapeft.episodes import counter
+
+
+class Sinusoid:
+    """Tasks `y = a sin(x - p)`, `a` uniform in 0.1 .. 5, `p` in 0 .. pi, `x` in -5 .. 5.
+
+    Finn, Abbeel, Levine 2017 (arXiv 1703.03400), section 5.1. The three splits are streams of tasks of their own.
+
+    Args:
+        split: `"train"`, `"val"` or `"test"`.
+        noise: standard deviation of normal noise on y.
+
+    Example:
+        >>> x, y = Sinusoid().draw(counter.words(counter.root(0), 3)[0], 10)
+        >>> x.shape, y.shape, bool((y.abs() <= 5).all())
+        (torch.Size([3, 10, 1]), torch.Size([3, 10, 1]), True)
+    """
+
+    name = "sinusoid"
+    classes = None
+    amplitude = (0.1, 5.0)
+    phase = (0.0, math.pi)
+    domain = (-5.0, 5.0)
+
+    def __init__(self, split: str = "train", noise: float = 0.0) -> None:
+        check_split(split)
+        if not noise >= 0 or not math.isfinite(noise):
+            raise ValueError(f"noise must be a finite standard deviation of at least 0, not {noise!r}")
+        self.split = split
+        self.noise = noise
+
+    def draw(self, keys: counter.Words, count: int) -> tuple[Tensor, Tensor]:
+        """`count` points of one task a key `(T,)`: x and y, `(T, count, 1)` float32."""
+        keys = counter.child(keys, np.array([zlib.crc32(self.split.encode())], dtype=np.uint64))
+        stream = counter.uniforms(keys, 2 + 3 * count)
+        amplitude = _spread(stream[:, 0:1], self.amplitude)
+        phase = _spread(stream[:, 1:2], self.phase)
+        x = _spread(stream[:, 2 : 2 + count], self.domain)
+        y = amplitude * np.sin(x - phase)
+        if self.noise:
+            first, second = stream[:, 2 + count : 2 + 2 * count], stream[:, 2 + 2 * count :]
+            # Box and Muller 1958: two uniform numbers make a normal one.
+            y = y + self.noise * np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * math.pi * second)
+        return torch.from_numpy(x).float()[..., None], torch.from_numpy(y).float()[..., None]
+
+    @property
+    def split_hash(self) -> str:
+        """The hash of the split's name: there are no classes."""
+        return split_hash(self.split, [])
+
+    def __repr__(self) -> str:
+        return f"Sinusoid({self.split}, noise={self.noise})"
+
+
+def read_sinusoid(
+    root: str | os.PathLike[str] | None = None, split: str = "train", *, noise: float = 0.0
+) -> Sinusoid:
+    """The family by its name; raises ValueError if `root` is given, since nothing is read."""
+    if root is not None:
+        raise ValueError(f"root has no effect on 'sinusoid', whose tasks are made up: leave out {root!r}")
+    return Sinusoid(split, noise)
+
+
+def _spread(uniform: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    return bounds[0] + (bounds[1] - bounds[0]) * uniform
