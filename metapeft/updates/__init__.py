@@ -10,8 +10,8 @@ registry = Registry(
     __name__,
     "update format or selection",
     attributes={
-        "attach": "attach",
-        "AttachedModel": "attach",
+        "attach": "attached",
+        "AttachedModel": "attached",
         "Full": "full",
         "LoRA": "lora",
         "CP": "cp",

@@ -13,7 +13,7 @@ from metapeft.updates.call import Call
 from metapeft.updates.merge import with_updates
 
 if TYPE_CHECKING:
-    from metapeft.updates.attach import AttachedModel
+    from metapeft.updates.attached import AttachedModel
 
 log = logging.getLogger("metapeft")
 

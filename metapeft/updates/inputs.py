@@ -14,7 +14,7 @@ from metapeft.updates.call import Update
 from metapeft.updates.targets import Site
 
 if TYPE_CHECKING:
-    from metapeft.updates.attach import AttachedModel
+    from metapeft.updates.attached import AttachedModel
 
 
 def leaves(x: Any) -> list[Tensor]:

@@ -13,7 +13,7 @@ from metapeft.updates import inputs
 from metapeft.updates.normalization import is_batch_norm
 
 if TYPE_CHECKING:
-    from metapeft.updates.attach import AttachedModel
+    from metapeft.updates.attached import AttachedModel
 
 Statistics = Mapping[str, tuple[Tensor, Tensor, Tensor]]
 

@@ -18,7 +18,7 @@ from metapeft.updates.format import Format
 from metapeft.updates.targets import Site
 
 if TYPE_CHECKING:
-    from metapeft.updates.attach import AttachedModel
+    from metapeft.updates.attached import AttachedModel
 
 Sites = Mapping[str, Site]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,6 +47,7 @@ class AttachedModel:
         self.backbone, self._loose = build(module, sites, self._holder)
         self._fixed_classifier = fixed_classifier
         self._checked = False
+        self.trained_names: list[str] | None = None
 
     def forget_classifier(self) -> None:
         """The first batch showed that the guessed classifier does not make the backbone's output."""
@@ -143,6 +145,54 @@ class AttachedModel:
             raise ValueError(f'merged() under norm="{self.norm}" {wanted}')
         return merge(self, factors, support, weights, mask)
 
+    def copy(
+        self,
+        keep_classifier: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> AttachedModel:
+        """The same model on weights and buffers of its own, none of which asks for gradients.
+
+        Args:
+            keep_classifier: False drops the classifier's updates and weights: only `features` is meant to be used.
+            device, dtype: of the copy; None for the backbone's.
+        """
+        module = copy.deepcopy(self.module).to(device=device, dtype=dtype).requires_grad_(False)
+        dropped = () if keep_classifier or self.classifier is None else (f"{self.classifier}.weight", f"{self.classifier}.bias")
+        sites = {name: site for name, site in self.sites.items() if name not in dropped}
+        preprocess = self.preprocess
+        if isinstance(preprocess, nn.Module):
+            preprocess = copy.deepcopy(preprocess).to(device=device, dtype=dtype)
+        other = AttachedModel(module, sites, self.norm, preprocess, self.classifier, self._fixed_classifier, self.seed)
+        wanted = self.trained_names if self.trained_names is not None else [
+            name for name, p in self.module.named_parameters() if p.requires_grad and p.is_floating_point()
+        ]
+        other.trained_names = [name for name in wanted if name not in dropped]
+        return other
+
+    def view(self, sites: dict[str, Site] | None = None, norm: str | None = None) -> AttachedModel:
+        """Another model on the same weights and buffers, with other updates or another normalisation."""
+        return AttachedModel(
+            self.module,
+            self.sites if sites is None else sites,
+            self.norm if norm is None else norm,
+            self.preprocess,
+            self.classifier,
+            self._fixed_classifier,
+            self.seed,
+        )
+
+    def trainable_weights(self) -> dict[str, Tensor]:
+        """The backbone's parameters that an outer loop may train, by name, in a copy made by `copy`."""
+        parameters = dict(self.module.named_parameters())
+        return {name: parameters[name] for name in self.trained_names or []}
+
+    def feature_size(self) -> int:
+        """The number of features that the classifier reads; raises ValueError where there is no classifier."""
+        if self.classifier is None:
+            raise ValueError("the backbone has no classifier, so its number of features is unknown: MappingNet(size=...)")
+        return int(self.module.get_submodule(self.classifier).in_features)  # type: ignore[arg-type]
+
     def groups(self, factors: Factors) -> dict[str, dict[str, Tensor]]:
         """Factors by parameter and local name; raises ValueError for names that are missing or unknown."""
         return inputs.group_factors(self.sites, factors)
@@ -157,7 +207,7 @@ class AttachedModel:
         statistics: dict[str, tuple[Tensor, Tensor, Tensor]] | None,
         features: bool,
     ) -> Tensor:
-        x = inputs.to_device(x, self)
+        given, x = x, inputs.to_device(x, self)
         tasks, items = inputs.sizes(x)
         reference: int | None = None
         kept = slice(None)
@@ -167,7 +217,7 @@ class AttachedModel:
                     'norm="support" needs support=, the support set (on the support set itself: support=x)'
                 )
             own, factors_of_support, support_mask = inputs.split_support(support, factors)
-            own = x if own is x or support is x else inputs.to_device(own, self)
+            own = x if own is given else inputs.to_device(own, self)
             reference = items
             mask = support_mask
             if own is not x:
