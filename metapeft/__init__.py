@@ -18,6 +18,14 @@ _NAMES = {
     "NumericalError": "errors",
     "DataError": "errors",
     "RunError": "errors",
+    "Learner": "learner",
+    "Adapted": "adapted",
+    "BilevelTrainer": "trainer",
+    "pretrain": "pretraining",
+    "calibrate": "pretraining",
+    "evaluate": "evaluation",
+    "compare": "evaluation",
+    "load": "loading",
 }
 
 

@@ -29,7 +29,7 @@ class Direct(Engine):
         if problem.solver is not None:
             raise ValueError(f'solver={problem.solver!r} is not used by method="direct": leave it out')
         u = leaves(problem.u)
-        w = starting_point(problem.w0, u)
+        w = starting_point(problem.w0, u, may_be_empty=True)
         values, aux = outer_value(problem, u, w)
         return finish(self, problem, u, w, values, gradient(values, tuple(u.values())), aux, [])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -41,6 +41,11 @@ class Batches:
         inner, batch = self.inner, self.batch(k)
         return lambda u, w: inner(u, w, batch)
 
+    @property
+    def last(self) -> Bound:
+        """The objective on the last batch, which implicit engines differentiate."""
+        return self(len(self.data) - 1 if self.given and isinstance(self.data, list) else 0)
+
     def check(self, steps: int, repeat: bool) -> None:
         """Refuse a list of batches whose length is not the number of steps; `repeat`: it may be shorter."""
         if not (self.given and isinstance(self.data, list)):
@@ -54,10 +59,10 @@ class Batches:
             )
 
 
-def starting_point(w0: Start, u: Tensors) -> Tensors:
+def starting_point(w0: Start, u: Tensors, may_be_empty: bool = False) -> Tensors:
     """`w0`, or `w0(u)`, as a dict of floating-point tensors; a start that is no function is a constant."""
     start = w0(u) if callable(w0) else {name: value.detach() for name, value in w0.items()}
-    if not isinstance(start, Mapping) or not start:
+    if not isinstance(start, Mapping) or not (start or may_be_empty):
         raise ValueError(f"w0 has to give a non-empty dict of tensors, it gave {type(start).__name__}")
     for name, value in start.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -131,25 +136,49 @@ def check_inner_values(values: list[Tensor]) -> None:
         )
 
 
+class Path(NamedTuple):
+    """What plain steps leave behind: iterates, states, inner values, and the first inner gradient."""
+
+    w: list[Tensors]
+    states: list[dict[str, Any]]
+    values: list[Tensor]
+    slope: Tensors | None
+
+
 def plain_steps(
-    batches: Batches, u: Tensors, start: Tensors, solver: Solver, task_axis: bool, stop: int | None = None
-) -> tuple[list[Tensors], list[dict[str, Any]], list[Tensor]]:
-    """Iterates, states and inner values of the first `stop` steps, nothing of which carries a graph."""
-    u, w = constants(u), constants(start)
+    batches: Batches,
+    u: Tensors,
+    w: Tensors,
+    solver: Solver,
+    task_axis: bool,
+    state: dict[str, Any] | None = None,
+    first: int = 0,
+    last: int | None = None,
+    keep: bool = False,
+) -> Path:
+    """Steps `first .. last - 1` (all of the solver's by default) from w; nothing in the path carries a graph.
+
+    `keep`: all iterates and states are in the path, not only the last.
+    """
+    u, w, slope, values = constants(u), constants(w), None, []
     with torch.no_grad():
-        state = solver.init(u, w)
-    trace, states, values = [w], [state], []
-    for k in range(solver.steps if stop is None else stop):
+        state = solver.init(u, w) if state is None else state
+    trace, states = [w], [state]
+    for k in range(first, solver.steps if last is None else last):
         if solver.reads == "batch":
             given: Any = batches.batch(k)
         else:
             value, given = inner_gradients(batches(k), u, leaves(w), task_axis, create_graph=False)
             values.append(value)
+            slope = given if slope is None else slope
         with torch.no_grad():
             w, state = solver.step(k, u, w, given, state)
-        trace.append(w)
-        states.append(state)
-    return trace, states, values
+        if keep:
+            trace.append(w)
+            states.append(state)
+        else:
+            trace, states = [w], [state]
+    return Path(trace, states, values, slope)
 
 
 @overload
@@ -212,6 +241,6 @@ def solve(
     with torch.no_grad():
         start = starting_point(w0, u)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        iterates, _, values = plain_steps(batches, u, start, solver, task_axis)
-    check_inner_values(values)
-    return iterates if trace else iterates[-1]
+        path = plain_steps(batches, u, start, solver, task_axis, keep=trace)
+    check_inner_values(path.values)
+    return path.w if trace else path.w[-1]
