@@ -42,11 +42,11 @@ class Envelope(Engine):
         u = leaves(problem.u)
         with torch.no_grad():
             start = starting_point(problem.w0, constants(u))
-        trace, _, inner_values = plain_steps(problem.batches, u, start, problem.solver, problem.task_axis)
-        w = trace[-1]
+        path = plain_steps(problem.batches, u, start, problem.solver, problem.task_axis)
+        w = path.w[-1]
         values, aux = outer_value(problem, u, w)
         grads = gradient(values, tuple(u.values()))
-        return finish(self, problem, u, w, values, grads, aux, inner_values, note=NOTE)
+        return finish(self, problem, u, w, values, grads, aux, path.values, note=NOTE)
 
     def unreachable(self, solver: Solver | None) -> dict[str, str]:
         return {
