@@ -16,10 +16,15 @@ registry = Registry(
         "Rotated": "rotated",
         "read_omniglot": "omniglot",
         "read_miniimagenet": "miniimagenet",
+        "read_folder": "folder",
+        "read_sinusoid": "sinusoid",
+        "Sinusoid": "sinusoid",
     },
     names={
         "omniglot": "read_omniglot",
         "miniimagenet": "read_miniimagenet",
+        "folder": "read_folder",
+        "sinusoid": "read_sinusoid",
     },
 )
 

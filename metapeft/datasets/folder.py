@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from metapeft.datasets.images import SPLITS, ImageData, check_split, statistics
 from metapeft.datasets.store import Images, cached_images, progress, signature
@@ -34,7 +35,7 @@ def read_folder(
     Args:
         root: the folder that holds one folder a class; must be given.
         split: `"train"`, `"val"` or `"test"`.
-        size: height and width in pixels; images are scaled to it with antialiasing.
+        size: height and width in pixels; images are squeezed to it, with antialiasing.
         channels: 3 for colour, 1 for grey.
         classes: split -> names of its class folders, for a split of your own; None draws one.
         fractions: shares of the classes in train, val and test, if the split is drawn.
@@ -46,33 +47,44 @@ def read_folder(
     """
     check_split(split)
     if root is None:
-        raise ValueError("root must be given for 'folder': the folder that holds one folder of images a class")
+        raise ValueError(
+            "root must be given for 'folder': the folder that holds one folder of images a class"
+        )
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), not {channels!r}")
     if isinstance(size, bool) or not isinstance(size, int) or size < 8:
         raise ValueError(f"size must be at least 8 pixels, not {size!r}")
     found = _find(Path(root))
-    parts = _drawn_split(sorted(found), fractions, seed) if classes is None else _given_split(found, classes, root)
+    parts = (
+        _drawn_split(sorted(found), fractions, seed)
+        if classes is None
+        else _given_split(found, classes, root)
+    )
     if not parts[split]:
-        raise ValueError(f"the {split} split of {root} has no classes: {len(found)} classes, {_described(parts)}")
-    files = [file for name in sorted(found) for file in found[name]]
+        raise ValueError(
+            f"the {split} split of {root} has no classes: {len(found)} classes, {_described(parts)}"
+        )
+    names = parts[split]
+    images = _stored([file for name in names for file in found[name]], size, channels, str(root))
+    labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(found[name]) for name in names]))
+    training = images
+    if split != "train" and parts["train"]:
+        training = _stored(
+            [file for name in parts["train"] for file in found[name]], size, channels, str(root)
+        )
+    mean, deviation = statistics(training)
+    title = Path(root).resolve().name
+    return ImageData(images, labels, names, split, name=title, mean=mean, deviation=deviation)
 
+
+def _stored(files: Sequence[Path], size: int, channels: int, title: str) -> Tensor:
     def chunks() -> Iterator[Images]:
         starts = range(0, len(files), _CHUNK)
-        for start in progress(starts, str(root), len(starts)):
+        for start in progress(starts, title, len(starts)):
             yield np.stack([_decode(file, size, channels) for file in files[start : start + _CHUNK]])
 
     shape = (len(files), channels, size, size)
-    identity = [signature(files), size, channels]
-    stored = torch.from_numpy(cached_images(f"folder-{size}", identity, shape, chunks))
-    owner = np.repeat(sorted(found), [len(found[name]) for name in sorted(found)])
-    training = torch.from_numpy(np.isin(owner, parts["train"] or parts[split]))
-    mean, deviation = statistics(stored[training])
-    mine = np.isin(owner, parts[split])
-    labels = np.searchsorted(parts[split], owner[mine])
-    images = stored[torch.from_numpy(mine)]
-    name = Path(root).resolve().name
-    return ImageData(images, torch.from_numpy(labels), parts[split], split, name=name, mean=mean, deviation=deviation)
+    return torch.from_numpy(cached_images(f"folder-{size}", signature(files), shape, chunks))
 
 
 def _find(root: Path) -> dict[str, list[Path]]:
@@ -91,7 +103,11 @@ def _find(root: Path) -> dict[str, list[Path]]:
 
 
 def _drawn_split(names: Sequence[str], fractions: Sequence[float], seed: int) -> dict[str, list[str]]:
-    if len(fractions) != 3 or not all(share >= 0 for share in fractions) or not abs(sum(fractions) - 1) < 1e-6:
+    if (
+        len(fractions) != 3
+        or not all(share >= 0 for share in fractions)
+        or not abs(sum(fractions) - 1) < 1e-6
+    ):
         raise ValueError(f"fractions must be three numbers of at least 0 with sum 1, not {fractions!r}")
     order = counter.draw(counter.root(seed), np.array([len(names)]), len(names))[0]
     ends = [round(len(names) * share) for share in np.cumsum(fractions)]
@@ -111,7 +127,9 @@ def _given_split(
             if name not in found:
                 raise DataError(f"class {name!r} of the {split} split has no folder in {root}")
             if name in taken:
-                raise ValueError(f"class {name!r} stands twice in classes ({taken[name]} and {split}): splits share none")
+                raise ValueError(
+                    f"class {name!r} stands twice in classes ({taken[name]} and {split}): splits share none"
+                )
             taken[name] = split
     return {split: sorted(classes.get(split, ())) for split in SPLITS}
 

@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from metapeft.datasets.images import check_split, split_hash
@@ -74,5 +75,5 @@ def read_sinusoid(
     return Sinusoid(split, noise)
 
 
-def _spread(uniform: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+def _spread(uniform: NDArray[np.float64], bounds: tuple[float, float]) -> NDArray[np.float64]:
     return bounds[0] + (bounds[1] - bounds[0]) * uniform

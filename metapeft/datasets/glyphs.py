@@ -1,0 +1,124 @@
+"""Glyphs: characters of many scripts, drawn in several faces and deformed. Embedded, nothing to download."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import unicodedata
+from importlib import resources
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metapeft.datasets.glyph_shapes import CANVAS, all_faces
+from metapeft.datasets.images import ImageData, check_split
+from metapeft.episodes import counter
+
+# Of the training split with the default options, measured on all of its pixels.
+MEAN, DEVIATION = (0.14803,), (0.31240,)
+# Largest deformations, uniform on both sides: degrees, shear, log of the scale of each axis, shift and
+# elastic displacement as shares of half the picture.
+ROTATION, SHEAR, SCALE, SHIFT, ELASTIC = 15.0, 0.25, 0.18, 0.12, 0.14
+_KNOTS = 4
+_CHUNK = 2048
+
+
+def read_glyphs(
+    root: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    *,
+    size: int = 28,
+    per_class: int = 20,
+    seed: int = 0,
+) -> ImageData:
+    """Glyphs as uint8 `(images, 1, size, size)`, ink 255 on 0; one class a shape, named as Unicode does.
+
+    Each image is a character in one of its 2 to 16 faces (DejaVu Sans, Serif, Mono and STIX, upright and slanted,
+    regular and bold), under an affine and an elastic deformation of its own. Look-alikes, such as A and Alpha, or o
+    and O, are one class (`metapeft.datasets.glyph_shapes.distinct`).
+
+    Args:
+        root: must be None: nothing is read.
+        split: `"train"`, `"val"` or `"test"`: different characters.
+        size: height and width in pixels, 8 to 56.
+        per_class: images a class.
+        seed: of the deformations; the classes do not depend on it.
+
+    Raises:
+        DataError: where matplotlib's fonts are missing.
+        ValueError: for options that do not fit.
+    """
+    if root is not None:
+        raise ValueError(f"root has no effect on 'glyphs', which is embedded: leave out {os.fspath(root)!r}")
+    check_split(split)
+    if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= CANVAS:
+        raise ValueError(f"size must be 8 to {CANVAS} pixels, not {size!r}")
+    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
+        raise ValueError(f"per_class must be a positive integer, images a class, not {per_class!r}")
+    chars = characters()[split]
+    stacks = [all_faces(char) for char in chars]
+    key = counter.child(counter.root(seed), np.array([ord(char) for char in chars], dtype=np.uint64))
+    images = _draw(stacks, counter.words(key, per_class), size)
+    labels = torch.arange(len(chars)).repeat_interleave(per_class)
+    names = [unicodedata.name(char) for char in chars]
+    return ImageData(images, labels, names, split, name="glyphs", mean=MEAN, deviation=DEVIATION)
+
+
+@functools.cache
+def characters() -> dict[str, tuple[str, ...]]:
+    """Split -> its characters, by code point."""
+    table = json.loads(resources.files("metapeft.datasets").joinpath("splits/glyphs.json").read_text("utf-8"))
+    return {
+        split: tuple(chr(int(code, 16)) for code in table[split].split())
+        for split in ("train", "val", "test")
+    }
+
+
+def _draw(stacks: list[Tensor], keys: counter.Words, size: int) -> Tensor:
+    """One image a key `(classes, images)`: each class goes through its faces in turn, from a random one on."""
+    classes, images = keys.shape
+    faces = np.array([len(stack) for stack in stacks])
+    first = keys[:, 0] % faces.astype(np.uint64)
+    face = (first.astype(np.int64)[:, None] + np.arange(images)) % faces[:, None]
+    picture = torch.from_numpy(((faces.cumsum() - faces)[:, None] + face).ravel())
+    uniform = torch.from_numpy(counter.uniforms(keys.ravel(), 7 + 2 * _KNOTS**2)).float() * 2 - 1
+    pictures = F.avg_pool2d(torch.cat(stacks)[:, None].float(), 2, stride=1)  # softened: no alias when halved
+    pieces = zip(picture.split(_CHUNK), uniform.split(_CHUNK))
+    return torch.cat([deform(pictures[which], numbers, size) for which, numbers in pieces])
+
+
+def deform(pictures: Tensor, uniform: Tensor, size: int) -> Tensor:
+    """Affine and elastic deformation of all pictures at once.
+
+    Args:
+        pictures: `(n, 1, H, W)` float, 0 to 255.
+        uniform: `(n, 39)` in -1 .. 1: angle, shear, two scales, two shifts, one spare, 2 x 16 displacements of a
+            4x4 grid of knots, between which a bicubic surface runs.
+        size: height and width of the result.
+
+    Returns:
+        `(n, 1, size, size)` uint8.
+    """
+    angle, shear, wide, high, right, down = uniform[:, :6].unbind(1)
+    angle, shear = angle * math.radians(ROTATION), shear * SHEAR
+    wide, high = (-wide * SCALE).exp(), (-high * SCALE).exp()
+    cos, sin = angle.cos(), angle.sin()
+    rows = [
+        wide * cos,
+        wide * (shear * cos - sin),
+        right * SHIFT,
+        high * sin,
+        high * (shear * sin + cos),
+        down * SHIFT,
+    ]
+    grid = F.affine_grid(
+        torch.stack(rows, 1).view(-1, 2, 3), [len(pictures), 1, size, size], align_corners=False
+    )
+    knots = uniform[:, 7:].reshape(-1, 2, _KNOTS, _KNOTS) * ELASTIC
+    bend = F.interpolate(knots, (size, size), mode="bicubic", align_corners=False)
+    found = F.grid_sample(pictures, grid + bend.permute(0, 2, 3, 1), mode="bilinear", align_corners=False)
+    return found.round().clamp(0, 255).to(torch.uint8)
