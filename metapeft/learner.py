@@ -59,6 +59,7 @@ class Learner:
         test_steps: inner steps outside training; None for those of `inner`.
         device, dtype: of the learner's copies; None for the backbone's.
         seed: of the generator's random start.
+        name: what tables call it.
 
     Raises:
         ValueError: groups that do not exist here or that the engine cannot reach, patterns that match nothing,
@@ -88,7 +89,9 @@ class Learner:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         seed: int = 0,
+        name: str = "learner",
     ) -> None:
+        self.name = name
         self.outer = checked_groups(outer)
         self.head_name = head if isinstance(head, str) else type(head).__name__
         self.head: Head = head_folder.registry.resolve(head)() if isinstance(head, str) else head
@@ -224,6 +227,25 @@ class Learner:
                 raise ValueError(f"state has {name} of shape {tuple(state[name].shape)}, the learner {tuple(own[name].shape)}")
         for name in common:
             own[name].copy_(state[name])
+
+    def settings(self) -> dict[str, Any]:
+        """What identifies this learner in a run folder, as JSON can say it."""
+        return {
+            "method": self.name,
+            "formats": {name: repr(site.format) for name, site in self.model.sites.items()},
+            "norm": self.model.norm,
+            "inner": None if self.inner is None else repr(self.inner),
+            "adapt": self.adapted,
+            "hypergradient": self.method if isinstance(self.method, str) else repr(self.method),
+            "outer": list(self.outer),
+            "head": self.head_name if isinstance(self.head_name, str) else repr(self.head),
+            "generator": None if self.generator is None else repr(self.generator),
+            "selection": None if self.selection is None else repr(self.selection),
+            "inner_data": self.inner_data,
+            "loss": getattr(self.loss, "__name__", type(self.loss).__name__),
+            "test_steps": self.test_steps,
+            "shapes": {name: list(value.shape) for name, value in self.variables.items()},
+        }
 
     # --- the two loops -------------------------------------------------------------------------------------
 

@@ -100,6 +100,11 @@ class Objectives:
         hits = correct(logits, query)
         return loss, aux if hits is None else {**aux, "accuracy": hits}
 
+    def scored(self, w: Tensors, derived: Tensors) -> tuple[Tensor, Tensor]:
+        """Loss `(T,)` and logits `(T, B, N)` of the query set outside training."""
+        logits = self.predict(w, derived)
+        return self._loss(logits, self._items("query")), logits
+
     def for_query(self, query: Items) -> Objectives:
         """The same tasks with other queries, their inputs brought to the learner's device and into floats."""
         return Objectives(self.learner, self.support, self.learner.prepared(query), self.ways, training=False)

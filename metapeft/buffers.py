@@ -1,0 +1,38 @@
+"""Running statistics of batch norms: who moves them, and by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from metapeft.updates.normalization import is_batch_norm
+
+# per batch norm: mean and biased variance (T, C), and the number of values behind them (T,)
+Statistics = Mapping[str, tuple[Tensor, Tensor, Tensor]]
+
+
+def task_mean(statistics: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean over tasks of the means and of the unbiased variances, `(C)` each."""
+    found = {}
+    for name, (mean, variance, count) in statistics.items():
+        unbiased = variance * (count / (count - 1).clamp_min(1)).unsqueeze(1)
+        found[name] = (mean.detach().mean(0), unbiased.detach().mean(0))
+    return found
+
+
+@torch.no_grad()
+def move_buffers(backbone: nn.Module, means: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """`running = (1 - momentum) running + momentum mean`, as torch's train mode does once a forward.
+
+    A layer with `momentum=None` keeps the cumulative average.
+    """
+    for name, (mean, variance) in means.items():
+        module = backbone.get_submodule(name)
+        if not is_batch_norm(module) or module.running_mean is None:
+            continue
+        module.num_batches_tracked += 1  # type: ignore[operator]
+        momentum = module.momentum if module.momentum is not None else 1.0 / float(module.num_batches_tracked)  # type: ignore[arg-type]
+        module.running_mean.lerp_(mean, momentum)  # type: ignore[operator]
+        module.running_var.lerp_(variance, momentum)  # type: ignore[operator]

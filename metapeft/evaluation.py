@@ -1,0 +1,137 @@
+"""Evaluate a learner on episodes that were drawn for it, and compare two on the same ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from metapeft.episodes.protocol import Protocol
+from metapeft.intervals import mean_interval
+from metapeft.objectives import correct
+
+if TYPE_CHECKING:
+    from metapeft.learner import Learner
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        values: `(episodes,)`: accuracies in [0, 1]; for regression, losses.
+        ci95: half-width of the 95 % t-interval of their mean.
+        losses: `(episodes,)`: the mean query loss of each episode.
+        protocol: what was measured on what.
+        accuracy: mean accuracy in [0, 1]; regression has none, and asking for it is an AttributeError.
+    """
+
+    values: Tensor
+    ci95: float
+    losses: Tensor
+    protocol: Protocol | None
+    has_accuracy: bool = True
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.double().mean())
+
+    @property
+    def accuracy(self) -> float:
+        if not self.has_accuracy:
+            raise AttributeError("a regression has no accuracy: read .loss")
+        return float(self.values.double().mean())
+
+    def __str__(self) -> str:
+        shown = f"{100 * self.accuracy:.2f} +- {100 * self.ci95:.2f} %" if self.has_accuracy else f"{self.loss:.4g} +- {self.ci95:.2g}"
+        return shown if self.protocol is None else f"{shown} ({self.protocol})"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`difference = mean(a - b)` over the same episodes, with the half-width of its 95 % t-interval."""
+
+    difference: float
+    ci95: float
+    protocol: Protocol | None
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.4f} +- {self.ci95:.4f}"
+
+
+def evaluate(
+    learner: Learner, sampler: Any, episodes: int = 600, steps: int | None = None, tasks_per_batch: int = 8
+) -> Evaluation:
+    """Adapt to each episode's support set and score its query set.
+
+    Args:
+        learner: its weights are not changed.
+        sampler: anything with `.batch(start, count)`; an `EpisodeSampler` also gives the protocol.
+        episodes: how many, from number 0 on.
+        steps: inner steps; None for the learner's.
+        tasks_per_batch: episodes in one forward; changes no result under `norm="running"` or `"support"`.
+
+    Raises:
+        ValueError: fewer than 1 episode.
+        NumericalError: an adaptation that diverges.
+
+    Example:
+        >>> import metapeft as mp
+        >>> data = mp.load_dataset("sinusoid")
+        >>> body = mp.backbones.mlp(1, 1, hidden=(8,))
+        >>> learner = mp.Learner(mp.attach(body, mp.Full()), mp.inner.SGD(1, 0.01), loss=torch.nn.functional.mse_loss)
+        >>> result = evaluate(learner, mp.EpisodeSampler(data, ways=1, shots=5, queries=5), episodes=4)
+        >>> result.values.shape
+        torch.Size([4])
+    """
+    if episodes < 1 or tasks_per_batch < 1:
+        raise ValueError(f"episodes={episodes}, tasks_per_batch={tasks_per_batch}: both are at least 1")
+    hits: list[Tensor] = []
+    losses: list[Tensor] = []
+    for start in range(0, episodes, tasks_per_batch):
+        batch = sampler.batch(start, min(tasks_per_batch, episodes - start))
+        objectives = learner.objectives(batch, training=False)
+        w, derived = learner.solve(objectives, steps)
+        with torch.no_grad():
+            loss, logits = objectives.scored(w, derived)
+        losses.append(loss.cpu())
+        right = correct(logits, objectives.query) if objectives.query is not None else None
+        if right is not None:
+            hits.append(right.cpu())
+    values = torch.cat(hits or losses)
+    protocol = None
+    if hasattr(sampler, "dataset"):
+        solver = learner.test_solver(steps)
+        protocol = Protocol.of(
+            sampler,
+            episodes,
+            inner_steps=None if solver is None else solver.steps,
+            norm=learner.model.norm,
+            head=learner.head_name,
+        )
+    return Evaluation(values, mean_interval(values)[1], torch.cat(losses), protocol, bool(hits))
+
+
+def compare(a: Evaluation, b: Evaluation) -> Comparison:
+    """Compare two methods on the same episodes, paired: `mean(a.values - b.values)`.
+
+    Raises:
+        ValueError: evaluations of different episodes.
+
+    Example:
+        >>> import torch
+        >>> a, b = (Evaluation(torch.tensor(v), 0.0, torch.zeros(3), None) for v in ([1.0, 0.5, 1.0], [0.5, 0.5, 0.5]))
+        >>> print(compare(a, b))
+        +0.3333 +- 0.7171
+    """
+    if a.values.shape != b.values.shape or a.has_accuracy != b.has_accuracy:
+        raise ValueError(f"a has {len(a.values)} episodes, b {len(b.values)}: they must be the same episodes")
+    if a.protocol is not None and b.protocol is not None:
+        episodes = [dataclasses.replace(p, inner_steps=None, norm=None, head=None) for p in (a.protocol, b.protocol)]
+        if episodes[0] != episodes[1]:
+            raise ValueError(f"a and b were measured on different episodes: {episodes[0]} and {episodes[1]}")
+    mean, half = mean_interval(a.values.double() - b.values.double())
+    return Comparison(mean, half, a.protocol)
