@@ -85,10 +85,9 @@ class CG(Implicit):
         r = g if self.start is None else g - system.hessian_product(q)
         z = self._precondition(system, r)
         p, rz = z, (r * z).sum(1)
-        best, best_residual = q, relative(r, g)
         negative = torch.zeros_like(rz, dtype=torch.bool)
         flat, steepest, iterations = negative.clone(), torch.zeros_like(rz), 0
-        active = best_residual > tolerance
+        active = relative(r, g) > tolerance
         while iterations < self.iterations and bool(active.any()):
             product = system.hessian_product(p)
             curvature, length = (p * product).sum(1), p.square().sum(1)
@@ -103,15 +102,11 @@ class CG(Implicit):
             z = self._precondition(system, r)
             rz, before = (r * z).sum(1), rz
             p = z + torch.where(active, rz / torch.where(active, before, 1.0), 0.0).unsqueeze(1) * p
-            residual = relative(r, g)
-            better = residual < best_residual
-            best = torch.where(better.unsqueeze(1), q, best)
-            best_residual = torch.where(better, residual, best_residual)
-            active = active & (residual > tolerance)
+            active = active & (relative(r, g) > tolerance)
             iterations += 1
-        residual = relative(g - system.hessian_product(best), g)
+        residual = relative(g - system.hessian_product(q), g)
         self._report(residual, negative, flat, max(tolerance, eps**0.5))
-        return Solution(best, residual, {"iterations": iterations, "negative_curvature": negative})
+        return Solution(q, residual, {"iterations": iterations, "negative_curvature": negative})
 
     def _report(self, residual: Tensor, negative: Tensor, flat: Tensor, tolerance: float) -> None:
         """Raise where the solve failed, warn where it met negative curvature."""

@@ -13,7 +13,7 @@ from metapeft.hypergradients.pieces import finish, gradient, outer_value, refuse
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.hypergradients.recompute import added, pull_back
 from metapeft.inner.loop import constants, inner_gradients, leaves, plain_steps, starting_point
-from metapeft.inner.solver import Solver, Tensors, distinct
+from metapeft.inner.solver import Solver, Tensors
 
 
 def _check_epsilon(epsilon: object) -> None:
@@ -92,7 +92,7 @@ class FiniteDifference(Engine):
                 '"unroll" or "recompute", or SGD(steps=1, ...)'
             )
         origin = starting_point(problem.w0, u)
-        start = distinct(origin)
+        start = leaves(origin)
         state, inner_values, slope, w = solver.init(u, start), [], {}, start
         if solver.steps:
             value, grads = inner_gradients(
@@ -101,17 +101,21 @@ class FiniteDifference(Engine):
             inner_values, slope = [value], leaves(grads)
             w, _ = solver.step(0, u, start, slope, state)
         values, aux = outer_value(problem, u, w)
-        found = gradient(values, [*u.values(), *slope.values()])
-        grads_u, through = found[: len(u)], found[len(u) :]
+        found = gradient(values, [*u.values(), *start.values(), *slope.values()])
+        grads_u, starts, through = (
+            found[: len(u)],
+            found[len(u) :][: len(start)],
+            found[len(u) + len(start) :],
+        )
         if slope:
             vector = {
                 name: torch.zeros_like(slope[name]) if v is None else v for name, v in zip(slope, through)
             }
-            moved, starts = central_difference(
+            moved, shifted = central_difference(
                 problem, u, constants(start), vector, self.epsilon, list(start)
             )
-            grads_u = added(grads_u, moved)
-            grads_u = added(grads_u, pull_back(list(origin.values()), starts, list(u.values())))
+            grads_u, starts = added(grads_u, moved), added(starts, shifted)
+        grads_u = added(grads_u, pull_back(list(origin.values()), starts, list(u.values())))
         return finish(self, problem, u, w, values, grads_u, aux, inner_values)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -101,16 +101,17 @@ def inner_gradients(
     """Inner values, detached, and the partial gradient of their sum for all of w at once."""
     value = inner(u, w)
     check_value(value, w, task_axis, "inner")
-    if not value.requires_grad:
+    total = value.sum() if task_axis else value
+    found: Iterable[Tensor | None] = ()
+    if total.requires_grad:
+        found = torch.autograd.grad(total, tuple(w.values()), create_graph=create_graph, allow_unused=True)
+    grads = {name: grad for name, grad in zip(w, found) if grad is not None}
+    if not grads:
         raise ValueError(
             "the inner objective does not depend on the inner variables "
             f"({', '.join(w)}): it reads other tensors, or detaches them"
         )
-    total = value.sum() if task_axis else value
-    grads = torch.autograd.grad(
-        total, tuple(w.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
-    )
-    return value.detach(), dict(zip(w, grads))
+    return value.detach(), {name: grads[name] if name in grads else torch.zeros_like(w[name]) for name in w}
 
 
 def constants(w: Mapping[str, Tensor]) -> Tensors:
