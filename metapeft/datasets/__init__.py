@@ -17,6 +17,7 @@ registry = Registry(
         "read_omniglot": "omniglot",
         "read_miniimagenet": "miniimagenet",
         "read_folder": "folder",
+        "read_glyphs": "glyphs",
         "read_sinusoid": "sinusoid",
         "Sinusoid": "sinusoid",
     },
@@ -24,6 +25,7 @@ registry = Registry(
         "omniglot": "read_omniglot",
         "miniimagenet": "read_miniimagenet",
         "folder": "read_folder",
+        "glyphs": "read_glyphs",
         "sinusoid": "read_sinusoid",
     },
 )

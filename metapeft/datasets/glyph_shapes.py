@@ -29,17 +29,9 @@ _EM = 64
 _KINDS = frozenset({"Lu", "Ll", "Lo", "Nd", "Sm", "So"})  # letters, digits, mathematical and other symbols
 # Families whose members differ in the place of a dot, in the number of bars or in what is inside a frame.
 _FAMILIES = (
-    "APL ",
-    "BLOCK",
-    "BOX DRAWINGS",
-    "BRAILLE",
-    "CIRCLED",
-    "DIGRAM",
-    "DOMINO TILE",
-    "FACE",
-    "HEXAGRAM",
+    *("APL ", "BLOCK", "BOX DRAWINGS", "BRAILLE", "CIRCLED", "DIGRAM", "DOMINO TILE", "FACE", "HEXAGRAM"),
+    *("PLAYING CARD", "QUADRANT", "TETRAGRAM"),
 )
-_FAMILIES += ("PLAYING CARD", "QUADRANT", "TETRAGRAM")
 
 
 def candidates() -> list[str]:
@@ -59,8 +51,8 @@ def _is_plain(char: str) -> bool:
 def distinct(chars: Sequence[str], threshold: float) -> list[str]:
     """Those that are no look-alike of an earlier one that stays: one character a shape.
 
-    The list in `splits/glyphs.json` is `distinct(candidates(), 0.83)` with FreeType 2.14, dealt out to splits by
-    `counter.draw`; it is kept as a file so that classes do not depend on the font engine.
+    The list in `splits/glyphs.json` is `distinct(candidates(), 0.83)`, dealt out to splits by `counter.draw`;
+    it is kept as a file so that classes do not depend on the font engine's version.
 
     Example:
         >>> distinct("AoxΑO", 0.95)
@@ -129,7 +121,7 @@ def all_faces(char: str) -> Tensor:
 def _standard(pictures: Tensor) -> Tensor:
     soft = F.avg_pool2d(pictures[:, None].float(), CANVAS // 14).flatten(1)
     soft = soft - soft.mean(dim=1, keepdim=True)
-    return soft / soft.norm(dim=1, keepdim=True)
+    return F.normalize(soft)
 
 
 @functools.cache

@@ -37,9 +37,9 @@ def read_glyphs(
 ) -> ImageData:
     """Glyphs as uint8 `(images, 1, size, size)`, ink 255 on 0; one class a shape, named as Unicode does.
 
-    Each image is a character in one of its 2 to 16 faces (DejaVu Sans, Serif, Mono and STIX, upright and slanted,
-    regular and bold), under an affine and an elastic deformation of its own. Look-alikes, such as A and Alpha, or o
-    and O, are one class (`metapeft.datasets.glyph_shapes.distinct`).
+    Each image is a character in one of its 2 to 16 faces (DejaVu Sans, Serif, Mono and STIX, upright and
+    slanted, regular and bold), under an affine and an elastic deformation of its own. Of look-alikes, such as
+    A and Alpha, or o and O, one is a class, the rest are left out (`metapeft.datasets.glyph_shapes.distinct`).
 
     Args:
         root: must be None: nothing is read.
@@ -79,16 +79,15 @@ def characters() -> dict[str, tuple[str, ...]]:
 
 
 def _draw(stacks: list[Tensor], keys: counter.Words, size: int) -> Tensor:
-    """One image a key `(classes, images)`: each class goes through its faces in turn, from a random one on."""
-    classes, images = keys.shape
+    """One image a key `(classes, images)`: a class goes through its faces in turn, from a random one on."""
     faces = np.array([len(stack) for stack in stacks])
     first = keys[:, 0] % faces.astype(np.uint64)
-    face = (first.astype(np.int64)[:, None] + np.arange(images)) % faces[:, None]
+    face = (first.astype(np.int64)[:, None] + np.arange(keys.shape[1])) % faces[:, None]
     picture = torch.from_numpy(((faces.cumsum() - faces)[:, None] + face).ravel())
-    uniform = torch.from_numpy(counter.uniforms(keys.ravel(), 7 + 2 * _KNOTS**2)).float() * 2 - 1
+    uniform = torch.from_numpy(counter.uniforms(keys.ravel(), 6 + 2 * _KNOTS**2)).float() * 2 - 1
     pictures = F.avg_pool2d(torch.cat(stacks)[:, None].float(), 2, stride=1)  # softened: no alias when halved
-    pieces = zip(picture.split(_CHUNK), uniform.split(_CHUNK))
-    return torch.cat([deform(pictures[which], numbers, size) for which, numbers in pieces])
+    pieces = [slice(start, start + _CHUNK) for start in range(0, len(picture), _CHUNK)]
+    return torch.cat([deform(pictures[picture[piece]], uniform[piece], size) for piece in pieces])
 
 
 def deform(pictures: Tensor, uniform: Tensor, size: int) -> Tensor:
@@ -96,29 +95,21 @@ def deform(pictures: Tensor, uniform: Tensor, size: int) -> Tensor:
 
     Args:
         pictures: `(n, 1, H, W)` float, 0 to 255.
-        uniform: `(n, 39)` in -1 .. 1: angle, shear, two scales, two shifts, one spare, 2 x 16 displacements of a
-            4x4 grid of knots, between which a bicubic surface runs.
+        uniform: `(n, 38)` in -1 .. 1: angle, shear, two scales, two shifts, and 2 x 16 displacements of a 4x4
+            grid of knots, between which a bicubic surface runs.
         size: height and width of the result.
 
     Returns:
         `(n, 1, size, size)` uint8.
     """
     angle, shear, wide, high, right, down = uniform[:, :6].unbind(1)
-    angle, shear = angle * math.radians(ROTATION), shear * SHEAR
-    wide, high = (-wide * SCALE).exp(), (-high * SCALE).exp()
-    cos, sin = angle.cos(), angle.sin()
-    rows = [
-        wide * cos,
-        wide * (shear * cos - sin),
-        right * SHIFT,
-        high * sin,
-        high * (shear * sin + cos),
-        down * SHIFT,
-    ]
-    grid = F.affine_grid(
-        torch.stack(rows, 1).view(-1, 2, 3), [len(pictures), 1, size, size], align_corners=False
-    )
-    knots = uniform[:, 7:].reshape(-1, 2, _KNOTS, _KNOTS) * ELASTIC
+    cos, sin = (angle * math.radians(ROTATION)).cos(), (angle * math.radians(ROTATION)).sin()
+    shear, wide, high = shear * SHEAR, (wide * SCALE).exp(), (high * SCALE).exp()
+    across = torch.stack([wide * cos, wide * (shear * cos - sin), right * SHIFT], dim=1)
+    down = torch.stack([high * sin, high * (shear * sin + cos), down * SHIFT], dim=1)
+    theta = torch.stack([across, down], dim=1)
+    grid = F.affine_grid(theta, [len(pictures), 1, size, size], align_corners=False)
+    knots = uniform[:, 6:].reshape(-1, 2, _KNOTS, _KNOTS) * ELASTIC
     bend = F.interpolate(knots, (size, size), mode="bicubic", align_corners=False)
     found = F.grid_sample(pictures, grid + bend.permute(0, 2, 3, 1), mode="bilinear", align_corners=False)
     return found.round().clamp(0, 255).to(torch.uint8)

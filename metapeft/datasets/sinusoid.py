@@ -18,7 +18,7 @@ from metapeft.episodes import counter
 class Sinusoid:
     """Tasks `y = a sin(x - p)`, `a` uniform in 0.1 .. 5, `p` in 0 .. pi, `x` in -5 .. 5.
 
-    Finn, Abbeel, Levine 2017 (arXiv 1703.03400), section 5.1. The three splits are streams of tasks of their own.
+    Finn, Abbeel, Levine 2017 (arXiv 1703.03400), section 5.1. Each split is a stream of tasks of its own.
 
     Args:
         split: `"train"`, `"val"` or `"test"`.

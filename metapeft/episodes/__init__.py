@@ -14,6 +14,10 @@ registry = Registry(
         "EpisodeBatch": "episode",
         "EpisodeSampler": "sampler",
         "Protocol": "protocol",
+        "dump": "listing",
+        "verify": "listing",
+        "Shift": "shift",
+        "Augment": "augment",
     },
     names={},
 )

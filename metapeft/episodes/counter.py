@@ -90,7 +90,7 @@ def draw(key: Words, sizes: Integers, count: int) -> Integers:
 
     Example:
         >>> draw(root(0), np.array([5]), 5).tolist()
-        [[0, 2, 3, 4, 1]]
+        [[2, 0, 3, 1, 4]]
         >>> draw(root(0), np.array([10**12]), 2).tolist()
         [[0, 2]]
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,7 @@ class EpisodeSampler:
         if self.generative:
             self._check_generative(ways, shots, shift, augment, rotations)
         else:
+            _check_images(dataset)
             self._index_classes()
 
     def __len__(self) -> int:
@@ -96,66 +99,77 @@ class EpisodeSampler:
     def __getitem__(self, i: int) -> Episode:
         if not 0 <= i < self.episodes:
             raise IndexError(f"episode {i} is not one of 0 .. {self.episodes - 1}")
-        return self.batch(int(i), 1).episode(0)
+        return self.batch(i, 1).episode(0)
 
     def batch(self, start: int, count: int) -> EpisodeBatch:
         """Episodes `start .. start + count - 1`, stacked; ValueError for numbers outside `0 .. len - 1`."""
+        key = self._keys(start, count)
+        if self.generative:
+            shots = self.sizes.shots[1]
+            x, y = self.dataset.draw(key[:, _TASK], shots + self.queries)
+            return EpisodeBatch(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
+        fields = self._lists(key)
+        return EpisodeBatch(**self._images(key, fields), **fields)
+
+    def lists(self, start: int, count: int) -> dict[str, Tensor]:
+        """The fields of `batch(start, count)` without the images: classes, labels, places, masks."""
+        if self.generative:
+            raise ValueError(f"{self.dataset.name} makes its tasks up: it has no images to list")
+        return self._lists(self._keys(start, count))
+
+    def _keys(self, start: int, count: int) -> counter.Words:
+        """`(T, 6)`: for each episode a key for each purpose."""
+        start, count = operator.index(start), operator.index(count)
         if count < 1 or start < 0 or start + count > self.episodes:
             raise ValueError(
                 f"start={start}, count={count}: a batch has at least one episode, all of them from 0 to "
                 f"{self.episodes - 1}"
             )
-        key = self._keys(start, count)
-        return self._regression(key) if self.generative else self._classification(key)
-
-    def indices(self, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The draw alone, unpadded: classes `(T, N)` and places in the data set `(T, N, K + Q)`."""
-        return self._draw(self._keys(start, count))
-
-    def _keys(self, start: int, count: int) -> counter.Words:
-        """`(T, 6)`: for each episode a key for each purpose."""
         number = np.uint64(start) + np.arange(count, dtype=np.uint64)
         return counter.words(counter.child(self._root, number), _PURPOSES)
 
-    def _draw(self, key: counter.Words) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        ways, each = self.sizes.ways[1], self.sizes.shots[1] + self.sizes.queries
-        classes = counter.draw(key[:, _CLASSES], np.full(len(key), len(self._counts)), ways)
-        rows = counter.words(key[:, _IMAGES], ways)
-        drawn = counter.draw(rows.ravel(), self._counts[classes].ravel(), each).reshape(len(key), ways, each)
-        return classes, self._order[self._starts[classes][..., None] + drawn]
-
-    def _classification(self, key: counter.Words) -> EpisodeBatch:
-        classes, drawn = self._draw(key)
+    def _lists(self, key: counter.Words) -> dict[str, Tensor]:
+        (_, ways), (_, shots), tasks = self.sizes.ways, self.sizes.shots, len(key)
+        classes = counter.draw(key[:, _CLASSES], np.full(tasks, len(self._counts)), ways)
+        rows = counter.words(key[:, _IMAGES], ways).ravel()
+        drawn = counter.draw(rows, self._counts[classes].ravel(), shots + self.queries).reshape(
+            tasks, ways, -1
+        )
+        places = self._order[self._starts[classes][..., None] + drawn]
+        fields: dict[str, NDArray[Any]] = {"classes": classes}
+        for part, piece in (("support", places[..., :shots]), ("query", places[..., shots:])):
+            fields[f"{part}_index"] = piece.reshape(tasks, -1)
+            fields[f"{part}_y"] = np.tile(np.arange(ways).repeat(piece.shape[2]), (tasks, 1))
         masks = self.sizes.masks(key[:, _SIZES])
-        shots = self.sizes.shots[1]
-        fields: dict[str, Tensor] = {}
-        for part, places in (("support", drawn[..., :shots]), ("query", drawn[..., shots:])):
-            labels = np.array(np.broadcast_to(np.arange(self.sizes.ways[1])[:, None], places.shape))
-            fields[f"{part}_index"] = torch.from_numpy(places.reshape(len(key), -1))
-            fields[f"{part}_y"] = torch.from_numpy(labels.reshape(len(key), -1))
-        fields |= self._images(key, fields["support_index"], fields["query_index"])
-        if masks is not None:
-            classes = np.where(masks.pop("classes"), classes, -1)
-            for part, mask in masks.items():
-                _pad(fields, part, torch.from_numpy(mask.reshape(len(key), -1)))
-        return EpisodeBatch(classes=torch.from_numpy(classes), **fields)
+        for part, mask in masks.items():
+            for name, padding in ((part, -1), (f"{part}_index", -1), (f"{part}_y", 0)):
+                if name in fields:
+                    fields[name] = np.where(mask, fields[name], padding)
+        present = {f"{part}_mask": mask for part, mask in masks.items() if part != "classes"}
+        return {name: torch.from_numpy(value) for name, value in (fields | present).items()}
 
-    def _images(self, key: counter.Words, support: Tensor, query: Tensor) -> dict[str, Tensor]:
+    def _images(self, key: counter.Words, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        parts = {part: fields[f"{part}_index"] for part in ("support", "query")}
         if self.shift is None and self.augment is None:
-            return {"support_x": self.dataset.gather(support), "query_x": self.dataset.gather(query)}
-        images = self.dataset.gather(torch.cat([support, query], dim=1))
+            found = {f"{part}_x": self.dataset.gather(index.clamp(min=0)) for part, index in parts.items()}
+        else:
+            images = self._changed(
+                key, self.dataset.gather(torch.cat(list(parts.values()), dim=1).clamp(min=0))
+            )
+            pieces = torch.split(images, [index.shape[1] for index in parts.values()], dim=1)
+            found = {f"{part}_x": piece.contiguous() for part, piece in zip(parts, pieces)}
+        for part in parts if not self.sizes.fixed else ():
+            images = found[f"{part}_x"]
+            images[~fields[f"{part}_mask"].to(images.device)] = 0
+        return found
+
+    def _changed(self, key: counter.Words, images: Tensor) -> Tensor:
         if self.augment is not None:
             rows = counter.words(key[:, _AUGMENT], images.shape[1])
             images = _checked_images(self.augment(images, _seeds(rows)), images, "augment")
         if self.shift is not None:
             images = _checked_images(self.shift(images, _seeds(key[:, _SHIFT])), images, "shift")
-        parts = images.split([support.shape[1], query.shape[1]], dim=1)
-        return {"support_x": parts[0].contiguous(), "query_x": parts[1].contiguous()}
-
-    def _regression(self, key: counter.Words) -> EpisodeBatch:
-        shots = self.sizes.shots[1]
-        x, y = self.dataset.draw(key[:, _TASK], shots + self.queries)
-        return EpisodeBatch(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
+        return images
 
     def _index_classes(self) -> None:
         labels = self.dataset.labels.cpu().numpy()
@@ -187,12 +201,17 @@ class EpisodeSampler:
                 )
 
 
-def _pad(fields: dict[str, Tensor], part: str, mask: Tensor) -> None:
-    images = fields[f"{part}_x"]
-    images[~mask.to(images.device)] = 0
-    fields[f"{part}_mask"] = mask
-    fields[f"{part}_index"].masked_fill_(~mask, -1)
-    fields[f"{part}_y"].masked_fill_(~mask, 0)
+def _check_images(dataset: Any) -> None:
+    missing = [
+        name
+        for name in ("labels", "classes", "gather", "name", "split", "split_hash")
+        if not hasattr(dataset, name)
+    ]
+    if missing:
+        raise ValueError(
+            f"dataset must be an ImageData, or have what it has; {type(dataset).__name__} has no "
+            f"{', '.join(missing)}; ImageData(images, labels, classes) makes one of tensors"
+        )
 
 
 def _seeds(key: counter.Words) -> Tensor:

@@ -39,22 +39,22 @@ class Sizes:
         """True where every episode has the same sizes, so that nothing is padded."""
         return self.ways[0] == self.ways[1] and self.shots[0] == self.shots[1]
 
-    def masks(self, key: counter.Words) -> dict[str, NDArray[np.bool_]] | None:
-        """What is there, not padding, in the episodes of `key` `(T,)`; None where sizes are fixed.
+    def masks(self, key: counter.Words) -> dict[str, NDArray[np.bool_]]:
+        """What is there, not padding, in the episodes of `key` `(T,)`; nothing where sizes are fixed.
 
         Returns:
-            `classes (T, N)`, `support (T, N, K)` and `query (T, N, Q)`, N and K being the highest numbers.
+            `classes (T, N)`, `support (T, N K)` and `query (T, N Q)`, N and K being the highest numbers.
         """
         if self.fixed:
-            return None
+            return {}
         most_ways, most_shots = self.ways[1], self.shots[1]
         stream = counter.words(key, 1 + most_ways)
         ways = counter.integers(stream[:, 0], *self.ways)
         shots = counter.integers(stream[:, 1:] if self.imbalanced else stream[:, 1:2], *self.shots)
         present = np.arange(most_ways) < ways[:, None]
         support = present[..., None] & (np.arange(most_shots) < shots[..., None])
-        query = np.broadcast_to(present[..., None], (*present.shape, self.queries))
-        return {"classes": present, "support": support, "query": query}
+        query = present.repeat(self.queries, axis=1)
+        return {"classes": present, "support": support.reshape(len(key), -1), "query": query}
 
 
 def _is_count(value: object) -> bool:

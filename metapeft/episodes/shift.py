@@ -1,0 +1,73 @@
+"""One change of style an episode, shared by its support and query images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metapeft.episodes import counter
+from metapeft.episodes.shift_kinds import KINDS
+
+# A kind belongs to one split, so that validation and test episodes have styles that training never showed.
+OF_SPLIT = {
+    "train": ("contrast", "noise", "rotate", "shear", "thicken"),
+    "val": ("outline", "salt", "stretch"),
+    "test": ("blur", "invert", "pixelate", "stripes", "wave"),
+}
+
+
+class Shift:
+    """Draws one kind and its strength for each episode and applies it to all of the episode's images.
+
+    `OF_SPLIT` says which kinds belong to which split; `metapeft.episodes.shift_kinds` what each does.
+
+    Args:
+        kinds: names of the kinds to draw from.
+
+    Raises:
+        ValueError: for a kind that does not exist.
+
+    Example:
+        >>> images = torch.full((2, 3, 1, 8, 8), 10, dtype=torch.uint8)
+        >>> Shift(["invert"])(images, torch.tensor([1, 2])).unique().tolist()
+        [245]
+    """
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown or not kinds or isinstance(kinds, str):
+            raise ValueError(f"kinds must be a list of names among {', '.join(sorted(KINDS))}, not {kinds!r}")
+        self.kinds = tuple(kinds)
+
+    @classmethod
+    def of_split(cls, split: str) -> Shift:
+        """The kinds that belong to a split; raises ValueError for a split that has none."""
+        if split not in OF_SPLIT:
+            raise ValueError(
+                f"shift=True knows kinds for the splits {', '.join(OF_SPLIT)}, not {split!r}: "
+                "give shift=Shift([...])"
+            )
+        return cls(OF_SPLIT[split])
+
+    @property
+    def name(self) -> str:
+        """The kinds, for tables: `"blur+invert"`."""
+        return "+".join(self.kinds)
+
+    def __call__(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """`(T, n, C, H, W)` uint8 and a seed a task `(T,)` int64 -> uint8 of the same shape."""
+        keys = counter.words(seeds.cpu().numpy().astype(np.uint64), 2)
+        drawn = (keys[:, 0] % np.uint64(len(self.kinds))).astype(np.int64)
+        result = torch.empty_like(images)
+        for place in np.unique(drawn):
+            mine = np.flatnonzero(drawn == place)
+            which = torch.from_numpy(mine).to(images.device)
+            changed = KINDS[self.kinds[place]](images[which].float(), keys[mine, 1])
+            result[which] = changed.round().clamp(0, 255).to(torch.uint8)
+        return result
+
+    def __repr__(self) -> str:
+        return f"Shift({list(self.kinds)})"
