@@ -9,8 +9,32 @@ from metapeft._registry import Registry
 registry = Registry(
     __name__,
     "method",
-    attributes={},
-    names={},
+    attributes={
+        "maml": "recipes",
+        "fomaml": "recipes",
+        "anil": "recipes",
+        "boil": "recipes",
+        "protonet": "recipes",
+        "centroids": "recipes",
+        "sr_lora": "recipes",
+        "lora_ml": "recipes",
+        "metalora_cp": "recipes",
+        "metalora_tr": "recipes",
+        "metapeft": "recipes",
+    },
+    names={
+        "maml": "maml",
+        "fomaml": "fomaml",
+        "anil": "anil",
+        "boil": "boil",
+        "protonet": "protonet",
+        "centroids": "centroids",
+        "sr-lora": "sr_lora",
+        "lora-ml": "lora_ml",
+        "metalora-cp": "metalora_cp",
+        "metalora-tr": "metalora_tr",
+        "metapeft": "metapeft",
+    },
 )
 
 

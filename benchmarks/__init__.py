@@ -1,0 +1,1 @@
+"""Measurements: few-shot accuracy, speed against peers, the theory suite's time. Results are data files."""

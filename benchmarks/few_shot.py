@@ -1,0 +1,143 @@
+"""Few-shot accuracy on real data: one command a row, resumable, its result kept as a JSON file.
+
+    python -m benchmarks.few_shot sr --data omniglot          (the start that most rows share)
+    python -m benchmarks.few_shot lora-ml --data omniglot
+    python -m benchmarks.few_shot list
+
+Killed at any moment, the same command goes on. Data: $METAPEFT_DATA (see the README).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from cyclopts import App
+
+import metapeft as mp
+from benchmarks.rows import ROWS, Setting, build
+from metapeft.checkpoint import load, save
+from metapeft.environment import environment
+from metapeft.trainer import BilevelTrainer
+
+app = App(help=__doc__, version_flags=[])
+RESULTS = Path(__file__).parent / "results" / "few_shot"
+Data = Literal["omniglot", "miniimagenet"]
+SR = {
+    "omniglot": {"steps": 3000, "group": 64, "groups": 2, "lr": 2e-3},
+    "miniimagenet": {"steps": 2500, "group": 64, "groups": 1, "lr": 1e-3},
+}
+
+
+def splits(data: str, kind: Literal["plain", "shifted"], seed: int) -> dict[str, Any]:
+    """Samplers of 5-way 1-shot episodes with 15 queries, on training, validation and test classes."""
+    shift = kind == "shifted"
+    return {
+        split: mp.EpisodeSampler(mp.load_dataset(data, split=split), 5, 1, 15, seed=seed + offset, shift=shift)
+        for offset, split in enumerate(("train", "val", "test"))
+    }
+
+
+def backbone(data: str, seed: int) -> torch.nn.Module:
+    """Conv-4-64 for 28x28 grey or 84x84 colour images."""
+    channels, size = (1, 28) if data == "omniglot" else (3, 84)
+    module: torch.nn.Module = mp.backbones.conv4(ways=5, channels=channels, width=64, size=size, seed=seed)
+    return module
+
+
+def sr_start(data: str, runs: Path, seed: int) -> torch.nn.Module:
+    """The backbone after standard retraining; raises ValueError where it has not been trained yet."""
+    path = runs / f"{data}-sr-{seed}" / "start.safetensors"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: run `python -m benchmarks.few_shot sr --data {data}` first")
+    module = backbone(data, seed)
+    module.load_state_dict(load(path)[0])
+    return module
+
+
+@app.command
+def sr(data: Data = "omniglot", runs: Path = Path("runs"), seed: int = 0, threads: int = 2) -> None:
+    """Standard retraining: one softmax over all training classes; the start of the other rows."""
+    torch.set_num_threads(threads)
+    train = mp.load_dataset(data, split="train")
+    folder = runs / f"{data}-sr-{seed}"
+    begun = time.monotonic()
+    body, log = mp.pretrain(backbone(data, seed), train, run_dir=folder / "run", resume=True, seed=seed, **SR[data])
+    save(folder / "start.safetensors", dict(body.state_dict()), {})
+    print(f"sr on {data}: {log[-1]}, {time.monotonic() - begun:.0f} s")
+
+
+@app.command(name="list")
+def names() -> None:
+    """The rows that can be run."""
+    for name, setting in ROWS.items():
+        print(f"{name:24}{setting.about}")
+
+
+@app.default
+def run(
+    row: str,
+    data: Data = "omniglot",
+    kind: Literal["plain", "shifted"] = "plain",
+    runs: Path = Path("runs"),
+    seed: int = 0,
+    episodes: int = 600,
+    threads: int = 2,
+    steps: int | None = None,
+) -> None:
+    """Train one row, evaluate it on test classes and write its result.
+
+    Args:
+        row: see `list`. data: which data. kind: plain or shifted episodes. runs: where run folders go.
+        seed: of everything. episodes: test episodes. threads: of torch. steps: outer steps in place of the row's.
+    """
+    torch.set_num_threads(threads)
+    if row not in ROWS:
+        raise SystemExit(f"unknown row {row!r}: known are {', '.join(ROWS)}")
+    setting = ROWS[row]
+    samplers = splits(data, kind, seed)
+    preprocess = samplers["train"].dataset.preprocess
+    start = backbone(data, seed) if setting.scratch else sr_start(data, runs, seed)
+    begun = time.monotonic()
+    learner, chosen = build(setting, start, preprocess, samplers["val"])
+    folder = runs / f"{data}-{kind}-{row}-{seed}"
+    log: list[dict[str, Any]] = []
+    if setting.steps:
+        trainer = BilevelTrainer(learner, lr=setting.lr, tasks_per_step=setting.tasks, chunk=setting.chunk, clip=10.0, schedule="cosine")
+        train = training_sampler(setting, samplers["train"])
+        if trainer.has_run(folder):
+            log = trainer.resume(folder, train, samplers["val"])
+        else:
+            log = trainer.fit(train, steps or setting.steps, samplers["val"], folder, validate_every=setting.validate_every)
+    seconds = time.monotonic() - begun
+    result = mp.evaluate(learner, samplers["test"], episodes)
+    write(row, data, kind, seed, result, setting, chosen, seconds, log)
+
+
+def training_sampler(setting: Setting, sampler: Any) -> Any:
+    """The training episodes of a row: those of the test, or of more ways."""
+    if setting.ways is None:
+        return sampler
+    return mp.EpisodeSampler(sampler.dataset, setting.ways, 1, setting.queries, seed=sampler.seed, shift=sampler.shift)
+
+
+def write(
+    row: str, data: str, kind: str, seed: int, result: Any, setting: Setting, chosen: dict[str, Any], seconds: float, log: list[dict[str, Any]]
+) -> None:
+    """Keep a row as benchmarks/results/few_shot/<data>-<kind>-<row>-<seed>.json, and print it."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    found = {
+        "row": row, "about": setting.about, "data": data, "kind": kind, "seed": seed,
+        "accuracy": result.accuracy, "ci95": result.ci95, "protocol": result.protocol.as_dict(),
+        "setting": setting.as_dict(), "chosen": chosen, "seconds_of_last_process": round(seconds, 1),
+        "environment": environment(), "log": log[-20:], "values": [round(v, 4) for v in result.values.tolist()],
+    }  # fmt: skip
+    (RESULTS / f"{data}-{kind}-{row}-{seed}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{row} on {data}, {kind}: {result}")
+
+
+if __name__ == "__main__":
+    app()

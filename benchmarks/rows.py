@@ -1,0 +1,99 @@
+"""The rows of the few-shot tables: method, start, budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+import metapeft as mp
+from metapeft.learner import Learner
+from metapeft.tuning import grid, tune
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: how its learner is made, and what it may cost.
+
+    Args:
+        about: one line for tables. make: a recipe. options: for it.
+        scratch: from random weights instead of the SR start. inner: grid of (lr, steps) tried on validation classes.
+        steps, tasks, chunk, lr: of the outer loop. ways, queries: of training episodes where they differ from the test.
+        validate_every: outer steps.
+    """
+
+    about: str
+    make: Callable[..., Learner]
+    options: dict[str, Any] = field(default_factory=dict)
+    scratch: bool = False
+    rates: Any = None
+    inner_lr: tuple[float, ...] = ()
+    inner_steps: tuple[int, ...] = ()
+    steps: int = 0
+    tasks: int = 4
+    chunk: int | None = None
+    lr: Any = 1e-3
+    ways: int | None = None
+    queries: int = 5
+    validate_every: int = 200
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON can say them."""
+        plain = {name: value for name, value in asdict(self).items() if name not in ("make", "options")}
+        return {**plain, "method": self.make.__name__, "options": {n: repr(v) for n, v in self.options.items()}}
+
+
+def build(setting: Setting, start: nn.Module, preprocess: Any, validation: Any) -> tuple[Learner, dict[str, Any]]:
+    """The learner of a row; inner rate and steps are the best of its grid on 100 validation episodes."""
+
+    def make(lr: float | None = None, steps: int | None = None) -> Learner:
+        options = dict(setting.options, preprocess=preprocess)
+        if lr is not None and steps is not None:
+            options["inner"] = mp.inner.SGD(steps, lr, rates=setting.rates)
+        return setting.make(start, **options)
+
+    if not setting.inner_lr:
+        return make(), {}
+    tuned = tune(make, grid(lr=setting.inner_lr, steps=setting.inner_steps), validation, 100)
+    return make(**tuned.settings), {**tuned.settings, "validation": tuned.score, "trials": tuned.trials}
+
+
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+STEPS = (3, 5, 10)
+OUTER = {"rates": 1e-3, "weights": 3e-4, "default": 1e-3}
+FULL: dict[str, Any] = {"head": "prototype-init"}
+METHODS = mp.methods
+
+ROWS = {
+    "centroids": Setting("SR start, nearest centroids, nothing adapts", METHODS.centroids),
+    "sr+lora": Setting("SR start, LoRA and head fitted at test", METHODS.sr_lora, inner_lr=RATES, inner_steps=STEPS),
+    "protonet": Setting(
+        "prototypical network, 60-way training, from scratch", METHODS.protonet, scratch=True, steps=2400, tasks=1,
+        lr=2e-3, ways=60, validate_every=300,
+    ),
+    "lora-ml": Setting(
+        "SR start, W0, starts and rates meta-trained through LoRA", METHODS.lora_ml, rates="step", inner_lr=RATES,
+        inner_steps=(5,), steps=600, lr={"weights": 3e-4, "rates": 1e-3, "default": 1e-3},
+    ),
+    "maml": Setting(
+        "SR start, running statistics, full updates", METHODS.maml,
+        {"norm": "running", "head": "prototype-init"}, rates="step", inner_lr=RATES, inner_steps=(5,), steps=400,
+        lr=3e-4,
+    ),
+    "maml-scratch": Setting(
+        "from scratch, support statistics, full updates", METHODS.maml, {"norm": "support"}, scratch=True,
+        inner_lr=(0.4,), inner_steps=(1,), steps=2500, tasks=8,
+    ),
+    "maml-scratch-transductive": Setting(
+        "from scratch, TRANSDUCTIVE statistics (queries see each other)", METHODS.maml, {"norm": "transductive"},
+        scratch=True, inner_lr=(0.4,), inner_steps=(1,), steps=2500, tasks=8,
+    ),
+    "metalora-cp": Setting("SR start frozen, CP factors trained, seeds generated", METHODS.metalora_cp, steps=600),
+    "metalora-tr": Setting("SR start frozen, ring factors trained, seeds generated", METHODS.metalora_tr, steps=600),
+    "metapeft": Setting(
+        "SR start, CP: generated, selected, adapted", METHODS.metapeft, rates="step", inner_lr=RATES, inner_steps=(5,),
+        steps=600, lr={"weights": 3e-4, "default": 1e-3},
+    ),
+}  # fmt: skip

@@ -1,0 +1,169 @@
+"""The methods of the field, each a choice of roles over the same learner.
+
+Every recipe takes the backbone and settings, and returns a `Learner`; further keywords go to `Learner`
+(`loss`, `test_steps`, `device`, `dtype`, `seed`) or to `attach` (`preprocess`, `classifier`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from metapeft.generators.mapping_net import MappingNet
+from metapeft.inner.descent import SGD
+from metapeft.inner.solver import Solver
+from metapeft.learner import Learner
+from metapeft.updates.attached import attach
+from metapeft.updates.cp import CP
+from metapeft.updates.format import Format
+from metapeft.updates.full import Full
+from metapeft.updates.lora import LoRA
+from metapeft.updates.tensor_ring import TensorRing
+
+_ATTACH = ("preprocess", "classifier")
+Formats = Format | Mapping[str, Format | None]
+
+
+def learns_rates(inner: Solver) -> bool:
+    """Whether an inner solver has learnable rates."""
+    return bool(inner.rates({"x": torch.zeros(1)}))
+
+
+def recipe(
+    backbone: nn.Module, format: Formats, name: str, *, targets: Any = "all", norm: str = "running", **options: Any
+) -> Learner:
+    """Attach a format and build a learner: what every recipe comes down to."""
+    given = {key: options.pop(key) for key in _ATTACH if key in options}
+    return Learner(attach(backbone, format, targets=targets, norm=norm, **given), name=name, **options)
+
+
+def maml(backbone: nn.Module, *, steps: int = 5, lr: float = 0.1, norm: str = "support", **options: Any) -> Learner:
+    """MAML: full updates of all layers, differentiated through the inner loop.
+
+    Source: Finn et al. 2017, arXiv 1703.03400, algorithm 1.
+
+    Example:
+        >>> import metapeft as mp
+        >>> maml(mp.backbones.mlp(4, 3, hidden=(8,))).outer
+        ('weights',)
+    """
+    options = {"inner": SGD(steps, lr), "outer": ("weights",), **options}
+    return recipe(backbone, Full(), options.pop("name", "maml"), norm=norm, **options)
+
+
+def fomaml(backbone: nn.Module, **options: Any) -> Learner:
+    """First-order MAML: the inner gradients are constants. Source: Finn et al. 2017, section 5.2."""
+    return maml(backbone, **{"hypergradient": "first-order", "name": "fomaml", **options})
+
+
+def anil(backbone: nn.Module, **options: Any) -> Learner:
+    """ANIL: only the classifier is adapted. Source: Raghu et al. 2020, arXiv 1909.09157."""
+    return maml(backbone, **{"targets": "head", "name": "anil", **options})
+
+
+def boil(backbone: nn.Module, **options: Any) -> Learner:
+    """BOIL: all but the classifier is adapted. Source: Oh et al. 2021, arXiv 2008.08882."""
+    return maml(backbone, **{"targets": "body", "name": "boil", **options})
+
+
+def protonet(backbone: nn.Module, *, norm: str = "running", **options: Any) -> Learner:
+    """Prototypical networks: nothing adapts; classes are the means of their features. Source: Snell et al. 2017."""
+    options = {"head": "prototypes", "outer": ("weights",), **options}
+    return recipe(backbone, {}, options.pop("name", "protonet"), norm=norm, **options)
+
+
+def centroids(backbone: nn.Module, **options: Any) -> Learner:
+    """Nearest centroids on the backbone as it is: nothing adapts and nothing is trained. The sanity check."""
+    return protonet(backbone, **{"outer": (), "name": "centroids", **options})
+
+
+def sr_lora(
+    backbone: nn.Module, *, rank: int = 4, inner: Solver | None = None, head: str = "prototype-init", **options: Any
+) -> Learner:
+    """SR + LoRA: a backbone from `mp.pretrain`, LoRA and a head fitted to each task at test; nothing is meta-trained.
+
+    Source: the baseline of Block et al. 2025, arXiv 2410.22264.
+    """
+    options = {"inner": SGD(5, 0.1) if inner is None else inner, "head": head, "outer": (), **options}
+    return recipe(backbone, LoRA(rank), options.pop("name", "sr+lora"), **options)
+
+
+def lora_ml(
+    backbone: nn.Module,
+    *,
+    rank: int = 4,
+    inner: Solver | None = None,
+    head: str = "prototype-init",
+    hypergradient: Any = "unroll",
+    **options: Any,
+) -> Learner:
+    """LoRA-ML: W0 meta-trained so that LoRA of a low rank fits each task.
+
+    `hypergradient="envelope"` with `inner_data="both"` is the published form; unrolled, the starts of A and B
+    and the inner rates can be outer variables too.
+    Source: Block et al. 2025, arXiv 2410.22264, the objective of section 3.
+    """
+    inner = SGD(5, 0.1, rates="step") if inner is None else inner
+    outer = ["weights"]
+    if hypergradient != "envelope":
+        outer += ["factors"] + (["rates"] if learns_rates(inner) else [])
+    options = {"inner": inner, "head": head, "hypergradient": hypergradient, "outer": tuple(outer), **options}
+    return recipe(backbone, LoRA(rank), options.pop("name", "lora-ml"), **options)
+
+
+def metalora_cp(
+    backbone: nn.Module, *, rank: int = 4, hidden: int = 64, per: Any = "task", head: Any = "prototypes", **options: Any
+) -> Learner:
+    """MetaLoRA in CP form: W0 frozen, factors trained, seeds generated; nothing is adapted.
+
+    Source: Wang & Zhao 2025, arXiv 2504.00460.
+    """
+    return _metalora(backbone, CP(rank), "metalora-cp", hidden, per, head, options)
+
+
+def metalora_tr(
+    backbone: nn.Module, *, rank: int = 2, hidden: int = 64, per: Any = "task", head: Any = "prototypes", **options: Any
+) -> Learner:
+    """MetaLoRA in tensor-ring form: a ring of rank R has the parameters of a CP update of rank R^2.
+
+    Source: Wang & Zhao 2025, arXiv 2504.00460.
+    """
+    return _metalora(backbone, TensorRing(rank), "metalora-tr", hidden, per, head, options)
+
+
+def _metalora(
+    backbone: nn.Module, format: Format, name: str, hidden: int, per: Any, head: Any, options: dict[str, Any]
+) -> Learner:
+    net = MappingNet(hidden=hidden, per=per)
+    options = {"generator": net, "outer": ("factors", "generator"), "head": head, "targets": "body", **options}
+    return recipe(backbone, format, options.pop("name", name), **options)
+
+
+def metapeft(
+    backbone: nn.Module,
+    *,
+    format: Format | None = None,
+    inner: Solver | None = None,
+    head: str = "prototype-init",
+    hidden: int = 64,
+    selection: Any = "softmax",
+    generator: Any = "default",
+    **options: Any,
+) -> Learner:
+    """The whole: seeds generated from the support set, terms selected, factors adapted from the generated start.
+
+    Args:
+        format: `CP(rank=4)` unless said; `TensorRing` likewise.
+        inner: the inner solver, with learnable rates a step unless said; None takes 5 steps of 0.1.
+        selection, generator: None switches either off, for an ablation.
+    """
+    inner = SGD(5, 0.1, rates="step") if inner is None else inner
+    net = MappingNet(hidden=hidden) if generator == "default" else generator
+    groups = ["weights", "factors"] + ["generator"] * (net is not None) + ["selection"] * (selection is not None)
+    if learns_rates(inner):
+        groups.append("rates")
+    options = {"inner": inner, "head": head, "generator": net, "selection": selection, "outer": tuple(groups), **options}
+    return recipe(backbone, CP(4) if format is None else format, options.pop("name", "metapeft"), **options)
