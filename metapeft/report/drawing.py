@@ -1,0 +1,143 @@
+"""What all pictures share: size, style, and SVG whose colours follow the page.
+
+Text and axes take the colour of the page's text, and each series has a colour of its own that the page may
+change for dark mode: the colours that matplotlib writes are exchanged for CSS variables, with themselves to
+fall back on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+WIDTH = 4.8  # inches, at 96 pixels each: readable without zoom on a phone, two in a row on a desk
+SERIES = (
+    "#0b6fb5",
+    "#d55e00",
+    "#0a8f68",
+    "#b0559a",
+    "#b8860b",
+    "#6a6ad8",
+    "#7a7a7a",
+    "#a0522d",
+)  # told apart by all
+INK, GRID = "#1b1f24", "#d5d9de"
+_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GRID,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.size": 10.0,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the font of the page
+    "svg.hashsalt": "metapeft",  # the same data give the same file
+    "text.color": INK,
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "xtick.color": GRID,
+    "xtick.labelcolor": INK,
+    "ytick.color": GRID,
+    "ytick.labelcolor": INK,
+}
+
+
+class Drawing:
+    """A matplotlib figure of the report's width, with a context in which the report's style holds.
+
+    Example:
+        >>> with Drawing(height=2.0) as drawing:
+        ...     axes = drawing.axes()
+        ...     _ = axes.plot([0, 1], [0, 1], color=SERIES[0])
+        ...     svg = drawing.svg("a line")
+        >>> svg.startswith('<svg role="img" aria-label="a line"'), "var(--series-1, #0b6fb5)" in svg
+        (True, True)
+    """
+
+    def __init__(self, height: float, width: float = WIDTH) -> None:
+        self._context = matplotlib.rc_context(_STYLE)
+        self._size = (width, height)
+
+    def __enter__(self) -> Drawing:
+        self._context.__enter__()
+        self.figure = Figure(figsize=self._size, layout="constrained")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+    def axes(self) -> Axes:
+        """The only axes of the figure."""
+        return self.figure.subplots()
+
+    def legend(self, handles: Sequence[Any], labels: Sequence[str]) -> None:
+        """A legend above the axes, filled row by row."""
+        widest = max(map(len, labels))
+        columns = min(
+            len(labels), max(1, 56 // (widest + 5))
+        )  # letters that fit beside each other, with a line each
+        order = [index for column in range(columns) for index in range(column, len(labels), columns)]
+        self.figure.legend(
+            [handles[index] for index in order],
+            [labels[index] for index in order],
+            loc="outside upper left",
+            ncols=columns,
+            handlelength=1.2,
+            columnspacing=1.2,
+        )
+
+    def svg(self, description: str) -> str:
+        """The figure as an `<svg>` element for a page that has others too; `description` is read aloud."""
+        buffer = io.StringIO()
+        self.figure.savefig(buffer, format="svg", metadata={"Date": None})
+        return inline(buffer.getvalue(), description)
+
+
+def inline(document: str, description: str) -> str:
+    """Turn an SVG document into an element of a page: no prolog, names of its own, colours of the page.
+
+    Example:
+        >>> inline('<?xml version="1.0"?><svg width="5" id="a"><use href="#a"/></svg>', "x > y")
+        '<svg role="img" aria-label="x &gt; y" width="5" id="f-ddd940-a"><use href="#f-ddd940-a"/></svg>'
+    """
+    element = re.sub(r"<metadata>.*?</metadata>", "", document[document.index("<svg") :].strip(), flags=re.S)
+    prefix = f"f-{hashlib.sha256(element.encode()).hexdigest()[:6]}-"
+    element = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}", element)
+    for number, colour in enumerate(SERIES, start=1):
+        element = element.replace(colour, f"var(--series-{number}, {colour})")
+    element = element.replace(INK, "currentColor").replace(GRID, f"var(--grid, {GRID})")
+    return element.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
+
+
+def numbers(values: Any) -> Tensor:
+    """Any sequence or tensor of numbers as float64 on the CPU; None becomes not-a-number.
+
+    Example:
+        >>> numbers([1, None, 2.5])
+        tensor([1.0000,    nan, 2.5000], dtype=torch.float64)
+    """
+    if isinstance(values, Tensor):
+        return values.detach().cpu().double()
+    return torch.tensor(
+        [float("nan") if value is None else float(value) for value in values], dtype=torch.float64
+    )
+
+
+def series_colour(index: int) -> str:
+    """The colour of series `index`, starting again after the last."""
+    return SERIES[index % len(SERIES)]
