@@ -5,6 +5,7 @@ The leaves of the skeleton read it from a `Holder` while the backbone runs; it l
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,6 +13,10 @@ import torch
 from torch import Tensor
 
 from metapeft.updates.format import Factors, Format, Geometry, per_row
+from metapeft.updates.layout import Layouts, Shapes
+
+#: batch-norm layer -> mean and biased variance `(T, C)`, and the number of values behind them `(T,)`
+Statistics = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -30,30 +35,29 @@ class Update:
 
     @cached_property
     def down(self) -> Tensor:
+        """The map to a few channels, `(T, channels, in, *kernel)`."""
         return self.expand(self.format.down(self.factors))
 
     @cached_property
     def up(self) -> Tensor:
+        """The map back, `(T, out, channels)`, with scale and a task's seed in it."""
         return self.expand(self.format.up(self.factors, mixed=self.per_input))
 
     def mix(self, hidden: Tensor) -> Tensor:
-        """Apply a seed per input to `hidden` `(T, M, channels)`, whose rows are `B` inputs one after another."""
-        if not self.per_input:
+        """Apply a seed per input to `hidden` `(T, M, channels)`, whose M positions belong to B inputs in turn."""
+        if not self.per_input or self.format.seed is None:
             return hidden
-        assert self.format.seed is not None
         items = self.factors[self.format.seed].shape[1]
-        mixed = self.format.mix(hidden.unflatten(1, (items, -1)), self.factors)
-        return mixed.flatten(1, 2)
+        return self.format.mix(torch.unflatten(hidden, 1, (items, -1)), self.factors).flatten(1, 2)
 
     def delta(self, rows: int) -> Tensor:
         """The update as the layer stores it: `(T, *shape)`, or one for each of the `rows` inputs."""
         if self.format.dense:
             return self.expand(self.format.delta(self.factors))
-        factors = self.factors
-        if self.per_input:
-            assert self.format.seed is not None
-            return self.geometry.stored(self.format.delta(per_row(factors, rows, self.format.seed)))
-        factors = {name: self.expand(value) for name, value in factors.items()}
+        if self.per_input and self.format.seed is not None:
+            factors = per_row(self.factors, rows, self.format.seed)
+        else:
+            factors = {name: self.expand(value) for name, value in self.factors.items()}
         return self.geometry.stored(self.format.delta(factors))
 
 
@@ -62,8 +66,8 @@ class Call:
     """One run over `tasks * items` rows.
 
     `reference` says which items of a task the normalisation statistics are taken from: None means the buffers,
-    else the first `reference` items, those that `mask` `(T, reference)` keeps. `statistics` receives, by the name
-    of the normalisation layer, the mean and the biased variance `(T, C)` and the number of values behind them.
+    else the first `reference` items, those that `mask` `(T, reference)` keeps. `statistics` receives them.
+    While `shapes` is a dict, the leaves note the shapes of what they take and give.
     """
 
     tasks: int
@@ -72,52 +76,32 @@ class Call:
     reference: int | None = None
     mask: Tensor | None = None
     features: bool = False
-    statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
-    fired: set[str] = field(default_factory=set)
+    statistics: Statistics = field(default_factory=dict)
+    shapes: Shapes | None = None
+    visits: Counter[str] = field(default_factory=Counter)
     classifier_output: Tensor | None = None
 
     @property
     def rows(self) -> int:
         return self.tasks * self.items
 
-    def batched(self, x: Tensor, axis: int = 0) -> Tensor:
-        """Give an input that has no task axis yet (positions, shared tokens) one row per input."""
-        size = x.shape[axis] if x.dim() > axis else 0
-        if size and size % self.rows == 0:
-            return x
-        if size != 1:
-            x = x.unsqueeze(axis)
-        shape = list(x.shape)
-        shape[axis] = self.rows
-        return x.expand(shape)
-
 
 class Holder:
-    """Where the leaves of one attached backbone find the run that is going on, and which of them classifies."""
+    """Where the leaves of one attached backbone find the run that is going on, and what was learned of them.
+
+    Args:
+        classifier: the leaf whose input are the features, None where there is none.
+    """
 
     def __init__(self, classifier: str | None) -> None:
         self.call: Call | None = None
         self.classifier = classifier
+        self.layouts: Layouts = {}
 
     def current(self) -> Call:
         if self.call is None:
-            raise RuntimeError("an attached backbone runs only through the model that attach() returned")
+            raise RuntimeError(
+                "an attached backbone runs only through the model that attach() returned "
+                "(checkpointing inside its forward runs it again in the backward pass: turn it off)"
+            )
         return self.call
-
-
-def group_mean_variance(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance `(T, C)` of `x` `(T, S, C, L)` over items and positions, and their count `(T,)`.
-
-    Args:
-        x: activations of the reference items.
-        mask: `(T, S)`, True for items that count; None for all.
-    """
-    tasks, items, _, length = x.shape
-    if mask is None:
-        variance, mean = torch.var_mean(x, dim=(1, 3), correction=0)
-        return mean, variance, torch.full((tasks,), items * length, dtype=x.dtype, device=x.device)
-    weight = mask.to(x.dtype).view(tasks, items, 1, 1)
-    count = weight.sum((1, 2, 3)) * length
-    mean = (x * weight).sum((1, 3)) / count[:, None]
-    centred = (x - mean[:, None, :, None]) * weight
-    return mean, centred.square().sum((1, 3)) / count[:, None], count

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from metapeft.updates import factors as _factors
 from metapeft.updates import inputs
+from metapeft.updates.call import Statistics
 from metapeft.updates.normalization import is_batch_norm
 
 if TYPE_CHECKING:
     from metapeft.updates.attached import AttachedModel
-
-Statistics = Mapping[str, tuple[Tensor, Tensor, Tensor]]
 
 
 def merge(
@@ -26,20 +26,8 @@ def merge(
     mask: Tensor | None,
 ) -> nn.Module:
     """See `AttachedModel.merged`."""
-    batched = {}
-    for name, value in factors.items():
-        parameter, _, local = name.rpartition(".")
-        site = model.sites.get(parameter)
-        if (
-            site is not None
-            and local == site.format.seed
-            and value.dim() > len(site.format.shapes(site.geometry)[local])
-        ):
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}: one task's factors have no task axis, and a seed per input cannot be merged"
-            )
-        batched[name] = value.unsqueeze(0)
-    statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    batched = _factors.one_task(model.sites, factors)
+    statistics: Statistics = {}
     if support is not None:
         own = inputs.mapped(support, lambda value: value.unsqueeze(0))
         task_mask = None if mask is None else mask.unsqueeze(0)
@@ -58,25 +46,28 @@ def with_updates(
     """A copy of the backbone with one task's update inside, and that task's statistics as buffers.
 
     Args:
-        factors: one task's, `(1, ...)`. statistics: of batch norms, `(1, C)`; empty to keep the buffers.
+        factors: one task's, `(1, ...)`.
+        weights: parameters and buffers in place of the backbone's own.
+        statistics: of batch norms, `(1, C)`; empty to keep the buffers.
     """
     plain = copy.deepcopy(model.module).eval()
-    parameters = dict(plain.named_parameters())
+    state = {
+        **dict(plain.named_buffers(remove_duplicate=False)),
+        **dict(plain.named_parameters(remove_duplicate=False)),
+    }
     for name, value in (weights or {}).items():
-        parameters[name].copy_(value)
-    for name, local in model.groups(factors).items():
-        site = model.sites[name]
-        update = inputs.update_of(site, local, 1, 1)
-        parameters[name].add_(update.delta(1)[0])
+        state[name].copy_(value)
+    for name, update in _factors.updates_of(model.sites, factors, state, 1, 1).items():
+        state[name].add_(update.delta(1)[0])
     for name, module in plain.named_modules():
         if name in statistics and is_batch_norm(module):
-            bake(module, *statistics[name][:2])
+            mean, variance, _ = statistics[name]
+            _bake(module, mean[0], variance[0])
     return plain
 
 
-def bake(module: nn.Module, mean: Tensor, variance: Tensor) -> None:
-    """Make a batch norm use the given statistics `(1, C)` in eval mode."""
+def _bake(module: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    """Make a batch norm use the given statistics `(C,)` in eval mode."""
     module.track_running_stats = True  # type: ignore[assignment]
-    module.running_mean = mean[0].clone()
-    module.running_var = variance[0].clone()
-    module.num_batches_tracked = torch.zeros((), dtype=torch.long)
+    module.running_mean, module.running_var = mean.clone(), variance.clone()
+    module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=mean.device)

@@ -41,8 +41,6 @@ class TensorRing(Format):
     seed: ClassVar[str | None] = "seed"
 
     def __post_init__(self) -> None:
-        if isinstance(self.rank, list):
-            object.__setattr__(self, "rank", tuple(self.rank))
         if isinstance(self.rank, tuple) and len(self.rank) != 3:
             raise ValueError(f"rank={self.rank!r}: a tensor ring has one rank, or three, (R0, R1, R2)")
         for bond in self.bonds:
@@ -102,7 +100,7 @@ class TensorRing(Format):
     def mix(self, hidden: Tensor, factors: Factors) -> Tensor:
         """`Z[r1, r2] = sum_{r0} H[r0, r1] seed[r2, r0]` for `hidden` `(T, B, M, R0*R1)`."""
         r0, r1, _ = self.bonds
-        ring = hidden.unflatten(-1, (r0, r1))
+        ring = torch.unflatten(hidden, -1, (r0, r1))
         return torch.einsum("tbmac,tbda->tbmcd", ring, factors["seed"]).flatten(-2)
 
     def up(self, factors: Factors, mixed: bool = False) -> Tensor:
