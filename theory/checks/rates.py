@@ -1,0 +1,144 @@
+"""Theorem 7: rates of the test error and of the retraining error (P3, arXiv 2410.22264)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from theory.checks import Check, CheckFunction
+from theory.problems import Array, Statistics, Truth, draw_truth, sample
+from theory.solvers import input_loss, meta_least_squares, pooled_least_squares, reduced_rank_regression
+
+CHUNK = 100  # draws whose samples are held at once
+
+
+def parameters(r: int, d: int) -> float:
+    """Degrees of freedom of a d x d matrix of rank r, `r(2d - r)`."""
+    return float(r * (2 * d - r))
+
+
+def tuned_errors(
+    generator: np.random.Generator,
+    draws: int,
+    base: Callable[[Truth], Array],
+    d: int,
+    k: int,
+    T: int,
+    n: int,
+    sigma: float,
+    rank: int,
+) -> tuple[Array, Array, Array]:
+    """Exact test-time error of many draws: sum over the n inputs, population form, and Eckart-Young's part.
+
+    Args:
+        generator, draws: source and number.
+        base: A from the truth, batched.
+        d, k, T, n, sigma: sizes and noise.
+        rank: of the test update.
+
+    Returns:
+        Three arrays `(draws,)`.
+    """
+    inputs, populations, tails = [], [], []
+    for begin in range(0, draws, CHUNK):
+        truth = draw_truth(generator, d, T + 1, k, shape=(min(CHUNK, draws - begin),))
+        start, true = base(truth), truth.maps[..., -1, :, :]
+        task = sample(generator, true, n, sigma)
+        error = true - start - reduced_rank_regression(start, task, rank)
+        inputs.append(input_loss(error, task))
+        populations.append((error**2).sum((-2, -1)))
+        values = np.linalg.svd(true - start, compute_uv=False)
+        tails.append((values[..., rank:] ** 2).sum(-1))
+    return np.concatenate(inputs), np.concatenate(populations), np.concatenate(tails)
+
+
+def true_base(truth: Truth) -> Array:
+    """LoRA-ML's population solution at T >= 3."""
+    return truth.base
+
+
+def retrained_base(truth: Truth) -> Array:
+    """SR's population solution, `A* + mean_t R_t`."""
+    return np.asarray(truth.maps[..., :-1, :, :].mean(-3))
+
+
+def floor(
+    generator: np.random.Generator, draws: int = 1000, count: Callable[[int, int], float] = parameters
+) -> list[Check]:
+    """The mean error over the n inputs is `sigma^2 r(2d - r)`, r = k from A*, r = k(T+1) from SR's A."""
+    found = []
+    d, T, n, sigma = 10, 3, 1000, 0.1
+    for name, base, k, rank in (
+        ("A = A*, r = k = 1", true_base, 1, 1),
+        ("A = A*, r = k = 2", true_base, 2, 2),
+        ("A = A_SR, r = k(T+1) = 4", retrained_base, 1, 4),
+    ):
+        errors = tuned_errors(generator, draws, base, d, k, T, n, sigma, rank)[0]
+        expected = sigma**2 * count(rank, d)
+        statement = f"mean test error over n inputs = sigma^2 r(2d-r), {name} (relative)"
+        found.append(Check(7, statement, draws, abs(float(errors.mean()) / expected - 1), 0.05))
+    return found
+
+
+def population_form(generator: np.random.Generator, draws: int = 1000) -> list[Check]:
+    """`n ||.||_F^2` goes to the same floor only at n >> d."""
+    d, sigma, expected = 10, 0.1, parameters(1, 10)
+    excess = {}
+    for n in (100, 2000):
+        errors = tuned_errors(generator, draws, true_base, d, 1, 3, n, sigma, 1)[1]
+        excess[n] = float(n * errors.mean()) / (sigma**2 * expected) - 1
+    statement = "population form n||.||^2 / (sigma^2 k(2d-k)) - 1"
+    return [
+        Check(7, f"{statement} at n = 2000", draws, abs(excess[2000]), 0.05),
+        Check(7, f"{statement} at n = 100 is above the floor", draws, excess[100], 0.03, ">="),
+    ]
+
+
+def retraining_plateau(generator: np.random.Generator, draws: int = 200, rank: int = 1) -> list[Check]:
+    """SR's mean population loss at rank k is Eckart-Young's value, however many samples: n = 1000."""
+    _, populations, tails = tuned_errors(generator, draws, retrained_base, 10, 1, 3, 1000, 0.1, rank)
+    value = abs(float(populations.mean() / tails.mean()) - 1)
+    return [Check(7, "SR's mean population loss at rank k is Eckart-Young's, n = 1000", draws, value, 0.01)]
+
+
+def exponent(sizes: list[int], errors: Array) -> float:
+    """Slope of `log error` on `log size`, by least squares."""
+    return float(np.polyfit(np.log(sizes), np.log(errors), 1)[0])
+
+
+def retraining_rate(generator: np.random.Generator, draws: int = 20, claimed: float = -1.0) -> list[Check]:
+    """The error of A falls as 1/(N T): exponents in N and in T, for SR and for LoRA-ML solved exactly.
+
+    One truth a draw serves all sizes, and the exponents of the draws are averaged, because truths differ in
+    scale.
+    """
+    d, k, sigma, names = 8, 1, 0.1, ("SR", "LoRA-ML")
+    found = []
+    for sweep, sizes in (("N", [500, 1000, 2000, 4000, 8000]), ("T", [4, 8, 16, 32])):
+        slopes = np.empty((draws, 2))
+        for draw in range(draws):
+            truth = draw_truth(generator, d, max(sizes) if sweep == "T" else 3, k)
+            errors = []
+            for size in sizes:
+                N, T = (size, 3) if sweep == "N" else (1000, size)
+                part = Truth(truth.base, truth.left[:T], truth.right[:T])
+                errors.append(retraining_errors(generator, part, sample(generator, part.maps, N, sigma), k))
+            slopes[draw] = [exponent(sizes, column) for column in np.transpose(errors)]
+        for name, slope in zip(names, slopes.mean(0), strict=True):
+            statement = (
+                f"{name}: error of A falls as 1/{sweep}: exponent {slope:.2f}, distance from {claimed:g}"
+            )
+            distance = abs(float(slope) - claimed)
+            found.append(Check(7, statement, draws * len(sizes), distance, 0.15))
+    return found
+
+
+def retraining_errors(generator: np.random.Generator, truth: Truth, tasks: Statistics, k: int) -> Array:
+    """Squared distance of SR's A from `A* + mean_t R_t` and of LoRA-ML's from A*, `(2,)`."""
+    retrained = pooled_least_squares(tasks) - truth.maps.mean(0)
+    learned = meta_least_squares(tasks, k, generator, restarts=1).base - truth.base
+    return np.array([(retrained**2).sum(), (learned**2).sum()])
+
+
+CHECKS: tuple[CheckFunction, ...] = (floor, population_form, retraining_plateau, retraining_rate)

@@ -1,0 +1,200 @@
+"""`theory figures`: data, pictures and the one-page summary.
+
+Each figure is a PNG, an SVG and a CSV of the same name; `index.html` shows them all and is rewritten after
+each, so that an interrupted run leaves a page of what is done.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import jinja2
+import matplotlib as mpl
+from rich.console import Console
+
+from theory import plots, rows, shallow
+from theory.extras import EXTRAS, extra
+from theory.rows import Row
+from theory.sweeps import RUNS, STEPS, SWEEPS, Protocol, linear_sweeps, settings
+
+# File names that differ by more than case.
+FILES = {"N": "sweep-retraining-samples", "n": "sweep-test-samples", "rank": "test-rank"}
+PUBLISHED = (
+    "As published, faults included: noise of standard deviation sigma^2, an SR learner that carries frozen "
+    "random adapters, 3000 outer steps however far they get."
+)
+CAPTIONS = {
+    "d": "Five draws a value, mean and min-max band; dashed: the reduced-rank solution for that A and data.",
+    "T": "At T = 2 both methods have rank 3k.",
+    "N": "More retraining samples lower LoRA-ML's end point; SR stays where Eckart-Young puts it.",
+    "n": "The loss sums over the n inputs, so SR's plateau grows with n.",
+    "k": "At k = 3, k(T+1) = 12 exceeds d = 10: the residual of SR has rank d.",
+    "rank": "Reduced-rank solutions. SR's loss falls in a staircase down to r = k(T+1); "
+    "LoRA-ML's is at the floor at r = k, and spare rank fits noise.",
+    "tie": "SR's residual and LoRA-ML's both have rank 3k at T = 2: no gap is left there.",
+    "meta-learners": "Finite-sample solutions (N = 5000, five inner steps at rate 0.5; iMAML's weight 0.5). "
+    "MAML's small offset is the sampled covariances' (theorem 6 needs them equal).",
+    "test-error": "200 draws, A without retraining error. The line is reached at n >> d only.",
+    "retraining-error": "8 draws, T = 3 and 16; distance from each method's own limit (SR's is A* + mean R). "
+    "SR's constant grows as 1 - 1/T.",
+    "covariance": "50 draws, T = 3, five inner steps at rate 0.3. At s = 0 all coincide with SR.",
+    "shallow-d": "y = c' sigmoid((A* + U U') x) + noise; median and range of the trials.",
+    "shallow-T": "y = c' sigmoid((A* + U U') x) + noise; median and range of the trials.",
+}
+
+
+@dataclass
+class Shown:
+    """One figure of the summary."""
+
+    name: str
+    stem: str
+    caption: str
+    caveats: list[str]
+    ends: list[tuple[float, str, float, float, float]]
+
+
+def names(only: str | None, protocol: Protocol) -> list[str]:
+    """The figures that `--only` names; all of the protocol's if it is None.
+
+    Raises:
+        ValueError: an unknown name, or an extra figure under the paper's protocol, which has none.
+
+    Example:
+        >>> names("d, rank", "paper")
+        ['d', 'rank']
+    """
+    known = [*SWEEPS, *(EXTRAS if protocol == "corrected" else ()), "shallow"]
+    if only is None:
+        return known
+    asked = [name.strip() for name in only.split(",") if name.strip()]
+    if not asked:
+        raise ValueError("--only names no figure; leave it out for all of them")
+    for name in asked:
+        if name in EXTRAS and protocol == "paper":
+            raise ValueError(f"--only: {name!r} is not in the paper; draw it with --protocol corrected")
+        if name not in known:
+            raise ValueError(f"--only: unknown figure {name!r}; known are {', '.join(known)}")
+    return list(dict.fromkeys(asked))
+
+
+def draw(out: Path, protocol: Protocol = "corrected", only: str | None = None, seed: int = 0) -> list[Path]:
+    """Make the figures in a folder.
+
+    Args:
+        out: the folder, made if missing.
+        protocol: corrected, or as published.
+        only: comma-separated names; None for all.
+        seed: of the draws.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: an unknown figure, a negative seed, an `out` that is a file.
+    """
+    wanted = names(only, protocol)
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: {out} is a file; give a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    console, start = Console(), time.perf_counter()
+    shown: dict[str, Shown] = {}
+
+    def add(made: Shown) -> None:
+        shown[made.name] = made
+        _summary(
+            out,
+            protocol,
+            [shown[name] for name in CAPTIONS if name in shown],
+            seed,
+            time.perf_counter() - start,
+        )
+        console.print(f"{time.perf_counter() - start:6.1f} s  {made.stem}", highlight=False)
+
+    plain = [name for name in wanted if name != "shallow"]
+    if len(wanted) == 1 and plain:
+        add(make(out, plain[0], protocol, seed))
+    else:
+        schedule = shallow.Schedule()
+        heavy = sorted(shallow.all_settings(), key=lambda one: -one.T * one.d) if "shallow" in wanted else []
+        with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+            # The rank sweep goes on longest, so it starts first.
+            queue = sorted(plain, key=lambda name: name != "rank")
+            futures = [pool.submit(make, out, name, protocol, seed) for name in queue]
+            nets = {one: pool.submit(shallow.one_setting, one, schedule, seed) for one in heavy}
+            for future in as_completed(futures):
+                add(future.result())
+            for one, net in nets.items():
+                net.result()
+                console.print(
+                    f"{time.perf_counter() - start:6.1f} s  shallow d = {one.d}, T = {one.T}", highlight=False
+                )
+        if nets:
+            for name, data in shallow.rows({one: net.result() for one, net in nets.items()}).items():
+                add(_save(out, name, data, protocol))
+    kinds = ("csv", "png", "svg")
+    return [*(out / f"{one.stem}.{kind}" for one in shown.values() for kind in kinds), out / "index.html"]
+
+
+def make(out: Path, name: str, protocol: Protocol, seed: int) -> Shown:
+    """Compute and save one figure that needs nothing from the others, in whichever process."""
+    data = linear_sweeps([name], protocol, seed)[name] if name in SWEEPS else extra(name, seed)
+    return _save(out, name, data, protocol)
+
+
+def _save(out: Path, name: str, data: list[Row], protocol: Protocol) -> Shown:
+    stem = FILES.get(name, f"sweep-{name}" if name in SWEEPS else name)
+    rows.write(data, out / f"{stem}.csv")
+    caveats = _caveats(name, data)
+    note = " ".join([*([PUBLISHED] if protocol == "paper" and name in SWEEPS else []), CAPTIONS[name]])
+    figure = plots.PLOTS[name](name, data, note)
+    # Text stays text in the SVG, and neither file depends on the clock.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "theory"}):
+        figure.savefig(out / f"{stem}.png", dpi=130)
+        figure.set_layout_engine("none")  # laid out once, for both files
+        figure.savefig(out / f"{stem}.svg", metadata={"Date": None})
+    methods = list(dict.fromkeys(row.method for row in data))
+    ends = [
+        (value, plots.NAMES[method], float(losses.mean()), float(losses.min()), float(losses.max()))
+        for method in methods
+        for value, losses in rows.exact(data, method).items()
+    ]
+    return Shown(name, stem, note, caveats, sorted(ends))
+
+
+def _caveats(name: str, data: list[Row]) -> list[str]:
+    """Conditions that a sweep's settings miss, and curves that went on past the published steps."""
+    if name not in SWEEPS:
+        return []
+    found = [
+        f"{name} = {value}: {caveat}" for value, setting, _ in settings(name) for caveat in setting.caveats()
+    ]
+    last: dict[tuple[float, str, int], int] = {}
+    for row in data:
+        if isinstance(row.step, int):
+            key = (row.value, row.method, row.run)
+            last[key] = max(last.get(key, 0), row.step)
+    longer = [step for step in last.values() if step > STEPS[name]]
+    if longer:
+        found.append(
+            f"{len(longer)} of {len(last)} curves went on past the published {STEPS[name]} steps (the longest "
+            f"to {max(longer)}) until they were within 1 % of their exact end points"
+        )
+    return list(dict.fromkeys(found))
+
+
+def _summary(out: Path, protocol: Protocol, shown: list[Shown], seed: int, seconds: float) -> None:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("theory", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("summary.html").render(
+        protocol=protocol, published=PUBLISHED, figures=shown, seed=seed, runs=RUNS, seconds=seconds
+    )
+    (out / "index.html").write_text(page)

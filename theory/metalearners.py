@@ -1,0 +1,120 @@
+"""Initialisation-based meta-learners in the linear model, in closed form: Reptile, FOMAML, MAML, iMAML.
+
+Each adapts all of A to a task by gradient descent (iMAML: by a proximal minimum). With `E_t = A - W_t` and
+the task's covariance `Sigma_t`, K steps of rate eta give `E_t (I - eta Sigma_t)^K`, so every method's outer
+gradient is `sum_t E_t P_t` with a matrix `P_t` that depends on `Sigma_t` alone, and its solution solves one
+linear system, `A sum_t P_t = sum_t W_t P_t`. With `Sigma_t = I` (or any common covariance) the `P_t` agree
+and drop out: the solution is the mean of the W_t, which is standard retraining's (P3, theorem 6). With
+differing covariances it is not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from theory.problems import Array, require_positive
+
+METHODS = ("reptile", "fomaml", "maml", "imaml")
+
+
+def outer_gradient(
+    method: str, base: Array, maps: Array, covariances: Array, rate: float, steps: int
+) -> Array:
+    """The outer gradient at A: the inner loop step by step and, for MAML, back through it.
+
+    The inner iterate is kept as its error `E = A_j - W_t`, in which no step loses digits however close it
+    comes to 0.
+
+    Args:
+        method: one of METHODS.
+        base: A, `(..., d, d)`.
+        maps: `W_t`, `(..., T, d, d)`.
+        covariances: `Sigma_t`, `(..., T, d, d)`.
+        rate: eta of the inner descent; for iMAML the weight of the proximal term `lambda/2 ||phi - A||^2`.
+        steps: K of the inner descent (iMAML solves its inner problem exactly and ignores it).
+
+    Returns:
+        `(..., d, d)`, summed over tasks; Reptile's is `sum_t (A - A_K)`.
+
+    Raises:
+        ValueError: an unknown method, fewer than one step, a rate that is not positive.
+    """
+    _check(method, rate, steps)
+    error = base[..., None, :, :] - maps
+    if method == "imaml":
+        # (phi - W) Sigma + lambda (phi - A) = 0, and d phi / d A maps D to lambda D (Sigma + lambda)^-1.
+        shrink = rate * np.linalg.inv(covariances + rate * np.eye(base.shape[-1]))
+        return np.asarray((error @ shrink @ covariances @ shrink).sum(-3))
+    start = error
+    for _ in range(steps):
+        error = error - rate * (error @ covariances)
+    if method == "reptile":
+        return np.asarray((start - error).sum(-3))
+    slope = error @ covariances
+    if method == "maml":
+        for _ in range(steps):
+            slope = slope - rate * (slope @ covariances)
+    return np.asarray(slope.sum(-3))
+
+
+def solution(method: str, maps: Array, covariances: Array, rate: float, steps: int) -> Array:
+    """The stationary point of the method, from its outer gradient alone, which is affine in A.
+
+    Args:
+        method, maps, covariances, rate, steps: as in `outer_gradient`.
+
+    Returns:
+        `A`, `(..., d, d)`.
+
+    Raises:
+        ValueError: as `outer_gradient`; also where the gradient is 0 for every A (all tasks are fitted
+        exactly, as
+            with unit covariance at eta = 1), so that any A is stationary.
+
+    Example:
+        >>> maps, unit = np.stack([np.eye(2), 3 * np.eye(2)]), np.stack([np.eye(2)] * 2)
+        >>> solution("maml", maps, unit, rate=0.5, steps=3)
+        array([[2., 0.],
+               [0., 2.]])
+    """
+    unit = np.broadcast_to(np.eye(maps.shape[-1]), maps[..., 0, :, :].shape)
+    offset = outer_gradient(method, np.zeros_like(unit), maps, covariances, rate, steps)
+    zero = np.zeros_like(maps)
+    weight = outer_gradient(method, unit, zero, covariances, rate, steps)
+    scale = np.abs(weight).max((-2, -1), keepdims=True)
+    if np.any(scale == 0):
+        raise ValueError(
+            f"{method} with rate {rate} fits every task exactly whatever A is: its outer gradient is 0 "
+            "everywhere; choose a rate other than 1"
+        )
+    return np.asarray(-(offset / scale) @ np.linalg.inv(weight / scale))
+
+
+def spread_covariances(generator: np.random.Generator, tasks: int, d: int, spread: float) -> Array:
+    """Random covariances `Q diag(exp(spread * u)) Q^T`, u uniform in [-1, 1], Q a rotation.
+
+    Args:
+        generator: source of all randomness.
+        tasks, d: how many, and their size.
+        spread: 0 gives the identity; eigenvalues lie in `exp(-spread) .. exp(spread)`.
+
+    Raises:
+        ValueError: a negative spread, a size below 1.
+    """
+    require_positive("tasks", tasks)
+    require_positive("d", d)
+    if not spread >= 0:
+        raise ValueError(f"spread must be at least 0, got {spread!r}")
+    if spread == 0:
+        return np.broadcast_to(np.eye(d), (tasks, d, d))
+    rotation = np.linalg.qr(generator.standard_normal((tasks, d, d)))[0]
+    values = np.exp(spread * generator.uniform(-1, 1, (tasks, 1, d)))
+    return np.asarray((rotation * values) @ rotation.swapaxes(-1, -2))
+
+
+def _check(method: str, rate: float, steps: int) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not (rate > 0 and np.isfinite(rate)):
+        raise ValueError(f"rate must be a positive number, got {rate!r}")
+    require_positive("steps", steps)

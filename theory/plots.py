@@ -1,0 +1,252 @@
+"""The figures themselves, from rows to matplotlib; nothing is computed here but means and bands."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from theory import shallow
+from theory.checks.rates import parameters
+from theory.problems import Array, LinearSetting
+from theory.rows import Row, curves, exact
+from theory.sweeps import STEPS, settings
+
+# Colours of Okabe and Ito, which stay apart for the colour-blind.
+COLOURS = {
+    "sr+lora": "#D55E00",
+    "sr": "#D55E00",
+    "lora-ml": "#0072B2",
+    "reptile": "#009E73",
+    "fomaml": "#CC79A7",
+    "maml": "#56B4E9",
+    "imaml": "#E69F00",
+}
+NAMES = {
+    "sr+lora": "SR + LoRA",
+    "sr": "SR",
+    "lora-ml": "LoRA-ML",
+    "reptile": "Reptile",
+    "fomaml": "FOMAML",
+    "maml": "MAML",
+    "imaml": "iMAML",
+}
+MARKERS = {"reptile": "o", "fomaml": "s", "maml": "^", "imaml": "D"}
+SWEPT = {"d": "width d", "T": "tasks T", "N": "samples a task N", "n": "test samples n", "k": "rank k"}
+TEST_LOSS = r"$\sum_{i\leq n}\,\|(W^* - A - UV^\top)\,x_i\|^2$"
+
+
+def panels(count: int, title: str, note: str = "", width: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """A figure with a row of panels, a title, and a note below it."""
+    figure = Figure(figsize=(max(width * count, 5.2), 3.9), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0].tolist()
+    figure.suptitle(title, fontsize=12)
+    if note:
+        figure.supxlabel(textwrap.fill(note, int(27 * max(width * count, 5.2) / 2)), fontsize=8, color="0.35")
+    for axis in axes:
+        axis.grid(True, color="0.9", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
+    """One linear sweep: a panel a value, mean curve with min-max band, dashed exact end points."""
+    triples = settings(name)
+    figure, axes = panels(len(triples), f"Test loss while fine-tuning: {SWEPT[name]}", note)
+    for axis, (value, setting, rank) in zip(axes, triples, strict=True):
+        for method in ("sr+lora", "lora-ml"):
+            band(axis, curves(rows, method, value), method, STEPS[name])
+            end = float(exact(rows, method)[value].mean())
+            axis.axhline(end, color=COLOURS[method], linestyle="--", linewidth=1)
+        axis.set_title(f"{name} = {value}, test rank {rank}", fontsize=10)
+        axis.set_xlabel("fine-tuning step")
+        caveats = textwrap.fill("; ".join(setting.caveats()), 44)
+        axis.text(
+            0.5, 0.97, caveats, transform=axis.transAxes, fontsize=7, color="0.35", ha="center", va="top"
+        )
+        logarithmic(axis)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+    share_y(axes)
+    axes[0].set_ylabel(TEST_LOSS)
+    axes[-1].plot([], [], color="0.3", linestyle="--", linewidth=1, label="exact end point")
+    axes[-1].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def shallow_sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
+    """One shallow sweep: a panel a value, median fine-tuning curve and the range of the trials."""
+    found = shallow.settings(name)
+    title = f"Shallow net, error while fine-tuning: {SWEPT[name.removeprefix('shallow-')]}"
+    figure, axes = panels(len(found), title, note, width=3.2)
+    for axis, (value, setting) in zip(axes, found.items(), strict=True):
+        for method in shallow.METHODS:
+            band(axis, curves(rows, method, value), method, np.inf, np.median)
+        axis.set_title(
+            f"{name.removeprefix('shallow-')} = {value}, test rank {setting.test_rank}", fontsize=10
+        )
+        axis.set_xlabel("fine-tuning epoch")
+        logarithmic(axis)
+        axis.xaxis.set_major_locator(MaxNLocator(3))
+    share_y(axes)
+    axes[0].set_ylabel("mean squared error, clean targets")
+    axes[-1].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def band(
+    axis: Axes, runs: Sequence[tuple[Array, Array]], method: str, longest: float, middle: Any = np.mean
+) -> None:
+    """Mean (or median) of the curves at the steps that all of them have, up to `longest`, and their range."""
+    shared = sorted(set.intersection(*({float(step) for step in steps} for steps, _ in runs)))
+    shared = [step for step in shared if step <= longest]
+    values = np.stack([losses[np.isin(steps, shared)] for steps, losses in runs])
+    axis.plot(shared, middle(values, axis=0), color=COLOURS[method], label=NAMES[method], linewidth=1.6)
+    axis.fill_between(shared, values.min(0), values.max(0), color=COLOURS[method], alpha=0.18, linewidth=0)
+
+
+def points(axis: Axes, found: dict[float, Array], method: str, **style: Any) -> None:
+    """Mean and min-max range of exact end points over values."""
+    values = list(found)
+    means = np.array([found[value].mean() for value in values])
+    axis.plot(values, means, color=COLOURS[method], label=NAMES[method], **style)
+    low, high = ([edge(found[value]) for value in values] for edge in (np.min, np.max))
+    axis.fill_between(values, low, high, color=COLOURS[method], alpha=0.15, linewidth=0, step=_step(style))
+
+
+def _step(style: dict[str, Any]) -> Any:
+    return "mid" if style.get("drawstyle") == "steps-mid" else None
+
+
+def rank(name: str, rows: Sequence[Row], note: str = "") -> Figure:
+    """Exact test loss against the test rank: SR's staircase down to k(T+1), LoRA-ML's to its own rank."""
+    one = LinearSetting(T=2) if name == "tie" else LinearSetting()
+    title = "T = 2: the two methods meet at rank 3k" if name == "tie" else "Test loss by test rank"
+    figure, (axis,) = panels(1, title, note, width=6)
+    for method in ("sr+lora", "lora-ml"):
+        points(axis, exact(rows, method), method, drawstyle="steps-mid", linewidth=1.8)
+    floor(axis, sorted(exact(rows, "lora-ml")), one)
+    needed = {one.retraining_rank: "k(T+1)", one.test_rank: "3k = k(T+1)" if one.T == 2 else "k"}
+    for where, label in needed.items():
+        axis.axvline(where, color="0.6", linewidth=0.8, linestyle=":")
+        axis.text(
+            where, 1.0, f" {label}", transform=axis.get_xaxis_transform(), fontsize=8, color="0.35", va="top"
+        )
+    finish_ranks(axis)
+    return figure
+
+
+def floor(axis: Axes, ranks: Sequence[float], one: LinearSetting) -> None:
+    """The noise floor `sigma^2 r(2d - r)`."""
+    heights = [one.sigma**2 * parameters(int(r), one.d) for r in ranks]
+    axis.plot(ranks, heights, color="0.3", linestyle="--", linewidth=1, label=r"$\sigma^2 r(2d-r)$")
+
+
+def finish_ranks(axis: Axes) -> None:
+    """Axes of a figure over test ranks."""
+    axis.set_xlabel("test rank r")
+    axis.set_ylabel(TEST_LOSS)
+    logarithmic(axis)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(fontsize=8, frameon=False)
+
+
+def meta_learners(name: str, rows: Sequence[Row], note: str = "") -> Figure:
+    """All initialisation-based meta-learners lie on SR's line."""
+    figure, (axis,) = panels(1, "Initialisation-based meta-learners lie on SR's line", note, width=6)
+    points(axis, exact(rows, "sr+lora"), "sr+lora", linewidth=1.8)
+    points(axis, exact(rows, "lora-ml"), "lora-ml", linewidth=1.8)
+    for offset, (method, marker) in zip((-0.15, -0.05, 0.05, 0.15), MARKERS.items(), strict=True):
+        found = exact(rows, method)
+        means = [values.mean() for values in found.values()]
+        where = [value + offset for value in found]
+        axis.plot(where, means, marker, color=COLOURS[method], label=NAMES[method], markersize=5)
+    floor(axis, sorted(exact(rows, "lora-ml")), LinearSetting())
+    finish_ranks(axis)
+    return figure
+
+
+def tuning_error(name: str, rows: Sequence[Row], note: str = "") -> Figure:
+    """Population error against n, with the lines `sigma^2 r(2d - r)/n`."""
+    one = LinearSetting()
+    figure, (axis,) = panels(1, "Test error against test samples", note, width=6)
+    for method, r in (("sr+lora", one.retraining_rank), ("lora-ml", one.k)):
+        found = exact(rows, method, "population")
+        axis.plot(
+            list(found), [v.mean() for v in found.values()], "o", color=COLOURS[method], label=NAMES[method]
+        )
+        n = np.array(sorted(found))
+        line = one.sigma**2 * parameters(r, one.d) / n
+        axis.plot(n, line, color=COLOURS[method], linewidth=1, label=rf"$\sigma^2 r(2d-r)/n$, r = {r}")
+    axis.set_xscale("log")
+    axis.xaxis.set_minor_locator(NullLocator())
+    logarithmic(axis)
+    axis.set_xlabel("test samples n")
+    axis.set_ylabel(r"$\|W^* - A - UV^\top\|_F^2$")
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def retraining_error(name: str, rows: Sequence[Row], note: str = "") -> Figure:
+    """Error of A against N T, with lines of slope -1."""
+    figure, (axis,) = panels(1, "Error of A against retraining samples", note, width=6)
+    for method in ("sr", "lora-ml"):
+        found = exact(rows, method, "population")
+        sizes, means = np.array(list(found)), np.array([values.mean() for values in found.values()])
+        axis.plot(sizes, means, "o", color=COLOURS[method], label=NAMES[method])
+        height = np.exp(np.log(means * sizes).mean())
+        axis.plot(sizes, height / sizes, color=COLOURS[method], linewidth=1, label="slope -1")
+    axis.set_xscale("log")
+    axis.xaxis.set_minor_locator(NullLocator())
+    logarithmic(axis)
+    axis.set_xlabel("retraining samples N T")
+    axis.set_ylabel(r"$\|A - A_\infty\|_F^2$")
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def covariance(name: str, rows: Sequence[Row], note: str = "") -> Figure:
+    """How far unequal covariances move each meta-learner from SR's solution."""
+    figure, (axis,) = panels(1, "Where theorem 6 stops: task covariances that differ", note, width=6)
+    for method, marker in MARKERS.items():
+        found = exact(rows, method, "population")
+        shown = {spread: np.median(values) for spread, values in found.items()}
+        axis.plot(list(shown), list(shown.values()), f"-{marker}", color=COLOURS[method], label=NAMES[method])
+    axis.set_xlabel(r"spread s: eigenvalues of $\Sigma_t$ in $[e^{-s}, e^{s}]$")
+    axis.set_ylabel(r"median $\|A - A_{SR}\|_F^2$")
+    axis.set_yscale("symlog", linthresh=1e-3)
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def logarithmic(axis: Axes) -> None:
+    """A log y axis with few labels."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(10, numticks=7))
+    axis.yaxis.set_minor_locator(NullLocator())  # hundreds of tick objects, most of the drawing time
+
+
+def share_y(axes: Sequence[Axes]) -> None:
+    """The same y range on all panels, labels on the first only."""
+    low, high = min(a.get_ylim()[0] for a in axes), max(a.get_ylim()[1] for a in axes)
+    for axis in axes:
+        axis.set_ylim(low, high)
+    for axis in axes[1:]:
+        axis.tick_params(labelleft=False)
+
+
+PLOTS: dict[str, Callable[[str, Sequence[Row], str], Figure]] = {
+    **dict.fromkeys(SWEPT, sweep),
+    **dict.fromkeys(shallow.SWEEPS, shallow_sweep),
+    "rank": rank,
+    "tie": rank,
+    "meta-learners": meta_learners,
+    "test-error": tuning_error,
+    "retraining-error": retraining_error,
+    "covariance": covariance,
+}
