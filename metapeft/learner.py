@@ -24,7 +24,8 @@ from metapeft.inner.solver import Solver
 from metapeft.objectives import DERIVED, HEAD, Items, Objectives
 from metapeft.updates import registry as update_registry
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.inputs import mapped, to_device
+from metapeft.updates.copying import copied, feature_size, viewed
+from metapeft.updates.inputs import mapped
 
 GROUPS = ("weights", "factors", "generator", "selection", "rates", "head")
 MISSING = {
@@ -104,9 +105,9 @@ class Learner:
         self.inner_data, self.loss = inner_data, loss
         self.inner: Solver | None = inner if inner is None or isinstance(inner, Solver) else as_solver(inner)
         self.test_steps = test_steps
-        self.model = model.copy(keep_classifier=self.head_name == "learned", device=device, dtype=dtype)
-        self.body = self.model.view(sites={})
-        self.batch_model = self.model.view(norm="transductive")
+        self.model, self.trainable = copied(model, self.head_name == "learned", device, dtype)
+        self.body = viewed(self.model, sites={})
+        self.batch_model = viewed(self.model, norm="transductive")
         self.adapt_patterns = adapt
         self._name_variables(seed)
         self.method = ("direct" if self.inner is None else "unroll") if hypergradient is None else hypergradient
@@ -128,12 +129,12 @@ class Learner:
         }
         like = next(self.model.backbone.parameters())
         groups: dict[str, dict[str, Tensor]] = {
-            "weights": self.model.trainable_weights(), "factors": starts, "generator": {}, "selection": {}, "rates": {},
+            "weights": {name: self.model.parameters[name] for name in self.trainable}, "factors": starts, "generator": {}, "selection": {}, "rates": {},
             "head": dict(self.head.learned()),
         }  # fmt: skip
         self.adapted = self._adapted_names()
         if self.generator is not None:
-            size = self.generator.size or self.model.feature_size()
+            size = self.generator.size or feature_size(self.model)
             groups["generator"] = self.generator.start(self.seeds, size, torch.Generator().manual_seed(seed))
         self.generator_names = list(groups["generator"])
         if self.selection is not None:
@@ -266,7 +267,7 @@ class Learner:
         like = next(self.model.backbone.parameters())
         y = None if items.y is None else items.y.to(like) if items.y.is_floating_point() else items.y.to(like.device)
         mask = None if items.mask is None else items.mask.to(like.device)
-        return Items(to_device(items.x, self.model), y, mask)
+        return Items(self.model.prepared(items.x), y, mask)
 
     def hypergradient(self, batch: EpisodeBatch, w0: Tensors | None = None) -> Result:
         """The outer value of a batch and its gradient for everything that is trained; changes nothing.

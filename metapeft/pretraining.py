@@ -17,7 +17,7 @@ from metapeft.episodes import counter
 from metapeft.hypergradients.problem import Problem, Result, resolve
 from metapeft.trainer import BilevelTrainer
 from metapeft.updates.attached import AttachedModel, attach
-from metapeft.updates.inputs import to_device
+from metapeft.updates.copying import copied, feature_size, viewed
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class Pretraining:
     """
 
     def __init__(self, model: AttachedModel, classes: int, seed: int = 0) -> None:
-        self.model = model.copy(keep_classifier=False)
-        self.batch_model = self.model.view(sites={}, norm="transductive")
-        size = self.model.feature_size()
+        self.model, trainable = copied(model, keep_classifier=False)
+        self.batch_model = viewed(self.model, sites={}, norm="transductive")
+        size = feature_size(self.model)
         like = next(self.model.backbone.parameters())
         bound = size**-0.5
         weight = torch.empty(classes, size).uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
         self.variables: dict[str, Tensor] = {
-            **{f"weights.{name}": value for name, value in self.model.trainable_weights().items()},
+            **{f"weights.{name}": value for name, value in ((n, self.model.parameters[n]) for n in trainable)},
             "softmax.weight": weight.to(like),
             "softmax.bias": torch.zeros(classes).to(like),
         }
@@ -92,7 +92,7 @@ class Pretraining:
 
     def hypergradient(self, batch: Groups, w0: Any = None) -> Result:
         """Mean cross-entropy over the groups and its gradient; `.log` has accuracy and statistics."""
-        x = to_device(batch.x, self.model)
+        x = self.model.prepared(batch.x)
         y = batch.y.to(x.device)
         statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -192,8 +192,8 @@ def calibrate(model: AttachedModel, data: Any, *, groups: int = 50, group: int =
 
     Returns: a model on weights of its own, with the new buffers.
     """
-    copied = model.copy()
-    measured = copied.view(sites={}, norm="transductive")
+    own, _ = copied(model)
+    measured = viewed(own, sites={}, norm="transductive")
     sampler = GroupSampler(data, min(group, len(data)), seed)
     total: dict[str, tuple[Tensor, Tensor]] = {}
     for i in range(groups):
@@ -203,9 +203,9 @@ def calibrate(model: AttachedModel, data: Any, *, groups: int = 50, group: int =
             old = total.get(name, (torch.zeros_like(mean), torch.zeros_like(variance)))
             total[name] = (old[0] + mean / groups, old[1] + variance / groups)
     for name, (mean, variance) in total.items():
-        module = copied.module.get_submodule(name)
+        module = own.module.get_submodule(name)
         if module.running_mean is not None:
             module.running_mean.copy_(mean)  # type: ignore[operator]
             module.running_var.copy_(variance)  # type: ignore[operator]
-    return copied
+    return own
 

@@ -53,7 +53,7 @@ class AttachedModel:
         floats = [value for value in self._state.values() if value.is_floating_point()]
         self._like = floats[0] if floats else torch.empty(0)
         self._dtypes = {value.dtype for value in floats} or {self._like.dtype}
-        self._classifier_is_certain = classifier_is_certain
+        self.classifier_is_certain = classifier_is_certain
         self._checked = False
 
     def factors(self) -> dict[str, Tensor]:
@@ -117,6 +117,10 @@ class AttachedModel:
         """The classifier's input `(T, B, F)`, the output of a backbone without classifier; see `__call__`."""
         return self._run(x, factors, support, weights, mask, statistics, features=True)
 
+    def prepared(self, x: Any, name: str = "x") -> Any:
+        """An input on the backbone's device, its uint8 leaves `(T, B, ...)` turned into floats; see `__call__`."""
+        return inputs.prepared(x, self._like, self._dtypes, self.preprocess, name)
+
     def merged(
         self,
         factors: Factors,
@@ -148,7 +152,7 @@ class AttachedModel:
 
     def forget_classifier(self) -> None:
         """The first batch showed that the guessed classifier does not make the backbone's output."""
-        if self._classifier_is_certain:
+        if self.classifier_is_certain:
             raise ValueError(
                 f"{self.classifier!r} does not make the backbone's output: name the classifier with classifier=, "
                 "or say classifier=None where the backbone has none"
@@ -166,7 +170,7 @@ class AttachedModel:
         features: bool,
     ) -> Tensor:
         weights = self._checked_weights(weights)
-        prepared = inputs.prepared(x, self._like, self._dtypes, self.preprocess)
+        prepared = self.prepared(x)
         tasks, items = inputs.sizes(prepared)
         dropped, reference = 0, None
         if self.norm != "transductive" and mask is not None:
@@ -179,7 +183,7 @@ class AttachedModel:
             if own is x:
                 reference = items
             else:
-                own = inputs.prepared(own, self._like, self._dtypes, self.preprocess, "support")
+                own = self.prepared(own, "support")
                 dropped = reference = inputs.sizes(own)[1]
                 prepared = inputs.join(own, prepared)
                 factors = _factors.joined(self.sites, support_factors, factors, reference, items)

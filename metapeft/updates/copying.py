@@ -1,0 +1,65 @@
+"""Other models on the same backbone: copies with weights of their own, views with other updates."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from metapeft.updates.attached import AttachedModel
+from metapeft.updates.targets import Site
+
+
+def copied(
+    model: AttachedModel,
+    keep_classifier: bool = True,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[AttachedModel, list[str]]:
+    """The same model on weights and buffers of its own, none of which asks for gradients.
+
+    Args:
+        keep_classifier: False drops the classifier's updates: only `features` is meant to be used.
+        device, dtype: of the copy; None for the backbone's.
+
+    Returns: the copy, and the names of the parameters that an outer loop may train: those that asked for
+        gradients, less a dropped classifier's.
+    """
+    module = copy.deepcopy(model.module).to(device=device, dtype=dtype)
+    dropped = set() if keep_classifier or model.classifier is None else {f"{model.classifier}.weight", f"{model.classifier}.bias"}
+    trainable = [
+        name
+        for name, value in model.module.named_parameters()
+        if value.requires_grad and value.is_floating_point() and name not in dropped
+    ]
+    sites = {name: site for name, site in model.sites.items() if name not in dropped}
+    if not sites:  # plain convolutions are up to 1.5 times as fast with their channels last
+        module = module.to(memory_format=torch.channels_last)
+    preprocess = model.preprocess
+    if isinstance(preprocess, nn.Module):
+        preprocess = copy.deepcopy(preprocess).to(device=device, dtype=dtype)
+    other = AttachedModel(
+        module.requires_grad_(False), sites, model.norm, preprocess, model.classifier, model.classifier_is_certain, model.seed
+    )
+    return other, trainable
+
+
+def viewed(model: AttachedModel, sites: dict[str, Site] | None = None, norm: str | None = None) -> AttachedModel:
+    """Another model on the same weights and buffers, with other updates or another normalisation."""
+    return AttachedModel(
+        model.module,
+        model.sites if sites is None else sites,
+        model.norm if norm is None else norm,
+        model.preprocess,
+        model.classifier,
+        model.classifier_is_certain,
+        model.seed,
+    )
+
+
+def feature_size(model: AttachedModel) -> int:
+    """The number of features that the classifier reads; raises ValueError where there is no classifier."""
+    if model.classifier is None:
+        raise ValueError("the backbone has no classifier, so its number of features is unknown: MappingNet(size=...)")
+    return int(model.module.get_submodule(model.classifier).in_features)  # type: ignore[arg-type]
