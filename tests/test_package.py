@@ -194,6 +194,7 @@ def test_readme_commands():
     assert text.index("<!-- results:begin -->") < text.index("<!-- results:end -->")
 
 
+@pytest.mark.slow
 def test_readme_example(tmp_path):
     """The example runs as it stands, in a folder of its own, with warnings as errors."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
