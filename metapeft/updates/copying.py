@@ -27,7 +27,11 @@ def copied(
         gradients, less a dropped classifier's.
     """
     module = copy.deepcopy(model.module).to(device=device, dtype=dtype)
-    dropped = set() if keep_classifier or model.classifier is None else {f"{model.classifier}.weight", f"{model.classifier}.bias"}
+    dropped = (
+        set()
+        if keep_classifier or model.classifier is None
+        else {f"{model.classifier}.weight", f"{model.classifier}.bias"}
+    )
     trainable = [
         name
         for name, value in model.module.named_parameters()
@@ -40,12 +44,20 @@ def copied(
     if isinstance(preprocess, nn.Module):
         preprocess = copy.deepcopy(preprocess).to(device=device, dtype=dtype)
     other = AttachedModel(
-        module.requires_grad_(False), sites, model.norm, preprocess, model.classifier, model.classifier_is_certain, model.seed
+        module.requires_grad_(False),
+        sites,
+        model.norm,
+        preprocess,
+        model.classifier,
+        model.classifier_is_certain,
+        model.seed,
     )
     return other, trainable
 
 
-def viewed(model: AttachedModel, sites: dict[str, Site] | None = None, norm: str | None = None) -> AttachedModel:
+def viewed(
+    model: AttachedModel, sites: dict[str, Site] | None = None, norm: str | None = None
+) -> AttachedModel:
     """Another model on the same weights and buffers, with other updates or another normalisation."""
     return AttachedModel(
         model.module,
@@ -61,5 +73,7 @@ def viewed(model: AttachedModel, sites: dict[str, Site] | None = None, norm: str
 def feature_size(model: AttachedModel) -> int:
     """The number of features that the classifier reads; raises ValueError where there is no classifier."""
     if model.classifier is None:
-        raise ValueError("the backbone has no classifier, so its number of features is unknown: MappingNet(size=...)")
+        raise ValueError(
+            "the backbone has no classifier, so its number of features is unknown: MappingNet(size=...)"
+        )
     return int(model.module.get_submodule(model.classifier).in_features)  # type: ignore[arg-type]

@@ -53,11 +53,12 @@ def build(
     by_parameter = {id(parameter): name for name, parameter in module.named_parameters()}
     loose: set[str] = set()
     users: dict[str, list[str]] = {}
+    in_layers = {p for leaf in leaves(skeleton) if leaf.is_layer for p in leaf.parameters.values()}
     for leaf in leaves(skeleton):
         full = {name: by_parameter[id(parameter)] for name, parameter in leaf.parameters.items()}
         local = {name: parameter for name, parameter in full.items() if parameter in sites}
         if not leaf.is_layer:
-            loose.update(local.values())
+            loose.update(local[name] for name in local if leaf.parameters[name] not in in_layers)
             continue
         for parameter in local.values():
             users.setdefault(parameter, []).append(leaf.name)

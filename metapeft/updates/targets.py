@@ -121,18 +121,20 @@ def find_sites(
     rules = _rules(formats, targets)
     found: dict[str, Site] = {}
     cuts: dict[str, int] = {}
-    seen: set[int] = set()
+    first_names = {parameter: name for name, parameter in backbone.named_parameters()}
+    in_layers = {p for leaf in leaves(backbone) if leaf.is_layer for p in leaf.parameters.values()}
+    decided: set[nn.Parameter] = set()
     for leaf in leaves(backbone):
         for local, parameter in leaf.parameters.items():
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            name = f"{leaf.name}.{local}" if leaf.name else local
+            if parameter in decided or (parameter in in_layers and not leaf.is_layer):
+                continue  # a tied parameter belongs to the first layer that has it and that a pattern matches
             for rule in rules:
-                named = rule.names(name, leaf, classifier)
+                named = rule.names(f"{leaf.name}.{local}" if leaf.name else local, leaf, classifier)
                 if named is None:
                     continue
+                decided.add(parameter)
                 rule.matched += 1
+                name = first_names[parameter]
                 site = None if rule.format is None else _site(name, leaf, parameter, rule.format, named, cuts)
                 if site is not None:
                     found[name] = site

@@ -119,7 +119,10 @@ def test_rank_bounds() -> None:
     """CP reaches rank R, a tensor ring R^2."""
     geometry = Geometry((12, 12))
     assert torch.linalg.matrix_rank(mp.CP(3).delta(random(mp.CP(3), geometry))).tolist() == [3, 3]
-    assert torch.linalg.matrix_rank(mp.TensorRing(3).delta(random(mp.TensorRing(3), geometry))).tolist() == [9, 9]
+    assert torch.linalg.matrix_rank(mp.TensorRing(3).delta(random(mp.TensorRing(3), geometry))).tolist() == [
+        9,
+        9,
+    ]
 
 
 def test_start_does_not_read_or_move_the_global_random_state() -> None:
@@ -150,14 +153,19 @@ def test_selection_weighs_the_terms(seed: int | None) -> None:
         factors = random(format, geometry)
         if seed is not None and format.seed:  # a seed per input
             factors["seed"] = randn(2, seed, *factors["seed"].shape[1:])
-            assert format.select(factors, torch.ones(3, dtype=torch.float64))["seed"].shape == factors["seed"].shape
+            assert (
+                format.select(factors, torch.ones(3, dtype=torch.float64))["seed"].shape
+                == factors["seed"].shape
+            )
             continue
         kept = format.select(factors, torch.ones(3, dtype=torch.float64))
         assert_close(format.delta(kept), format.delta(factors), 1e-14)
         parts = sum(format.delta(format.select(factors, row)) for row in torch.eye(3, dtype=torch.float64))
         assert_close(parts, format.delta(factors), 1e-12)
         weights = torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)
-        weighed = sum(w * format.delta(format.select(factors, row)) for w, row in zip(weights, torch.eye(3).double()))
+        weighed = sum(
+            w * format.delta(format.select(factors, row)) for w, row in zip(weights, torch.eye(3).double())
+        )
         assert_close(format.delta(format.select(factors, weights)), weighed, 1e-12)
 
 
@@ -169,7 +177,9 @@ def test_selection_weighs_the_terms(seed: int | None) -> None:
     rank=st.integers(0, 40),
     alpha=st.none() | st.floats(0.1, 10),
 )
-def test_cutting_keeps_the_scale(out: int, inner: int, kernel: list[int], rank: int, alpha: float | None) -> None:
+def test_cutting_keeps_the_scale(
+    out: int, inner: int, kernel: list[int], rank: int, alpha: float | None
+) -> None:
     geometry = Geometry((out, inner, *kernel))
     assert geometry.limit == min(out, inner * math.prod(kernel))
     for format in (mp.LoRA(rank, alpha), mp.CP(rank, alpha), mp.TensorRing(rank, alpha)):

@@ -8,13 +8,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metapeft as mp
-from tests.updates.helpers import FORMATS, assert_close, assert_equals_merged, call, randn, random_factors, randomised, task
+from tests.updates.helpers import (
+    FORMATS,
+    assert_close,
+    assert_equals_merged,
+    call,
+    randn,
+    random_factors,
+    randomised,
+    task,
+)
 
 TASKS, SUPPORT, QUERIES = 4, 5, 6
 
 
 def network() -> nn.Module:
-    layers = [nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)]
+    layers = [
+        nn.Conv2d(2, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(36, 3),
+    ]
     layers.append(nn.BatchNorm1d(3, affine=False))
     return randomised(nn.Sequential(*layers))
 
@@ -130,7 +145,9 @@ class Activated(nn.BatchNorm2d):
 def test_subclass_keeps_what_it_does(norm: str) -> None:
     net = randomised(nn.Sequential(nn.Conv2d(2, 4, 1), Activated(4)))
     support, queries = data()
-    assert_equals_merged(mp.attach(net, mp.Full(), norm=norm), queries, support if norm == "support" else None)
+    assert_equals_merged(
+        mp.attach(net, mp.Full(), norm=norm), queries, support if norm == "support" else None
+    )
 
 
 def test_missing_superfluous_and_misplaced_support() -> None:
