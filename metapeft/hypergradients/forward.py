@@ -75,7 +75,14 @@ class Forward(Engine):
         tangents = {name: row.reshape(len(units), *u[name].shape).to(u[name]) for name, row in zip(u, rows)}
         with warnings.catch_warnings():  # torch's own, while it loads its forward-mode formulas
             warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-            slopes = torch.func.vmap(slope, chunk_size=self.chunk)(tangents)
+            try:
+                slopes = torch.func.vmap(slope, chunk_size=self.chunk)(tangents)
+            except RuntimeError as error:
+                raise ValueError(
+                    "forward mode runs objectives and solver under torch.func.jvp and vmap, which refuse "
+                    "something "
+                    f'in them; use "unroll" or "recompute". PyTorch says: {error}'
+                ) from error
         entries = torch.split(slopes, sizes)
         grads: list[Tensor | None] = [part.reshape(value.shape) for part, value in zip(entries, u.values())]
         if any(grad is not None and not bool(grad.any()) for grad in grads):

@@ -56,6 +56,8 @@ class Problem:
             raise ValueError("data has to be a pair (inner batch or list of batches, outer batch)")
         if self.solver is not None and not isinstance(self.solver, Solver):
             object.__setattr__(self, "solver", as_solver(self.solver))
+        if self.solver is not None:
+            object.__setattr__(self, "solver", self.solver.with_task_axis(self.task_axis))
 
     @property
     def batches(self) -> Batches:

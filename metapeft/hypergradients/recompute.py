@@ -75,7 +75,7 @@ class Recompute(Engine):
         w = leaves(kept.w[-1])
         values, aux = outer_value(problem, u, w)
         found = gradient(values, [*u.values(), *w.values()])
-        grads, adjoints = found[: len(u)], found[len(u) :] + [None] * len(tensors(state))
+        grads, adjoints = found[: len(u)], found[len(u) :]  # nothing depends on the last state
         for index in reversed(range(len(marks) - 1)):
             segment = self._segment(problem, u, kept, index, marks)
             for k in reversed(range(marks[index], marks[index + 1])):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,14 +44,18 @@ def descend(w: Tensor, direction: Tensor, rate: float | Tensor) -> Tensor:
     return torch.sub(w, direction, alpha=rate)
 
 
-def squared_distance(w: Mapping[str, Tensor], start: Mapping[str, Tensor], like: Tensor) -> Any:
-    """`||w - start||^2` in the shape of `like`: `()`, or `(T,)` with the distance of each task."""
-    squares = [(value - start[name]).square() for name, value in w.items()]
-    return sum(square.reshape(*like.shape, -1).sum(-1) for square in squares)
+def squared_norm(values: Mapping[str, Tensor], like: Tensor) -> Any:
+    """Sum of squares of all entries in the shape of `like`: `()`, or `(T,)` with the sum of each task."""
+    return sum(value.square().reshape(*like.shape, -1).sum(-1) for value in values.values())
+
+
+def is_on(setting: Setting) -> bool:
+    """Whether a term with this factor exists at all."""
+    return isinstance(setting, Tensor) or callable(setting) or setting != 0
 
 
 class Descent(Solver):
-    """Base: `w_{k+1} = w_k - lr_k direction_k`, the direction computed from `grad f + proximal (w_k - w_0)`.
+    """Base: `w_{k+1} = w_k - lr_k direction_k`, the direction computed from the gradient of `objective`.
 
     Args:
         steps: number of steps K.
@@ -60,34 +64,41 @@ class Descent(Solver):
         rates: None; `"step"`: `u["rates.<name>"]` `(steps,)` holds the rate of each step and variable;
             `"element"`: `(steps, *start)`. `solver.rates(starts)` gives their first values, all `lr`.
         proximal: lambda in `lambda/2 ||w - w_0||^2`, added to the inner objective (iMAML, eq. 3); like `lr`.
+        weight_decay: mu in `mu/2 ||w||^2`, added to the inner objective; like `lr`.
 
     Raises:
         ValueError: a negative or non-finite number, unknown `rates`, rates whose `lr` is a function.
     """
 
-    def __init__(self, steps: int, lr: Setting, rates: Per | None = None, proximal: Setting = 0.0) -> None:
+    decoupled: ClassVar[bool] = False  # whether `direction` takes care of the decay itself
+
+    def __init__(
+        self,
+        steps: int,
+        lr: Setting,
+        rates: Per | None = None,
+        proximal: Setting = 0.0,
+        weight_decay: Setting = 0.0,
+    ) -> None:
         check_steps(steps)
         check_setting("lr", lr)
         check_setting("proximal", proximal)
+        check_setting("weight_decay", weight_decay)
         if rates not in (None, "step", "element"):
             raise ValueError(f'rates={rates!r} has to be None, "step" or "element"')
         if rates is not None and callable(lr):
             raise ValueError(
                 f"rates={rates!r} start at lr, which then has to be a number, not a function of u"
             )
-        self.steps, self.lr, self.rates_per, self.proximal = steps, lr, rates, proximal
+        self.steps, self.lr, self.rates_per = steps, lr, rates
+        self.proximal, self.weight_decay = proximal, weight_decay
 
     def settings(self) -> dict[str, Any]:
         return {("rates" if name == "rates_per" else name): value for name, value in vars(self).items()}
 
     @property
-    def pulls(self) -> bool:
-        """Whether there is a proximal term at all."""
-        return isinstance(self.proximal, Tensor) or callable(self.proximal) or self.proximal != 0
-
-    @property
     def anchored(self) -> bool:
-        return self.pulls
+        return is_on(self.proximal)
 
     def rates(self, starts: Mapping[str, Tensor]) -> Tensors:
         """First values of the learnable rates: `"rates.<name>"` -> `(steps,)` or `(steps, *start)`."""
@@ -109,7 +120,7 @@ class Descent(Solver):
                         f"rates={self.rates_per!r} reads u['rates.{name}'], one rate a step, which {found}: "
                         "add solver.rates(starts) to u"
                     )
-        return {"start": dict(w)} if self.pulls else {}
+        return {"start": dict(w)} if self.anchored else {}
 
     def rate(self, k: int, name: str, u: Mapping[str, Tensor], lr: Any) -> float | Tensor:
         if self.rates_per is not None:
@@ -121,9 +132,12 @@ class Descent(Solver):
     def step(
         self, k: int, u: Mapping[str, Tensor], w: Tensors, grads: Any, state: dict[str, Any]
     ) -> tuple[Tensors, dict[str, Any]]:
-        if self.pulls:
+        if self.anchored:
             weight, start = value_of(self.proximal, u), state["start"]
             grads = {name: grad + weight * (w[name] - start[name]) for name, grad in grads.items()}
+        if is_on(self.weight_decay) and not self.decoupled:
+            decay = value_of(self.weight_decay, u)
+            grads = {name: grad + decay * w[name] for name, grad in grads.items()}
         direction, state = self.direction(k, u, w, grads, state)
         lr = value_of(self.lr, u) if self.rates_per is None else None
         return {name: descend(w[name], direction[name], self.rate(k, name, u, lr)) for name in w}, state
@@ -137,18 +151,20 @@ class Descent(Solver):
     def objective(
         self, inner: Bound, u: Mapping[str, Tensor], w: Mapping[str, Tensor], start: Mapping[str, Tensor]
     ) -> Tensor:
-        """`f(u, w) + proximal/2 ||w - start||^2`, for each task where there are tasks."""
+        """`f(u, w) + proximal/2 ||w - start||^2 + weight_decay/2 ||w||^2`, for each task."""
         value = inner(u, w)
-        if not self.pulls:
-            return value
-        pull: Tensor = value_of(self.proximal, u) / 2 * squared_distance(w, start, value)
-        return value + pull
+        if self.anchored:
+            moved = {name: w[name] - start[name] for name in w}
+            value = value + value_of(self.proximal, u) / 2 * squared_norm(moved, value)
+        if is_on(self.weight_decay):
+            value = value + value_of(self.weight_decay, u) / 2 * squared_norm(w, value)
+        return value
 
 
 class SGD(Descent):
-    """Gradient descent: `w_{k+1} = w_k - lr_k (grad_w f(u, w_k) + proximal (w_k - w_0))`, k < steps.
+    """Gradient descent: `w_{k+1} = w_k - lr_k (grad_w f(u, w_k) + proximal (w_k - w_0) + weight_decay w_k)`.
 
-    Arguments as in `Descent`: `SGD(steps, lr, rates=None, proximal=0.0)`.
+    Arguments as in `Descent`: `SGD(steps, lr, rates=None, proximal=0.0, weight_decay=0.0)`.
 
     Example:
         >>> import torch
@@ -156,5 +172,5 @@ class SGD(Descent):
         >>> solver.rates({"x": torch.zeros(1, 3)})
         {'rates.x': tensor([0.5000, 0.5000])}
         >>> solver.with_steps(4)
-        SGD(steps=4, lr=0.5, rates='step', proximal=0.0)
+        SGD(steps=4, lr=0.5, rates='step', proximal=0.0, weight_decay=0.0)
     """

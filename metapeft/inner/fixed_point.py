@@ -12,8 +12,8 @@ from torch import Tensor
 from metapeft.inner.solver import Solver, Tensors, check_steps
 
 
-def _same_variables(found: Any, w: Mapping[str, Tensor], what: str) -> Tensors:
-    """Refuse anything but a dict with the names and shapes of w."""
+def checked(found: Any, w: Mapping[str, Tensor], what: str) -> Tensors:
+    """What a user's function returned, as tensors of their own; refused unless named and shaped as w."""
     if not isinstance(found, Mapping) or set(found) != set(w):
         names = sorted(found) if isinstance(found, Mapping) else type(found).__name__
         raise ValueError(
@@ -22,12 +22,7 @@ def _same_variables(found: Any, w: Mapping[str, Tensor], what: str) -> Tensors:
     for name, value in w.items():
         if not isinstance(found[name], Tensor) or found[name].shape != value.shape:
             raise ValueError(f"{what} has to return {name!r} as a tensor of shape {tuple(value.shape)}")
-    return {name: found[name] for name in w}
-
-
-def _distinct(found: Tensors) -> Tensors:
-    """Tensors of their own, with the graph that they have (none is added to plain ones)."""
-    return {name: value.view_as(value) if value.requires_grad else value for name, value in found.items()}
+    return {name: found[name].view_as(found[name]) for name in w}
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,7 +53,7 @@ class Step(Solver):
     def step(
         self, k: int, u: Mapping[str, Tensor], w: Tensors, grads: Any, state: dict[str, Any]
     ) -> tuple[Tensors, dict[str, Any]]:
-        return _distinct(_same_variables(self.function(u, w, grads), w, "the step")), state
+        return checked(self.function(u, w, grads), w, "the step"), state
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,7 +86,7 @@ class FixedPoint(Solver):
         self, k: int, u: Mapping[str, Tensor], w: Tensors, grads: Any, state: dict[str, Any]
     ) -> tuple[Tensors, dict[str, Any]]:
         found = self.function(u, w) if grads is None else self.function(u, w, grads)
-        return _distinct(_same_variables(found, w, "the fixed-point map")), state
+        return checked(found, w, "the fixed-point map"), state
 
 
 def as_solver(function: Any) -> Solver:

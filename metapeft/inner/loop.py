@@ -236,7 +236,7 @@ def solve(
         ...       {"x": torch.zeros(1)}, SGD(steps=1, lr=0.25))
         {'x': tensor([1.])}
     """
-    u = dict(u)
+    u, solver = dict(u), solver.with_task_axis(task_axis)
     batches = Batches(inner, data, given=data is not None)
     batches.check(solver.steps, repeat=False)
     with torch.no_grad():

@@ -75,6 +75,10 @@ class Solver:
         object.__setattr__(other, "steps", steps)  # also where the class is frozen
         return other
 
+    def with_task_axis(self, task_axis: bool) -> Self:
+        """The solver for variables with or without a task axis: itself, if steps work entry by entry."""
+        return self
+
     def settings(self) -> dict[str, Any]:
         """The arguments that build this solver again."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
