@@ -20,8 +20,7 @@ def take(path: Path) -> TextIO:
         path: the lock file, made if it is missing; it holds the number of the process that took it last.
 
     Raises:
-        RunError: if it is held, by another process or by this one.
-        OSError: if the file cannot be written.
+        RunError: if it is held, by another process or by this one, or cannot be written.
 
     Example:
         >>> import tempfile
@@ -29,21 +28,23 @@ def take(path: Path) -> TextIO:
         ...     Path(folder, ".lock").read_text() == str(os.getpid())
         True
     """
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (it outlives this function)
+    try:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (it outlives this function)
+    except OSError as error:
+        raise RunError(f"{path.parent} cannot be written: {error.strerror or error}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-    except BlockingIOError as error:
+    except OSError as error:
         file.seek(0)
         holder = file.read().strip()
         file.close()
+        if not isinstance(error, BlockingIOError):
+            raise RunError(f"{path} cannot be locked: {error.strerror or error}") from error
         whose = "this process" if holder == str(os.getpid()) else f"process {holder or 'of unknown number'}"
         raise RunError(f"{path.parent} is in use by {whose}: wait for it, or end it") from error
-    except BaseException:
-        file.close()
-        raise
     _held.add(file)
     return file
 

@@ -78,9 +78,9 @@ class Run:
             if folder.is_dir():
                 _check_free(folder)  # before anything is written into what may be somebody else's
             folder.mkdir(parents=True, exist_ok=True)
-            run = cls(folder, writable=True)
         except OSError as error:
-            raise RunError(f"run folder {folder} cannot be written: {error.strerror or error}") from error
+            raise RunError(f"{folder} cannot be written: {error.strerror or error}") from error
+        run = cls(folder, writable=True)
         try:
             _check_free(folder)  # again, for another process may have been quicker
             checkpoint.write_atomically(folder / "environment.json", _json(environment()))
@@ -105,10 +105,7 @@ class Run:
         if not (folder / "config.json").is_file():
             there = "it has no config.json" if folder.is_dir() else "there is no such folder"
             raise RunError(f"{folder} is no run folder of metapeft: {there}")
-        try:
-            run = cls(folder, writable)
-        except OSError as error:
-            raise RunError(f"run folder {folder} cannot be written: {error.strerror or error}") from error
+        run = cls(folder, writable)
         try:
             return run._read()
         except BaseException:

@@ -87,10 +87,8 @@ class Drawing:
 
     def legend(self, handles: Sequence[Any], labels: Sequence[str]) -> None:
         """A legend above the axes, filled row by row."""
-        widest = max(map(len, labels))
-        columns = min(
-            len(labels), max(1, 56 // (widest + 5))
-        )  # letters that fit beside each other, with a line each
+        letters = max(map(len, labels)) + 5  # of the widest label, with the line before it
+        columns = min(len(labels), max(1, 56 // letters))
         order = [index for column in range(columns) for index in range(column, len(labels), columns)]
         self.figure.legend(
             [handles[index] for index in order],
