@@ -117,9 +117,15 @@ def wave(images: Tensor, keys: counter.Words) -> Tensor:
     return _warped(images, lambda x, y: (x + reach * (math.pi * periods * y + phase).sin(), y))
 
 
+def plain(images: Tensor, keys: counter.Words) -> Tensor:
+    """No change: beside other kinds, it leaves its share of the episodes as they are."""
+    return images
+
+
 KINDS: dict[str, Kind] = {
     kind.__name__: kind
     for kind in (
+        plain,
         *(contrast, noise, rotate, shear, thicken),
         *(outline, salt, stretch),
         *(blur, invert, pixelate, stripes, wave),

@@ -9,7 +9,7 @@ from metapeft._registry import Registry
 registry = Registry(
     __name__,
     "generator",
-    attributes={"Generator": "generator", "MappingNet": "mapping_net"},
+    attributes={"Generator": "generator", "MappingNet": "mapping_net", "OtherTask": "control"},
     names={"mapping-net": "MappingNet"},
 )
 

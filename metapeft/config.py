@@ -1,0 +1,100 @@
+"""The settings of the main job, as the shell and a configuration file give them. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DataName = Literal["glyphs", "omniglot", "miniimagenet", "folder"]
+BackboneName = Literal["conv4", "resnet12", "mixer", "vit"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that the outcome of `metapeft train` depends on.
+
+    Parameters
+    ----------
+    data
+        Data set; glyphs are embedded and need no download.
+    root
+        Where the data lies; default $METAPEFT_DATA.
+    methods
+        Which methods to compare; see `metapeft train --list`.
+    ways
+        Classes an episode, N.
+    shots
+        Support images a class, K.
+    queries
+        Query images a class, Q.
+    backbone
+        Backbone, with random weights.
+    width
+        Its width.
+    rank
+        Rank of the updates.
+    pretrain_steps
+        Steps of standard retraining, 128 images each, that all methods start from.
+    steps
+        Outer steps of every method, the continued retraining of the baselines included.
+    tasks_per_step
+        Episodes an outer step.
+    lr
+        Outer rate of factors, generator, selection and inner rates.
+    weights_lr
+        Outer rate of the backbone's weights.
+    inner_lrs
+        Inner rates to choose from on validation classes.
+    inner_steps
+        Numbers of inner steps to choose from on validation classes; training takes the one nearest to 5.
+    episodes
+        Test episodes of each column.
+    validation_episodes
+        Validation episodes for every choice.
+    sinusoid_steps
+        Outer steps of the sinusoid regression; 0 leaves it out.
+    seed
+        Seed of everything.
+    threads
+        Threads of torch; 0 leaves torch's own choice.
+    """
+
+    data: DataName = "glyphs"
+    root: Path | None = None
+    methods: tuple[str, ...] = ("metapeft", "lora-ml", "sr+lora", "metalora-cp", "centroids")
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+    backbone: BackboneName = "conv4"
+    width: int = 32
+    rank: int = 4
+    pretrain_steps: int = 400
+    steps: int = 150
+    tasks_per_step: int = 4
+    lr: float = 1e-3
+    weights_lr: float = 3e-4
+    inner_lrs: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    inner_steps: tuple[int, ...] = (1, 3, 5, 10)
+    episodes: int = 300
+    validation_episodes: int = 48
+    sinusoid_steps: int = 1000
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        positive = (
+            "ways", "shots", "queries", "width", "pretrain_steps", "steps", "tasks_per_step", "episodes",
+            "validation_episodes",
+        )  # fmt: skip
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: allowed is a whole number of at least 1")
+        for name in ("rank", "sinusoid_steps", "seed", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: allowed is a whole number of at least 0")
+        for name in ("lr", "weights_lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)}: allowed is a number above 0")
+        if not self.methods or not self.inner_lrs or not self.inner_steps:
+            raise ValueError("methods, inner_lrs and inner_steps each need at least one entry")

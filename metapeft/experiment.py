@@ -1,0 +1,302 @@
+"""The main job: one start, several methods, the same images, steps and test episodes for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from metapeft import backbones
+from metapeft.checkpoint import load, save
+from metapeft.config import TrainConfig
+from metapeft.datasets.loading import load_dataset
+from metapeft.episodes.sampler import EpisodeSampler
+from metapeft.episodes.shift import OF_SPLIT, Shift
+from metapeft.evaluation import Comparison, Evaluation, compare, evaluate
+from metapeft.generators.control import OtherTask
+from metapeft.inner.descent import SGD
+from metapeft.learner import Learner
+from metapeft.methods import recipes
+from metapeft.pretraining import pretrain
+from metapeft.trainer import BilevelTrainer
+from metapeft.tuning import Tuned, grid, tune
+from metapeft.updates.cp import CP
+
+COLUMNS = ("plain", "shifted")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        make: recipe. about: one line. trains: whether it is meta-trained from the common start; else it gets the
+            continued retraining. options: of the recipe. adapts: whether it has inner steps to choose.
+        control_of: a trained method whose weights it takes, only evaluated otherwise.
+    """
+
+    make: Callable[..., Learner]
+    about: str
+    trains: bool = True
+    adapts: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    control_of: str | None = None
+
+
+METHODS = {
+    "metapeft": Method(recipes.metapeft, "CP: generated, selected, adapted; W0, generator, selection and rates trained"),
+    "lora-ml": Method(recipes.lora_ml, "LoRA adapted; W0, starts and rates trained through it"),
+    "sr+lora": Method(recipes.sr_lora, "continued retraining, then LoRA and head fitted at test", trains=False),
+    "metalora-cp": Method(recipes.metalora_cp, "W0 frozen, CP factors trained, seeds generated, no inner loop", adapts=False),
+    "centroids": Method(recipes.centroids, "continued retraining, nearest centroids, nothing adapts", trains=False, adapts=False),
+    "maml": Method(recipes.maml, "full updates adapted, W0 trained", options={"norm": "running", "head": "prototype-init"}),
+    "protonet": Method(recipes.protonet, "nothing adapts, W0 trained episodically", adapts=False),
+    "generator-off": Method(recipes.metapeft, "metapeft with a constant seed", options={"generator": None}),
+    "selection-off": Method(recipes.metapeft, "metapeft without selection variables", options={"selection": None}),
+    "inner-off": Method(
+        recipes.metalora_cp, "metapeft without inner loop: W0, factors and generator trained", adapts=False,
+        options={"outer": ("weights", "factors", "generator")},
+    ),
+    "other-task": Method(
+        recipes.metapeft, "metapeft, its generator fed another task's support set at test", control_of="metapeft"
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Row:
+    """What came out for one method: evaluations by column, choices, and the training log."""
+
+    name: str
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    learner: Learner | None = None
+    parameters: int = 0
+
+
+@dataclass
+class Results:
+    """What came out of the main job."""
+
+    config: TrainConfig
+    rows: dict[str, Row]
+    sr_log: list[dict[str, Any]]
+    samplers: dict[str, Any]
+
+    def differences(self, reference: str) -> dict[str, dict[str, Comparison]]:
+        """Paired differences of every method against one of them, by method and column."""
+        if reference not in self.rows:
+            return {}
+        base = self.rows[reference].evaluations
+        return {
+            name: {column: compare(found, base[column]) for column, found in row.evaluations.items()}
+            for name, row in self.rows.items()
+            if name != reference
+        }
+
+
+def samplers(config: TrainConfig) -> dict[str, Any]:
+    """Training, validation and test episodes: plain ones, and shifted ones in the styles of their split.
+
+    Training episodes, which all methods share, are plain or in a training style.
+    """
+    options = {"root": config.root} if config.root is not None else {}
+    data = {split: load_dataset(config.data, split=split, **options) for split in ("train", "val", "test")}
+    sizes = (config.ways, config.shots, config.queries)
+    found: dict[str, Any] = {"data": data}
+    found["train"] = EpisodeSampler(data["train"], *sizes, seed=config.seed, shift=training_styles())
+    for offset, split in enumerate(("val", "test"), 1):
+        for column, shift in zip(COLUMNS, (False, True)):
+            found[f"{split} {column}"] = EpisodeSampler(data[split], *sizes, seed=config.seed + offset, shift=shift)
+    return found
+
+
+def training_styles() -> Shift:
+    """Half of the training episodes are plain, the others in one of the training split's styles."""
+    styles = OF_SPLIT["train"]
+    return Shift([*["plain"] * len(styles), *styles])
+
+
+def make_backbone(config: TrainConfig, data: Any) -> nn.Module:
+    """The configured backbone for images of the data's shape, with random weights."""
+    channels, size = data.images.shape[1], data.images.shape[2]
+    factory = backbones.registry.resolve(config.backbone)
+    module: nn.Module = factory(config.ways, channels=channels, width=config.width, size=size, seed=config.seed)
+    return module
+
+
+def run(config: TrainConfig, folder: Path, say: Say = print, progress: bool = True) -> Results:
+    """Run the main job in a folder; what is already there is not done again.
+
+    Args:
+        config: the settings. folder: a run folder that exists; every stage has a folder of its own in it.
+        say: receives a line a stage. progress: show bars.
+
+    Returns: evaluations of every method on the same test episodes, with their logs.
+    """
+    for name in config.methods:
+        METHODS.get(name) or _refuse(name)
+    found = samplers(config)
+    data = found["data"]["train"]
+    say(f"{data}: standard retraining on all training classes")
+    start, sr_log = _retrained(config, folder / "sr", make_backbone(config, data), data, config.pretrain_steps, 128, 1, progress)
+    continued: nn.Module | None = None
+    rows: dict[str, Row] = {}
+    ordered = sorted(config.methods, key=lambda name: METHODS[name].control_of is not None)
+    for name in ordered:
+        method = METHODS[name]
+        say(f"{name}: {method.about}")
+        body = start
+        if not method.trains:
+            if continued is None:
+                images = config.tasks_per_step, config.ways * (config.shots + config.queries)
+                continued, _ = _retrained(config, folder / "sr-continued", start, data, config.steps, images[1], images[0], progress)
+            body = continued
+        rows[name] = _row(name, method, body, config, folder, found, progress, rows)
+    rows = {name: rows[name] for name in config.methods}
+    return Results(config, rows, sr_log, found)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"methods has {name!r}: known are {', '.join(METHODS)}")
+
+
+def _retrained(
+    config: TrainConfig, folder: Path, body: nn.Module, data: Any, steps: int, group: int, groups: int, progress: bool
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Standard retraining, or its result where it has been done."""
+    done = folder / "done.safetensors"
+    if done.exists():
+        state, metadata = load(done)
+        body.load_state_dict(state)
+        return body, metadata["log"]
+    trained, log = pretrain(
+        body, data, steps, group=group, groups=groups, seed=config.seed, shift=training_styles(), lr=2e-3,
+        run_dir=folder / "run", resume=True, progress=progress,
+    )  # fmt: skip
+    save(done, dict(trained.state_dict()), {"log": log})
+    return trained, log
+
+
+def _row(
+    name: str, method: Method, body: nn.Module, config: TrainConfig, folder: Path, found: dict[str, Any], progress: bool,
+    rows: dict[str, Row],
+) -> Row:  # fmt: skip
+    """Choose, train, choose again, evaluate: one method."""
+    row = Row(name)
+    preprocess = found["data"]["train"].preprocess
+
+    def make(lr: float | None = None, steps: int | None = None, **more: Any) -> Learner:
+        options: dict[str, Any] = {**_rank(method, config.rank), **method.options, **more}
+        if method.adapts and lr is not None and steps is not None:
+            options["inner"] = SGD(steps, lr, rates="step" if method.trains and method.make is not recipes.maml else None)
+        return method.make(body, preprocess=preprocess, seed=config.seed, name=name, **options)
+
+    if method.control_of is not None:
+        return _control(row, method, make, config, found, rows)
+    training_steps = min(config.inner_steps, key=lambda steps: (abs(steps - 5), steps))
+    budget = config.validation_episodes
+    if method.adapts:
+        tuned = tune(make, grid(lr=config.inner_lrs, steps=[training_steps]), found["val shifted"], budget)
+        row.chosen["train"] = _told(tuned)
+        row.learner = make(**tuned.settings)
+    else:
+        row.learner = make()
+    if method.trains:
+        row.log = _trained(row.learner, config, folder / name, found["train"], progress)
+    row.parameters = adapted_parameters(row.learner)
+    for column in COLUMNS:
+        steps = None
+        if method.adapts:
+            scores = {s: evaluate(row.learner, found[f"val {column}"], budget, steps=s).accuracy for s in config.inner_steps}
+            steps = max(scores, key=lambda s: scores[s])
+            row.chosen[column] = {"steps": steps, "validation": scores}
+        row.evaluations[column] = evaluate(row.learner, found[f"test {column}"], config.episodes, steps=steps)
+    return row
+
+
+def _control(
+    row: Row, method: Method, make: Callable[..., Learner], config: TrainConfig, found: dict[str, Any], rows: dict[str, Row]
+) -> Row:
+    """A trained method, evaluated with its generator fed another task's support set."""
+    original = rows.get(str(method.control_of))
+    if original is None or original.learner is None or original.learner.generator is None:
+        raise ValueError(f"methods has {row.name!r}, which is a control of {method.control_of!r}: add that too")
+    inner = original.learner.inner
+    row.learner = make(inner=inner, generator=OtherTask(original.learner.generator))
+    row.learner.load_state(original.learner.state())
+    row.chosen, row.parameters = original.chosen, original.parameters
+    for column in COLUMNS:
+        steps = original.chosen[column]["steps"]
+        row.evaluations[column] = evaluate(row.learner, found[f"test {column}"], config.episodes, steps=steps)
+    return row
+
+
+def _trained(learner: Learner, config: TrainConfig, folder: Path, episodes: Any, progress: bool) -> list[dict[str, Any]]:
+    rates = {"weights": config.weights_lr, "default": config.lr}
+    lr = {group: rate for group, rate in rates.items() if group == "default" or group in learner.outer}
+    trainer = BilevelTrainer(
+        learner, lr=lr, tasks_per_step=config.tasks_per_step, clip=10.0, schedule="cosine", progress=progress
+    )
+    if trainer.has_run(folder):
+        return trainer.resume(folder, episodes)
+    return trainer.fit(episodes, config.steps, run_dir=folder, checkpoint_every=25)
+
+
+def _rank(method: Method, rank: int) -> dict[str, Any]:
+    if method.make is recipes.metapeft:
+        return {"format": CP(rank)}
+    if method.make in (recipes.lora_ml, recipes.sr_lora, recipes.metalora_cp):
+        return {"rank": rank}
+    return {}
+
+
+def adapted_parameters(learner: Learner) -> int:
+    """Numbers that a task has of its own: adapted or generated factors (a head's come on top)."""
+    starts = learner.model.factors()
+    names = set(learner.adapted) | (set(learner.seeds) if learner.generator is not None else set())
+    return sum(starts[name].numel() for name in names)
+
+
+def _told(tuned: Tuned) -> dict[str, Any]:
+    return {**tuned.settings, "validation": tuned.score, "trials": tuned.trials}
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """Everything that a table needs, as JSON can say it."""
+    return {
+        "config": {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(results.config).items()},
+        "rows": {
+            name: {
+                "about": METHODS[name].about,
+                "parameters": row.parameters,
+                "chosen": row.chosen,
+                "columns": {
+                    column: {
+                        "accuracy": found.accuracy,
+                        "ci95": found.ci95,
+                        "protocol": None if found.protocol is None else found.protocol.as_dict(),
+                        "values": [round(value, 4) for value in found.values.tolist()],
+                    }
+                    for column, found in row.evaluations.items()
+                },
+            }
+            for name, row in results.rows.items()
+        },
+        "differences": {
+            reference: {
+                name: {column: [found.difference, found.ci95] for column, found in columns.items()}
+                for name, columns in results.differences(reference).items()
+            }
+            for reference in ("sr+lora", "centroids")
+            if reference in results.rows
+        },
+        "torch": torch.__version__,
+    }
