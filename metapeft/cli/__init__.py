@@ -1,1 +1,64 @@
-"""Command line."""
+"""The shell: every command is imported when it is called, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Json, Toml, Yaml
+from rich.console import Console
+
+import metapeft
+
+app = App(
+    name="metapeft",
+    help="Bilevel meta-learning of parameter-efficient updates.",
+    version=metapeft.__version__,
+    help_format="plaintext",
+)
+_COMMANDS = {
+    "train": "Meta-train and compare methods on few-shot episodes; without options the main job on glyphs.",
+    "evaluate": "Evaluate a trained run on episodes.",
+    "bench": "Ablations of the whole method: generator, selection and inner loop switched off one at a time.",
+    "ranks": "Round a run's selection variables to ranks, and retrain at them.",
+    "data": "Look at a data set: counts, classes, hash; build its store.",
+    "episodes": "Write or check the index lists of a protocol.",
+    "export": "Adapt a run to one task and write it as an adapter that PEFT loads.",
+    "report": "Write a run's report again.",
+}
+for _name, _help in _COMMANDS.items():
+    app.command(f"metapeft.cli.{_name}:{'app' if _name == 'episodes' else _name}", name=_name, help=_help)
+app.command("theory.cli:app", name="theory", help="The linear theory: check the theorems, draw the figures.")
+_FORMATS = {".toml": Toml, ".yaml": Yaml, ".yml": Yaml, ".json": Json}
+
+
+@app.meta.default
+def _with_config(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[Path | None, Parameter(help="File with options of the command: TOML, YAML or JSON.")] = None,
+) -> object:
+    if config is not None:
+        if config.suffix not in _FORMATS:
+            raise ValueError(f"config={str(config)!r}: allowed are files that end in {', '.join(_FORMATS)}")
+        app.config = _FORMATS[config.suffix](config, must_exist=True, use_commands_as_keys=False)
+    return app(tokens, exit_on_error=False, print_error=False)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    logging.basicConfig(format="%(message)s")
+    errors = Console(stderr=True, soft_wrap=True)
+    try:
+        result = app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        errors.print(f"metapeft: {error}", style="red", markup=False, highlight=False)
+        return 2
+    except (ValueError, ArithmeticError, OSError, ImportError) as error:
+        errors.print(f"metapeft: {error}", style="red", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("metapeft: stopped; the last checkpoint is kept, --resume goes on", markup=False)
+        return 130
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0

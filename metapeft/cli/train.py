@@ -1,0 +1,121 @@
+"""`metapeft train`: the main job."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from metapeft.config import TrainConfig
+
+_DEFAULT = TrainConfig()
+
+
+def train(
+    *,
+    config: Annotated[TrainConfig, Parameter(name="*")] = _DEFAULT,
+    out: Path | None = None,
+    resume: bool = False,
+    list: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Meta-train and compare methods on few-shot episodes; without options the main job on glyphs.
+
+    Parameters
+    ----------
+    config
+        Settings.
+    out
+        Run folder; default runs/ and the time.
+    resume
+        Go on with the run in --out.
+    list
+        Only list the methods.
+    quiet
+        No progress bars.
+    """
+    if list:
+        return _list()
+    if resume and out is None:
+        raise ValueError("--resume needs --out, the run folder to go on with")
+    folder = Path("runs") / time.strftime("%Y%m%d-%H%M%S") if out is None else out
+    from rich.console import Console
+
+    from metapeft.runs import Run
+
+    settings = plain_config(config)
+    console = Console(soft_wrap=True)
+    if resume:
+        with Run.open(folder) as run:
+            config = configured(run.config["train"], settings)
+            return _run(config, run, console, quiet)
+    with Run.create(folder, {"train": settings}) as run:
+        return _run(config, run, console, quiet)
+
+
+def plain_config(config: TrainConfig) -> dict[str, Any]:
+    """The settings as JSON can say them."""
+    fields = dataclasses.asdict(config)
+    return {name: str(v) if isinstance(v, Path) else [*v] if isinstance(v, tuple) else v for name, v in fields.items()}
+
+
+def configured(stored: dict[str, Any], given: dict[str, Any] | None = None) -> TrainConfig:
+    """The stored settings; raises ValueError where one is given that differs from them and from the default."""
+    default = plain_config(_DEFAULT)
+    for name, value in (given or {}).items():
+        if value != default[name] and value != stored[name]:
+            raise ValueError(f"{name}={value!r}, but the run was started with {stored[name]!r}: leave it out, or start anew")
+    fields = {name: tuple(value) if isinstance(value, list_type) else value for name, value in stored.items()}
+    if fields.get("root") is not None:
+        fields["root"] = Path(fields["root"])
+    return TrainConfig(**fields)
+
+
+list_type = [].__class__  # the option --list hides the name in this module's command
+
+
+def _list() -> int:
+    from metapeft.experiment import METHODS
+
+    for name, method in METHODS.items():
+        print(f"{name:16}{method.about}")
+    return 0
+
+
+def _run(config: TrainConfig, run: Any, console: Any, quiet: bool) -> int:
+    begun = time.monotonic()
+    import torch
+
+    from metapeft import experiment, sinusoids
+    from metapeft.checkpoint import write_atomically
+    from metapeft.cli.tables import differences_table, sinusoid_table, table
+    from metapeft.report.main_job import write
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+    def say(line: str) -> None:
+        console.print(f"[{time.monotonic() - begun:5.0f} s] {line}", markup=False, highlight=False)
+
+    results = experiment.run(config, run.folder, say, progress=not quiet)
+    fits = None
+    if config.sinusoid_steps:
+        say("sinusoid regression by the same recipes")
+        fits = sinusoids.run(config.sinusoid_steps, config.seed, run.folder / "sinusoid", progress=not quiet)
+    found = experiment.as_json(results)
+    if fits is not None:
+        found["sinusoid"] = fits.as_json()
+    found["seconds"] = round(time.monotonic() - begun, 1)
+    write_atomically(run.folder / "results.json", (json.dumps(found, indent=1) + "\n").encode())
+    page = write(run.folder, run.environment, results, fits, found)
+    console.print(table(found))
+    for reference in found["differences"]:
+        console.print(differences_table(found, reference))
+    if fits is not None:
+        console.print(sinusoid_table(found))
+    say(f"report: {page}")
+    return 0
