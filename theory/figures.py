@@ -184,8 +184,8 @@ def _caveats(name: str, data: list[Row]) -> list[str]:
     longer = [step for step in last.values() if step > STEPS[name]]
     if longer:
         found.append(
-            f"{len(longer)} of {len(last)} curves went on past the published {STEPS[name]} steps (the longest "
-            f"to {max(longer)}) until they were within 1 % of their exact end points"
+            f"{len(longer)} of {len(last)} curves went on past the published {STEPS[name]} steps (the "
+            f"longest to {max(longer)}) until they were within 1 % of their exact end points"
         )
     return list(dict.fromkeys(found))
 

@@ -10,6 +10,8 @@ differing covariances it is not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from theory.problems import Array, require_positive
@@ -57,11 +59,19 @@ def outer_gradient(
     return np.asarray(slope.sum(-3))
 
 
-def solution(method: str, maps: Array, covariances: Array, rate: float, steps: int) -> Array:
+def solution(
+    method: str,
+    maps: Array,
+    covariances: Array,
+    rate: float,
+    steps: int,
+    gradient: Callable[[str, Array, Array, Array, float, int], Array] | None = None,
+) -> Array:
     """The stationary point of the method, from its outer gradient alone, which is affine in A.
 
     Args:
         method, maps, covariances, rate, steps: as in `outer_gradient`.
+        gradient: what computes the outer gradient; None for `outer_gradient`.
 
     Returns:
         `A`, `(..., d, d)`.
@@ -78,9 +88,10 @@ def solution(method: str, maps: Array, covariances: Array, rate: float, steps: i
                [0., 2.]])
     """
     unit = np.broadcast_to(np.eye(maps.shape[-1]), maps[..., 0, :, :].shape)
-    offset = outer_gradient(method, np.zeros_like(unit), maps, covariances, rate, steps)
+    slope = outer_gradient if gradient is None else gradient
+    offset = slope(method, np.zeros_like(unit), maps, covariances, rate, steps)
     zero = np.zeros_like(maps)
-    weight = outer_gradient(method, unit, zero, covariances, rate, steps)
+    weight = slope(method, unit, zero, covariances, rate, steps)
     scale = np.abs(weight).max((-2, -1), keepdims=True)
     if np.any(scale == 0):
         raise ValueError(

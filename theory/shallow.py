@@ -1,13 +1,14 @@
 """The shallow net of P3's second experiment, `y = c^T sigmoid((A* + U_t U_t^T) x) + e`.
 
-The learner is Linear(d, d) - sigmoid - Linear(d, 1), with asymmetric adapters `U_t V_t^T` on the first layer.
-LoRA-ML retrains all of it with an adapter for each task, SR without (adapters of zero, which get no gradient).
-At test both train a fresh adapter only. All trials and both methods of a setting step together; the gradient
-is written out, because a batch of nets this small spends most of an autograd step on bookkeeping.
+The learner is Linear(d, d) - sigmoid - Linear(d, 1), with asymmetric adapters `U_t V_t^T` on the first
+layer. LoRA-ML retrains all of it with an adapter for each task, SR without (adapters of zero, which get no
+gradient); at test both train a fresh adapter only. All trials and both methods of a setting step together.
+The gradient is written out, because a batch of nets this small spends most of an autograd step on
+bookkeeping.
 
-Source: P3 (arXiv 2410.22264), section 5, and the code jacob-block/peft-ml. Not known, and chosen here: adapters
-start at N(0, 0.1^2) in both factors, the layers as torch's Linear does; at T = 2 the test rank is 3k, as in
-the linear model.
+Source: P3 (arXiv 2410.22264), section 5, and the code jacob-block/peft-ml. Not known, and chosen here:
+adapters start at N(0, 0.1^2) in both factors, the layers as torch's Linear does; at T = 2 the test rank is
+3k, as in the linear model.
 """
 
 from __future__ import annotations

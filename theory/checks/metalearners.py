@@ -56,6 +56,34 @@ def same_solution(generator: np.random.Generator, instances: int = 200, spread: 
     ]
 
 
+def engine_solution(generator: np.random.Generator, instances: int = 20, spread: float = 0.0) -> list[Check]:
+    """The same through `metapeft.hypergradient` (Reptile, first order, unroll, CG with a proximal term)."""
+    from theory.engine import engine_gradient
+
+    worst = 0.0
+    for index in range(instances):
+        method, d, T = (
+            METHODS[index % len(METHODS)],
+            int(generator.integers(2, 9)),
+            int(generator.integers(2, 6)),
+        )
+        maps = draw_truth(generator, d, T, 1).maps
+        covariances = spread_covariances(generator, T, d, spread)
+        rate, steps = float(generator.uniform(0.05, 0.9)), int(generator.integers(1, 6))
+        found = solution(method, maps, covariances, rate, steps, engine_gradient)
+        retrained = pooled_least_squares(population(maps, covariances))
+        worst = max(worst, float(np.linalg.norm(found - retrained) / np.linalg.norm(retrained)))
+    return [
+        Check(
+            6,
+            "the four of them through metapeft's engine have SR's solution (relative)",
+            instances,
+            worst,
+            1e-8,
+        )
+    ]
+
+
 def common_covariance(generator: np.random.Generator, instances: int = 100) -> list[Check]:
     """A covariance that all tasks share leaves theorem 6 true: the matrices P_t agree and drop out."""
     # At higher rates some 1 - eta lambda is near 0, and K = 10 steps make the system too ill-conditioned.
@@ -83,4 +111,4 @@ def task_covariances(
     ]
 
 
-CHECKS: tuple[CheckFunction, ...] = (same_solution, common_covariance, task_covariances)
+CHECKS: tuple[CheckFunction, ...] = (same_solution, engine_solution, common_covariance, task_covariances)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from theory.checks import Check, CheckFunction
-from theory.problems import Array, Statistics, Truth, draw_truth, sample
+from theory.problems import Array, Truth, draw_truth, sample
 from theory.solvers import input_loss, meta_least_squares, pooled_least_squares, reduced_rank_regression
 
 CHUNK = 100  # draws whose samples are held at once
@@ -81,16 +81,16 @@ def floor(
     return found
 
 
-def population_form(generator: np.random.Generator, draws: int = 1000) -> list[Check]:
+def population_form(generator: np.random.Generator, draws: int = 1000, n: int = 2000) -> list[Check]:
     """`n ||.||_F^2` goes to the same floor only at n >> d."""
     d, sigma, expected = 10, 0.1, parameters(1, 10)
     excess = {}
-    for n in (100, 2000):
-        errors = tuned_errors(generator, draws, true_base, d, 1, 3, n, sigma, 1)[1]
-        excess[n] = float(n * errors.mean()) / (sigma**2 * expected) - 1
+    for count in (100, n):
+        errors = tuned_errors(generator, draws, true_base, d, 1, 3, count, sigma, 1)[1]
+        excess[count] = float(count * errors.mean()) / (sigma**2 * expected) - 1
     statement = "population form n||.||^2 / (sigma^2 k(2d-k)) - 1"
     return [
-        Check(7, f"{statement} at n = 2000", draws, abs(excess[2000]), 0.05),
+        Check(7, f"{statement} at n = {n}", draws, abs(excess[n]), 0.05),
         Check(7, f"{statement} at n = 100 is above the floor", draws, excess[100], 0.03, ">="),
     ]
 
@@ -102,43 +102,57 @@ def retraining_plateau(generator: np.random.Generator, draws: int = 200, rank: i
     return [Check(7, "SR's mean population loss at rank k is Eckart-Young's, n = 1000", draws, value, 0.01)]
 
 
-def exponent(sizes: list[int], errors: Array) -> float:
+def exponent(sizes: list[int], errors: list[float]) -> float:
     """Slope of `log error` on `log size`, by least squares."""
     return float(np.polyfit(np.log(sizes), np.log(errors), 1)[0])
 
 
-def retraining_rate(generator: np.random.Generator, draws: int = 20, claimed: float = -1.0) -> list[Check]:
-    """The error of A falls as 1/(N T): exponents in N and in T, for SR and for LoRA-ML solved exactly.
+def retraining_constant(truth: Truth, sigma: float) -> float:
+    """N T times the expected squared error of SR's A about its limit, for Gaussian x and large N.
 
-    One truth a draw serves all sizes, and the exponents of the draws are averaged, because truths differ in
-    scale.
+    `(d + 1) mean_t ||R_t - mean R||_F^2 + sigma^2 d^2`: the tasks' differences act as noise too, since
+    `E (x x^T - I)^2 = (d + 1) I`.
     """
-    d, k, sigma, names = 8, 1, 0.1, ("SR", "LoRA-ML")
-    found = []
-    for sweep, sizes in (("N", [500, 1000, 2000, 4000, 8000]), ("T", [4, 8, 16, 32])):
-        slopes = np.empty((draws, 2))
-        for draw in range(draws):
+    d = truth.base.shape[-1]
+    apart = truth.updates - truth.updates.mean(0)
+    return float((d + 1) * (apart**2).sum() / len(apart) + sigma**2 * d**2)
+
+
+def retraining_rate(
+    generator: np.random.Generator, draws: int = 20, claimed: float = -1.0, factor: float = 1.0
+) -> list[Check]:
+    """The error of A falls as 1/(N T): SR's by its constant, LoRA-ML's by its exponents in N and in T.
+
+    One truth a draw serves all sizes; the exponents of the draws are averaged, because truths differ in
+    scale.
+
+    Args:
+        generator, draws: source and number.
+        claimed: exponent of LoRA-ML's error.
+        factor: on SR's constant, 1 being right.
+    """
+    d, k, sigma = 8, 1, 0.1
+    found, ratios = [], []
+    for sweep, sizes in (("N", [500, 1000, 2000, 4000, 8000]), ("T", [4, 8, 16])):
+        slopes = []
+        for _ in range(draws):
             truth = draw_truth(generator, d, max(sizes) if sweep == "T" else 3, k)
             errors = []
             for size in sizes:
                 N, T = (size, 3) if sweep == "N" else (1000, size)
                 part = Truth(truth.base, truth.left[:T], truth.right[:T])
-                errors.append(retraining_errors(generator, part, sample(generator, part.maps, N, sigma), k))
-            slopes[draw] = [exponent(sizes, column) for column in np.transpose(errors)]
-        for name, slope in zip(names, slopes.mean(0), strict=True):
-            statement = (
-                f"{name}: error of A falls as 1/{sweep}: exponent {slope:.2f}, distance from {claimed:g}"
-            )
-            distance = abs(float(slope) - claimed)
-            found.append(Check(7, statement, draws * len(sizes), distance, 0.15))
-    return found
-
-
-def retraining_errors(generator: np.random.Generator, truth: Truth, tasks: Statistics, k: int) -> Array:
-    """Squared distance of SR's A from `A* + mean_t R_t` and of LoRA-ML's from A*, `(2,)`."""
-    retrained = pooled_least_squares(tasks) - truth.maps.mean(0)
-    learned = meta_least_squares(tasks, k, generator, restarts=1).base - truth.base
-    return np.array([(retrained**2).sum(), (learned**2).sum()])
+                tasks = sample(generator, part.maps, N, sigma)
+                retrained = pooled_least_squares(tasks) - part.maps.mean(0)
+                ratios.append(float((retrained**2).sum()) * N * T / retraining_constant(part, sigma))
+                learned = meta_least_squares(tasks, k, generator, restarts=1).base - part.base
+                errors.append(float((learned**2).sum()))
+            slopes.append(exponent(sizes, errors))
+        slope = float(np.mean(slopes))
+        statement = f"LoRA-ML: error of A falls as 1/{sweep}: exponent {slope:.2f}, distance from {claimed:g}"
+        found.append(Check(7, statement, draws * len(sizes), abs(slope - claimed), 0.15))
+    statement = "SR: error of A = ((d+1) mean_t ||R_t - mean R||^2 + sigma^2 d^2) / (N T) (relative)"
+    value = abs(float(np.mean(ratios)) / factor - 1)
+    return [Check(7, statement, len(ratios), value, 0.15), *found]
 
 
 CHECKS: tuple[CheckFunction, ...] = (floor, population_form, retraining_plateau, retraining_rate)
