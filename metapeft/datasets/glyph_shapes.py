@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from metapeft.errors import DataError
@@ -78,18 +78,18 @@ def render(char: str, face: str) -> NDArray[np.uint8]:
 
     Size and place are taken out, so that `o` and `O` are one shape.
     """
-    mask = _font(face).getmask(char, mode="L")
-    if mask.getbbox() is None:
+    page = Image.new("L", (4 * _EM, 4 * _EM))
+    ImageDraw.Draw(page).text((_EM, _EM), char, fill=255, font=_font(face))
+    box = page.getbbox()
+    if box is None:
         raise ValueError(f"{char!r} has no ink in {face}")
-    glyph = Image.frombytes("L", mask.size, bytes(mask)).crop(mask.getbbox())
-    scale = EXTENT / max(glyph.size)
-    width, height = (max(1, round(side * scale)) for side in glyph.size)
-    canvas = Image.new("L", (CANVAS, CANVAS))
-    canvas.paste(
-        glyph.resize((width, height), Image.Resampling.BILINEAR),
-        ((CANVAS - width) // 2, (CANVAS - height) // 2),
-    )
-    return np.asarray(canvas)
+    sides = (box[2] - box[0], box[3] - box[1])
+    width, height = (max(1, round(side * EXTENT / max(sides))) for side in sides)
+    canvas = np.zeros((CANVAS, CANVAS), dtype=np.uint8)
+    top, left = (CANVAS - height) // 2, (CANVAS - width) // 2
+    glyph = page.crop(box).resize((width, height), Image.Resampling.BILINEAR)
+    canvas[top : top + height, left : left + width] = np.asarray(glyph)
+    return canvas
 
 
 def look_alikes(chars: Sequence[str], threshold: float) -> list[tuple[str, str]]:

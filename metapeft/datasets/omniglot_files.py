@@ -83,7 +83,7 @@ class Folders:
 
     def __init__(self, folder: Path) -> None:
         self._files = {
-            f"{name}/{alphabet.name}/{character.name}": sorted(character.glob("*.png"))
+            "/".join(character.parts[-3:]): _pictures(character)
             for name in SETS
             for alphabet in sorted(filter(Path.is_dir, (folder / name).iterdir()))
             for character in sorted(filter(Path.is_dir, alphabet.iterdir()))
@@ -93,7 +93,7 @@ class Folders:
 
     def read(self, path: str) -> Images:
         """See `Source.read`."""
-        return np.stack([_ink(file, str(file)) for file in self._files[path]])
+        return np.stack([_ink(file, file) for file in self._files[path]])
 
 
 class Zips:
@@ -160,7 +160,13 @@ def _open_zip(file: Path) -> zipfile.ZipFile:
         ) from None
 
 
-def _ink(file: Path | io.BytesIO, name: str) -> Images:
+def _pictures(folder: Path) -> list[str]:
+    """Paths of its PNG files, by name; strings, since there are 32,460 of them."""
+    base = os.fspath(folder)
+    return sorted(os.path.join(base, name) for name in os.listdir(base) if name.endswith(".png"))
+
+
+def _ink(file: str | io.BytesIO, name: str) -> Images:
     try:
         with Image.open(file) as image:
             drawing = 255 - np.asarray(image.convert("L"))

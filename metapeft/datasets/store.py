@@ -32,8 +32,8 @@ def cached_images(
     """A uint8 array of `shape`, decoded at the first call and memory-mapped (copy on write) at later ones.
 
     The file is written beside its final name and moved there when it is whole, so that a reader never sees
-    half of it. Where the cache folder cannot be written, or the disk is full, the array is decoded into
-    memory instead, and a line in the log says so.
+    half of it; a damaged file is written again. Where the cache folder cannot be written, or the disk is
+    full, the array is decoded into memory instead, and a line in the log says so.
 
     Args:
         name: begins the file's name.
@@ -44,17 +44,24 @@ def cached_images(
     digest = hashlib.sha256(json.dumps([identity, shape], sort_keys=True).encode()).hexdigest()[:20]
     target = cache_folder() / f"{name}-{digest}.npy"
     try:
-        if not target.exists():
+        stored = _mapped(target, shape)
+        if stored is None:
             _write(target, shape, chunks())
-        stored: Images = np.load(target, mmap_mode="c", allow_pickle=False)
-        if stored.shape == shape and stored.dtype == np.uint8:
+            stored = _mapped(target, shape)
+        if stored is not None:
             return stored
-        log.warning("%s is damaged: decoding the images anew; delete the file to have it made again", target)
-    except (OSError, ValueError) as error:
-        if not isinstance(error, OSError) and not target.exists():
-            raise  # the data's own fault, not the cache's
+    except OSError as error:
         log.warning("cannot use the cache %s (%s): decoding the images into memory", target, error)
     return np.concatenate(list(chunks()))
+
+
+def _mapped(target: Path, shape: tuple[int, ...]) -> Images | None:
+    """The file, or None where it is missing or damaged."""
+    try:
+        stored: Images = np.load(target, mmap_mode="c", allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return stored if stored.shape == shape and stored.dtype == np.uint8 else None
 
 
 def _write(target: Path, shape: tuple[int, ...], chunks: Iterable[Images]) -> None:
@@ -102,10 +109,10 @@ def data_root(root: str | os.PathLike[str] | None, folder: str) -> Path:
     return path
 
 
-def signature(paths: Iterable[Path]) -> str:
+def signature(paths: Iterable[str | os.PathLike[str]]) -> str:
     """A hash of names, sizes and times of change: it differs when a file was added, removed or replaced."""
     digest = hashlib.sha256()
     for path in paths:
-        stat = path.stat()
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        stat = os.stat(path)
+        digest.update(f"{os.fspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

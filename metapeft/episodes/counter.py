@@ -92,7 +92,7 @@ def draw(key: Words, sizes: Integers, count: int) -> Integers:
         >>> draw(root(0), np.array([5]), 5).tolist()
         [[2, 0, 3, 1, 4]]
         >>> draw(root(0), np.array([10**12]), 2).tolist()
-        [[0, 2]]
+        [[249420947055, 325729570654]]
     """
     small = sizes <= max(64, 8 * count)
     if small.all():
@@ -109,7 +109,7 @@ def _ordered(key: Words, sizes: Integers, count: int) -> Integers:
     most = int(sizes.max())
     stream = words(key, most)
     stream[np.arange(most) >= sizes[:, None]] = np.iinfo(np.uint64).max
-    return stream.argsort(axis=1, kind="stable")[:, :count]
+    return np.ascontiguousarray(stream.argsort(axis=1, kind="stable")[:, :count])
 
 
 def _first_different(key: Words, sizes: Integers, count: int) -> Integers:

@@ -76,17 +76,17 @@ class EpisodeSampler:
         imbalanced: bool = False,
         episodes: int | None = None,
     ) -> None:
+        self._root = counter.root(seed)
         self.generative = callable(getattr(dataset, "draw", None))
         self.sizes = Sizes.checked(ways, shots, queries, imbalanced)
-        self.dataset: Any = Rotated(dataset) if rotations else dataset
-        self.ways, self.shots, self.queries = ways, shots, queries
-        self.seed, self.rotations, self.imbalanced = seed, rotations, imbalanced
+        self.dataset: Any = Rotated(dataset) if rotations and not self.generative else dataset
+        self.ways, self.shots, self.queries = self.sizes.as_given()
+        self.seed, self.rotations, self.imbalanced = int(seed), bool(rotations), bool(imbalanced)
         self.shift = _resolve_shift(shift, getattr(dataset, "split", "train"))
-        self.augment = augment
+        self.augment = _callable("augment", augment)
         self.episodes = sys.maxsize if episodes is None else episodes
         if not isinstance(self.episodes, int) or not 1 <= self.episodes <= sys.maxsize:
             raise ValueError(f"episodes must be an integer from 1 to {sys.maxsize}, not {episodes!r}")
-        self._root = counter.root(seed)
         if self.generative:
             self._check_generative(ways, shots, shift, augment, rotations)
         else:
@@ -225,9 +225,13 @@ def _resolve_shift(shift: Any, split: str) -> Any:
         from metapeft.episodes.shift import Shift
 
         return Shift.of_split(split)
-    if not callable(shift):
-        raise ValueError(f"shift must be True, False or a callable (images, seeds) -> images, not {shift!r}")
-    return shift
+    return _callable("shift", shift)
+
+
+def _callable(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise ValueError(f"{name} must be a callable (images, seeds) -> images, not {value!r}")
+    return value
 
 
 def _checked_images(found: Any, given: Tensor, argument: str) -> Tensor:

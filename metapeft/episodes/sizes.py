@@ -34,6 +34,11 @@ class Sizes:
             raise ValueError(f"imbalanced=True needs a range of shots, such as shots=(1, 5), not {shots!r}")
         return found
 
+    def as_given(self) -> tuple[int | tuple[int, int], int | tuple[int, int], int]:
+        """Ways, shots and queries, a range only where it is one."""
+        ways, shots = (bounds[0] if bounds[0] == bounds[1] else bounds for bounds in (self.ways, self.shots))
+        return ways, shots, self.queries
+
     @property
     def fixed(self) -> bool:
         """True where every episode has the same sizes, so that nothing is padded."""
