@@ -20,6 +20,9 @@ registry = Registry(
         "costs": "selection",
         "at_ranks": "selection",
         "ranks": "ranking",
+        "export_peft": "peft",
+        "import_peft": "peft_import",
+        "load_base": "peft_import",
     },
     names={"full": "Full", "lora": "LoRA", "cp": "CP", "tensor-ring": "TensorRing", "softmax": "Softmax"},
 )

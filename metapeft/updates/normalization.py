@@ -43,7 +43,6 @@ def batch_norm(
         and type(module) in _EXACT
     ):
         return _one_task(module, call, name, x)
-    split = x.reshape(call.tasks, x.shape[0] // call.tasks, x.shape[1], -1)
     if call.reference is None:
         if module.running_mean is None or module.running_var is None:
             raise ValueError(
@@ -52,6 +51,7 @@ def batch_norm(
             )
         mean, variance = module.running_mean, module.running_var
     else:
+        split = _by_task(x, call)
         each = split.shape[1] // call.items  # rows an input
         mask = None if call.mask is None else call.mask.repeat_interleave(each, 1)
         mean, variance, count = mean_variance(split[:, : call.reference * each], mask)
@@ -63,7 +63,7 @@ def batch_norm(
     scale = torch.rsqrt(variance + module.eps)
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
-    y = _scale_shift(split, scale, shift).view(x.shape)
+    y = _scale_shift(_by_task(x, call), scale, shift).view(x.shape)
     return y if exact else _rest(module, clone, y, name)
 
 
@@ -75,6 +75,11 @@ def _one_task(module: BatchNorm, call: Call, name: str, x: Tensor) -> Tensor:
     count = torch.full((1,), x.numel() // x.shape[1], dtype=x.dtype, device=x.device)
     call.statistics[name] = (mean.unsqueeze(0), (deviation**-2 - module.eps).unsqueeze(0), count)
     return y
+
+
+def _by_task(x: Tensor, call: Call) -> Tensor:
+    """`(rows, C, ...)` as `(T, rows / T, C, L)`."""
+    return x.reshape(call.tasks, x.shape[0] // call.tasks, x.shape[1], -1)
 
 
 def mean_variance(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

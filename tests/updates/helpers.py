@@ -42,12 +42,13 @@ def random_factors(model: Any, tasks: int, seed: int = 0, size: float = 0.3) -> 
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """A module in float64 whose parameters and statistics are random, those that start at 0 or 1 included."""
+    """A module in float64 whose parameters and statistics are random, and the same at each call."""
     module = module.double()
     source = generator(seed)
     with torch.no_grad():
         for value in module.parameters():
-            value += 0.1 * torch.randn(value.shape, generator=source, dtype=value.dtype)
+            fan_in = value[0].numel() if value.dim() > 1 else 1
+            value.normal_(std=fan_in**-0.5, generator=source)
         for name, value in module.named_buffers():
             if name.endswith("running_mean"):
                 value.normal_(generator=source)

@@ -1,0 +1,212 @@
+"""Adapter folders of PEFT, read back as update formats and factors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from metapeft.updates.format import Format
+from metapeft.updates.full import Full
+from metapeft.updates.lora import LoRA
+from metapeft.updates.peft import block_diagonal
+from metapeft.updates.targets import find_sites, is_gpt2_linear
+
+_PREFIX = "base_model.model."
+_SUFFIXES = {
+    ".lora_A.weight": "A",
+    ".lora_B.weight": "B",
+    ".lora_embedding_A": "A",
+    ".lora_embedding_B": "B",
+}
+#: settings of PEFT that change what an adapter computes, and the only value that is understood
+_PLAIN: dict[str, Any] = {"use_dora": False, "bias": "none", "lora_bias": False, "layer_replication": None}
+_PLAIN |= {"trainable_token_indices": None, "target_parameters": None, "use_qalora": False}
+
+
+def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Format], dict[str, Tensor]]:
+    """Read an adapter folder of PEFT, ours or another's.
+
+    Args:
+        folder: as `export_peft` or PEFT's `save_pretrained` writes it.
+        backbone: the module that the adapter belongs to; where the folder has `base/`, `load_base` comes first.
+
+    Returns: formats by parameter name, for `attach(backbone, formats)`, and one task's factors, without the task
+    axis, for `merged`. Layers of rank 0 come back as `LoRA(0)`; modules that were saved whole as Full updates.
+
+    Raises:
+        ValueError: files that are missing or damaged, an adapter that is no plain LoRA, that belongs to another
+            backbone, or whose base was not loaded.
+    """
+    folder = Path(folder)
+    config, extra = _json(folder / "adapter_config.json"), {}
+    if (folder / "metapeft.json").exists():
+        extra = _json(folder / "metapeft.json")
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{folder} is a {config.get('peft_type')} adapter: only LORA can be read")
+    for key, plain in _PLAIN.items():
+        if config.get(key, plain) not in (plain, None):
+            raise ValueError(f"{folder} has {key}={config[key]!r}: only {key}={plain!r} can be read")
+    state = dict(backbone.state_dict(keep_vars=True))
+    if "base_sha256" in extra:
+        _check_base(_base(folder, extra), state)
+
+    pairs: dict[str, dict[str, Tensor]] = {}
+    whole: dict[str, Tensor] = {}
+    for key, value in _tensors(folder / "adapter_model.safetensors").items():
+        name = key.removeprefix(_PREFIX)
+        suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
+        if suffix is None:
+            whole[name] = value
+        else:
+            pairs.setdefault(name.removesuffix(suffix), {})[_SUFFIXES[suffix]] = value
+
+    first_name = {id(value): name for name, value in backbone.named_parameters()}
+    formats: dict[str, Format] = {}
+    factors: dict[str, Tensor] = {}
+    for layer, pair in pairs.items():
+        parameter = state.get(f"{layer}.weight")
+        if parameter is None or set(pair) != {"A", "B"}:
+            raise ValueError(
+                f"{folder} adapts {layer!r}, which this backbone does not have, or only half of it is there"
+            )
+        format, local, transposed = _layer(backbone.get_submodule(layer), layer, pair, config)
+        name = first_name[id(parameter)]
+        owner = backbone.get_submodule(name.rpartition(".")[0])
+        if _is_transposed(owner) != transposed:  # the other layer of a tied pair
+            local = {"A": local["B"].T.contiguous(), "B": local["A"].T.contiguous()}
+        for key, value in local.items():
+            known = factors.setdefault(f"{name}.{key}", value)
+            if not torch.equal(known, value):
+                raise ValueError(
+                    f"{layer!r} shares its weight with another layer, but {folder} adapts them differently"
+                )
+        formats[name] = format
+    for name, value in whole.items():
+        if name not in state or state[name].shape != value.shape:
+            raise ValueError(
+                f"{folder} has {name!r} of shape {tuple(value.shape)}, the backbone "
+                + (f"{tuple(state[name].shape)}: load_base() first" if name in state else "does not have it")
+            )
+        formats[name], factors[f"{name}.delta"] = Full(), value - state[name].detach()
+    for name in extra.get("rank_zero", []):
+        if name not in state:
+            raise ValueError(f"{folder} lists {name!r}, which this backbone does not have")
+        formats[name] = LoRA(0)
+        site = find_sites(backbone, {name: LoRA(0)}, "all", None)[name]
+        for key, shape in site.format.shapes(site.geometry).items():
+            factors[f"{name}.{key}"] = state[name].detach().new_zeros(shape)
+    return formats, factors
+
+
+def load_base(folder: str | Path, backbone: nn.Module) -> nn.Module:
+    """Put the weights of `base/` into a backbone, in place; returns it.
+
+    The classifier's own shape is changed where the exported head has another number of outputs.
+
+    Raises:
+        ValueError: the folder has no base, its hash is wrong, or it belongs to another backbone.
+    """
+    folder = Path(folder)
+    extra = _json(folder / "metapeft.json")
+    if "base_sha256" not in extra:
+        raise ValueError(f"{folder} has no base/: its adapter belongs to the backbone's own weights")
+    base = _base(folder, extra)
+    own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    if set(base) != set(own):
+        odd = sorted(set(base) ^ set(own))
+        raise ValueError(
+            f"base/ of {folder} belongs to another backbone: they disagree on {', '.join(odd[:5])}"
+        )
+    with torch.no_grad():
+        for name, value in base.items():
+            if own[name].shape == value.shape:
+                own[name].copy_(value)
+                continue
+            module = backbone.get_submodule(name.rpartition(".")[0])
+            local = name.rpartition(".")[2]
+            if not isinstance(module, nn.Linear) or own[name].shape[1:] != value.shape[1:]:
+                raise ValueError(
+                    f"base/ of {folder} has {name!r} of shape {tuple(value.shape)}, not {own[name].shape}"
+                )
+            setattr(module, local, nn.Parameter(value.to(own[name])))
+            module.out_features = value.shape[0]
+    return backbone
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: is {path.parent} an adapter folder?") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}): a damaged or foreign file") from error
+    return found
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise ValueError(f"{path} is missing: adapters in pickle files (adapter_model.bin) are not read")
+    try:
+        return load(path.read_bytes())
+    except Exception as error:  # safetensors has an exception type of its own for every damage
+        raise ValueError(f"{path} cannot be read ({error}): a damaged or truncated file") from error
+
+
+def _base(folder: Path, extra: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = folder / "base" / "model.safetensors"
+    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != extra["base_sha256"]:
+        raise ValueError(f"{path} is missing or not the file that was exported: its SHA-256 differs")
+    return _tensors(path)
+
+
+def _check_base(base: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    for name, value in base.items():
+        own = state.get(name)
+        if own is None or own.shape != value.shape or not torch.equal(own.detach().to(value), value):
+            raise ValueError(
+                f"the adapter was trained on other weights ({name!r} differs): load_base() first"
+            )
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) or is_gpt2_linear(module)
+
+
+def _layer(
+    module: nn.Module, layer: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> tuple[LoRA, dict[str, Tensor], bool]:
+    """One layer's format and factors in its own orientation, and whether that is the transposed one."""
+    down, up = pair["A"], pair["B"].flatten(1)
+    groups = int(getattr(module, "groups", 1))
+    rank = down.shape[0]
+    alpha = float(_matching(config.get("alpha_pattern") or {}, layer, config["lora_alpha"]))
+    if config.get("use_rslora"):
+        alpha *= math.sqrt(rank)
+    if groups > 1:
+        rank, alpha = rank // groups, alpha / groups
+        block = down[:rank, : down.shape[1] // groups].clone()
+        if not torch.equal(block_diagonal(block, groups), down):
+            raise ValueError(
+                f"the groups of {layer!r} read one another's channels or have different A: here the groups of a "
+                "convolution share one A, each on its own channels"
+            )
+        down = block
+    format = LoRA(rank, alpha=None if alpha == rank else alpha)
+    return format, {"A": down, "B": up}, _is_transposed(module)
+
+
+def _matching(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
+    """The value whose key matches a suffix of the layer's name, by PEFT's rule."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            return value
+    return default
