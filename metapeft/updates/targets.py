@@ -149,22 +149,24 @@ def find_sites(
 
 
 def patterns(targets: Targets) -> list[Pattern]:
-    """`targets=` as a list."""
-    return [targets] if isinstance(targets, str | type) else list(targets)
+    """`targets=` as a list; raises ValueError for what is no pattern."""
+    several = list(targets) if isinstance(targets, list | tuple | set) else [targets]
+    for target in several:
+        if not isinstance(target, str | type):
+            raise ValueError(
+                f"targets={target!r}: allowed are names, globs, module types, 'all', 'head', 'body', or a list"
+            )
+    return several
 
 
 def _rules(formats: Formats, targets: Targets) -> list[Rule]:
     if isinstance(formats, Mapping):
         if targets != "all":
             raise ValueError(f"targets={targets!r}: a dict of formats already says where each of them goes")
-        rules = [Rule(pattern, format) for pattern, format in formats.items()]
+        rules = [Rule(pattern, formats[pattern]) for pattern in patterns(list(formats))]
     else:
         rules = [Rule(target, formats) for target in patterns(targets)]
     for rule in rules:
-        if not isinstance(rule.pattern, str | type):
-            raise ValueError(
-                f"targets={rule.pattern!r}: allowed are names, globs, module types, 'all', 'head' and 'body'"
-            )
         if rule.format is not None and not isinstance(rule.format, Format):
             raise ValueError(
                 f"format={rule.format!r}: allowed are Full(), LoRA(), CP(), TensorRing() or {{pattern: format}}"
