@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from metapeft import backbones
@@ -26,6 +26,8 @@ from metapeft.pretraining import pretrain
 from metapeft.trainer import BilevelTrainer
 from metapeft.tuning import Tuned, grid, tune
 from metapeft.updates.cp import CP
+from metapeft.updates.ranking import ranks
+from metapeft.updates.selection import at_ranks
 
 COLUMNS = ("plain", "shifted")
 Say = Callable[[str], None]
@@ -39,6 +41,7 @@ class Method:
         make: recipe. about: one line. trains: whether it is meta-trained from the common start; else it gets the
             continued retraining. options: of the recipe. adapts: whether it has inner steps to choose.
         control_of: a trained method whose weights it takes, only evaluated otherwise.
+        rule: how the selection variables of `"metapeft"` are rounded to the ranks that it is trained at, anew.
     """
 
     make: Callable[..., Learner]
@@ -47,6 +50,12 @@ class Method:
     adapts: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     control_of: str | None = None
+    rule: str | None = None
+
+    @property
+    def needs(self) -> str | None:
+        """The method that has to be trained before."""
+        return self.control_of or ("metapeft" if self.rule is not None else None)
 
 
 METHODS = {
@@ -66,6 +75,13 @@ METHODS = {
     "other-task": Method(
         recipes.metapeft, "metapeft, its generator fed another task's support set at test", control_of="metapeft"
     ),
+    **{
+        f"retrained-{rule}": Method(
+            recipes.metapeft, f"metapeft trained anew at ranks by the rule {rule!r}, no selection variables",
+            options={"selection": None}, rule=rule,
+        )
+        for rule in ("threshold", "total", "uniform", "shuffled", "random")
+    },
 }  # fmt: skip
 
 
@@ -79,6 +95,7 @@ class Row:
     log: list[dict[str, Any]] = field(default_factory=list)
     learner: Learner | None = None
     parameters: int = 0
+    ranks: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -142,14 +159,14 @@ def run(config: TrainConfig, folder: Path, say: Say = print, progress: bool = Tr
     Returns: evaluations of every method on the same test episodes, with their logs.
     """
     for name in config.methods:
-        METHODS.get(name) or _refuse(name)
+        _check_method(name, config.methods)
     found = samplers(config)
     data = found["data"]["train"]
     say(f"{data}: standard retraining on all training classes")
     start, sr_log = _retrained(config, folder / "sr", make_backbone(config, data), data, config.pretrain_steps, 128, 1, progress)
     continued: nn.Module | None = None
     rows: dict[str, Row] = {}
-    ordered = sorted(config.methods, key=lambda name: METHODS[name].control_of is not None)
+    ordered = sorted(config.methods, key=lambda name: METHODS[name].needs is not None)
     for name in ordered:
         method = METHODS[name]
         say(f"{name}: {method.about}")
@@ -164,8 +181,24 @@ def run(config: TrainConfig, folder: Path, say: Say = print, progress: bool = Tr
     return Results(config, rows, sr_log, found)
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(f"methods has {name!r}: known are {', '.join(METHODS)}")
+def _check_method(name: str, methods: tuple[str, ...]) -> None:
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"methods has {name!r}: known are {', '.join(METHODS)}{hint}")
+    needed = METHODS[name].needs
+    if needed is not None and needed not in methods:
+        raise ValueError(f"methods has {name!r}, which builds on {needed!r}: add that too")
+
+
+def round_ranks(learner: Learner, rule: str, seed: int = 0) -> dict[str, int]:
+    """A learner's selection variables rounded by a rule; budgets are half of all terms."""
+    logits = {name: learner.variables[f"selection.{name}"] for name in learner.selected}
+    half = sum(len(value) for value in logits.values()) // 2
+    options: dict[str, Any] = {"total": half} if rule in ("total", "uniform", "shuffled", "random") else {}
+    if rule in ("shuffled", "random"):
+        options["seed"] = seed
+    return ranks(logits, rule, **options)
 
 
 def _retrained(
@@ -195,10 +228,18 @@ def _row(
 
     def make(lr: float | None = None, steps: int | None = None, **more: Any) -> Learner:
         options: dict[str, Any] = {**_rank(method, config.rank), **method.options, **more}
+        if method.rule is not None:
+            options["format"] = at_ranks(searched.model, chosen_ranks)
         if method.adapts and lr is not None and steps is not None:
             options["inner"] = SGD(steps, lr, rates="step" if method.trains and method.make is not recipes.maml else None)
         return method.make(body, preprocess=preprocess, seed=config.seed, name=name, **options)
 
+    if method.rule is not None:
+        searched = rows["metapeft"].learner
+        if searched is None:
+            raise ValueError(f"{name!r} needs the learner of 'metapeft'")
+        chosen_ranks = round_ranks(searched, method.rule, config.seed)
+        row.ranks = {method.rule: chosen_ranks}
     if method.control_of is not None:
         return _control(row, method, make, config, found, rows)
     training_steps = min(config.inner_steps, key=lambda steps: (abs(steps - 5), steps))
@@ -211,6 +252,8 @@ def _row(
         row.learner = make()
     if method.trains:
         row.log = _trained(row.learner, config, folder / name, found["train"], progress)
+    if row.learner.selection is not None:
+        row.ranks = {rule: round_ranks(row.learner, rule) for rule in ("threshold", "total")}
     row.parameters = adapted_parameters(row.learner)
     for column in COLUMNS:
         steps = None
@@ -226,9 +269,9 @@ def _control(
     row: Row, method: Method, make: Callable[..., Learner], config: TrainConfig, found: dict[str, Any], rows: dict[str, Row]
 ) -> Row:
     """A trained method, evaluated with its generator fed another task's support set."""
-    original = rows.get(str(method.control_of))
-    if original is None or original.learner is None or original.learner.generator is None:
-        raise ValueError(f"methods has {row.name!r}, which is a control of {method.control_of!r}: add that too")
+    original = rows[str(method.control_of)]
+    if original.learner is None or original.learner.generator is None:
+        raise ValueError(f"{row.name!r} needs the generator of {method.control_of!r}")
     inner = original.learner.inner
     row.learner = make(inner=inner, generator=OtherTask(original.learner.generator))
     row.learner.load_state(original.learner.state())
@@ -278,6 +321,8 @@ def as_json(results: Results) -> dict[str, Any]:
                 "about": METHODS[name].about,
                 "parameters": row.parameters,
                 "chosen": row.chosen,
+                "ranks": row.ranks,
+                "log": row.log,
                 "columns": {
                     column: {
                         "accuracy": found.accuracy,
@@ -298,5 +343,5 @@ def as_json(results: Results) -> dict[str, Any]:
             for reference in ("sr+lora", "centroids")
             if reference in results.rows
         },
-        "torch": torch.__version__,
+        "sr_log": results.sr_log,
     }

@@ -39,6 +39,7 @@ class Sinusoids:
                 for name, row in self.evaluations.items()
             },
             "protocol": str(first.protocol),
+            "fits": [{name: value.tolist() for name, value in fit.items()} for fit in self.fits],
         }
 
 

@@ -28,6 +28,12 @@ def protocol_line(found: Found) -> str:
     return "; ".join(str(line) for line in lines)
 
 
+def tables(found: Found) -> list[Table]:
+    """All tables of a run."""
+    shown = [table(found), *[differences_table(found, name) for name, rows in found["differences"].items() if rows]]
+    return [*shown, sinusoid_table(found)] if "sinusoid" in found else shown
+
+
 def table(found: Found) -> Table:
     """Accuracy by method and column, with inner steps and the numbers of a task."""
     columns = list(next(iter(found["rows"].values()))["columns"])

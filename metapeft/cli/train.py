@@ -40,6 +40,11 @@ def train(
     """
     if list:
         return _list()
+    return start(config, out, resume, quiet)
+
+
+def start(config: TrainConfig, out: Path | None, resume: bool, quiet: bool) -> int:
+    """Run the main job in a new folder, or go on with the one in `out`."""
     if resume and out is None:
         raise ValueError("--resume needs --out, the run folder to go on with")
     folder = Path("runs") / time.strftime("%Y%m%d-%H%M%S") if out is None else out
@@ -92,7 +97,7 @@ def _run(config: TrainConfig, run: Any, console: Any, quiet: bool) -> int:
 
     from metapeft import experiment, sinusoids
     from metapeft.checkpoint import write_atomically
-    from metapeft.cli.tables import differences_table, sinusoid_table, table
+    from metapeft.cli.tables import tables
     from metapeft.report.main_job import write
 
     if config.threads:
@@ -111,11 +116,8 @@ def _run(config: TrainConfig, run: Any, console: Any, quiet: bool) -> int:
         found["sinusoid"] = fits.as_json()
     found["seconds"] = round(time.monotonic() - begun, 1)
     write_atomically(run.folder / "results.json", (json.dumps(found, indent=1) + "\n").encode())
-    page = write(run.folder, run.environment, results, fits, found)
-    console.print(table(found))
-    for reference in found["differences"]:
-        console.print(differences_table(found, reference))
-    if fits is not None:
-        console.print(sinusoid_table(found))
+    page = write(run.folder, run.environment, found, results.samplers)
+    for shown in tables(found):
+        console.print(shown)
     say(f"report: {page}")
     return 0

@@ -7,28 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from metapeft.cli.tables import percent, protocol_line
-from metapeft.experiment import COLUMNS, Results
+from metapeft.experiment import COLUMNS
 from metapeft.report.bar_plot import rank_bars
 from metapeft.report.dot_plot import intervals
 from metapeft.report.line_plot import curves
 from metapeft.report.page import Figure, Section, Table, write_report
 from metapeft.report.pictures import episode_grid
 from metapeft.report.regression import fits as draw_fits
-from metapeft.sinusoids import STEPS, Sinusoids
-from metapeft.updates.ranking import ranks
 
 
-def write(
-    folder: Path, environment: Mapping[str, Any], results: Results, fits: Sinusoids | None, found: dict[str, Any]
-) -> Path:
-    """Write `report.html` into a run folder; `found` is what `results.json` holds. Returns the file."""
-    sections = [_accuracy(found), _training(results), *_ranks(results), _episodes(results)]
-    if fits is not None:
-        sections.append(_sinusoid(fits, found))
-    config = results.config
+def write(folder: Path, environment: Mapping[str, Any], found: dict[str, Any], samplers: Mapping[str, Any]) -> Path:
+    """Write `report.html` into a run folder, from what its `results.json` holds; returns the file.
+
+    Args:
+        folder: the run. environment: what it ran on. found: the content of `results.json`.
+        samplers: `"test <column>"` -> the sampler whose first episode is shown.
+    """
+    sections = [_accuracy(found), _training(found), *_ranks(found), _episodes(samplers)]
+    if "sinusoid" in found:
+        sections.append(_sinusoid(found["sinusoid"]))
+    config = found["config"]
     facts = {
-        "data": f"{config.data}, {config.ways}-way {config.shots}-shot, {config.backbone} of width {config.width}",
-        "seed": str(config.seed),
+        "data": f"{config['data']}, {config['ways']}-way {config['shots']}-shot, {config['backbone']} of width {config['width']}",
+        "seed": str(config["seed"]),
         "commit": str(environment.get("commit") or "not from a checkout"),
         "machine": f"{environment.get('cpu')}, {environment.get('threads')} threads",
         "time": f"{found['seconds']:.0f} s",
@@ -71,19 +72,18 @@ def _accuracy(found: dict[str, Any]) -> Section:
     return Section("Accuracy", text, tables, figures)
 
 
-def _training(results: Results) -> Section:
-    logs = {name: row.log for name, row in results.rows.items() if row.log}
+def _training(found: dict[str, Any]) -> Section:
+    logs = {name: row["log"] for name, row in found["rows"].items() if row["log"]}
     figures = [
         Figure(
-            curves({"standard retraining": _series(results.sr_log, "loss")}, ylabel="loss"),
+            curves({"standard retraining": _series(found["sr_log"], "loss")}, ylabel="loss"),
             "Standard retraining: cross-entropy over all training classes.",
         )
     ]
-    if logs:
-        series = {name: _series(log, "loss") for name, log in logs.items()}
-        figures.append(Figure(curves(series, ylabel="query loss", smoothing=0.6), "Meta-training: mean query loss of an outer step, smoothed."))
-        accuracy = {name: _series(log, "accuracy") for name, log in logs.items()}
-        figures.append(Figure(curves(accuracy, ylabel="query accuracy", smoothing=0.6), "Meta-training: mean query accuracy, smoothed."))
+    for quantity in ("loss", "accuracy") if logs else ():
+        series = {name: _series(log, quantity) for name, log in logs.items()}
+        caption = f"Meta-training: mean query {quantity} of an outer step, smoothed."
+        figures.append(Figure(curves(series, ylabel=f"query {quantity}", smoothing=0.6), caption))
     return Section("Training", figures=figures)
 
 
@@ -92,15 +92,12 @@ def _series(log: list[dict[str, Any]], name: str) -> tuple[list[Any], list[Any]]
     return [row["step"] for row in rows], [row[name] for row in rows]
 
 
-def _ranks(results: Results) -> list[Section]:
-    figures = []
-    for name, row in results.rows.items():
-        if row.learner is None or row.learner.selection is None:
-            continue
-        logits = {p: row.learner.variables[f"selection.{p}"] for p in row.learner.selected}
-        total = sum(len(value) for value in logits.values()) // 2
-        rounded = {"threshold": ranks(logits, "threshold"), f"total {total}": ranks(logits, "total", total=total)}
-        figures.append(Figure(rank_bars(rounded, results.config.rank), f"{name}: selection variables rounded to ranks."))
+def _ranks(found: dict[str, Any]) -> list[Section]:
+    figures = [
+        Figure(rank_bars(row["ranks"], found["config"]["rank"]), f"{name}: selection variables rounded to ranks.")
+        for name, row in found["rows"].items()
+        if row["ranks"]
+    ]
     text = (
         "Rounded by the rule of AutoLoRA, a term stays where its weight is at least 1/k, and by a total budget of half "
         "of all terms. Short searches move the weights little, so ranks near k/2 may be noise."
@@ -108,10 +105,10 @@ def _ranks(results: Results) -> list[Section]:
     return [Section("Ranks by layer", text, figures=figures)] if figures else []
 
 
-def _episodes(results: Results) -> Section:
+def _episodes(samplers: Mapping[str, Any]) -> Section:
     figures = []
     for column in COLUMNS:
-        sampler = results.samplers[f"test {column}"]
+        sampler = samplers[f"test {column}"]
         episode = sampler[0]
         names = [sampler.dataset.classes[i] for i in episode.classes.tolist()]
         grid = episode_grid(episode.support_x, episode.support_y, episode.query_x, episode.query_y, names)
@@ -119,11 +116,11 @@ def _episodes(results: Results) -> Section:
     return Section("Episodes", figures=figures)
 
 
-def _sinusoid(fits: Sinusoids, found: dict[str, Any]) -> Section:
+def _sinusoid(found: dict[str, Any]) -> Section:
     rows = [
-        [name, *[f"{row[str(steps)][0]:.3f} ± {row[str(steps)][1]:.3f}" for steps in STEPS]]
-        for name, row in found["sinusoid"]["rows"].items()
+        [name, *[f"{mean:.3f} ± {half:.3f}" for mean, half in row.values()]] for name, row in found["rows"].items()
     ]
-    table = Table(["mean squared error", "before", *[f"after {k}" for k in STEPS[1:]]], rows, found["sinusoid"]["protocol"])
-    figure = Figure(draw_fits(fits.fits), "Test tasks before and after 5 steps on 10 points (maml).")
+    counts = list(next(iter(found["rows"].values())))
+    table = Table(["mean squared error", *[f"{count} steps" for count in counts]], rows, found["protocol"])
+    figure = Figure(draw_fits(found["fits"]), "Test tasks before and after adaptation to 10 points (maml).")
     return Section("Sinusoid regression", "The same recipes with a squared error.", [table], [figure])

@@ -1,0 +1,41 @@
+"""`metapeft bench`: the main job with the ablations of the whole method as its rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from metapeft.cli.train import start
+from metapeft.config import TrainConfig
+
+ABLATIONS = (
+    "metapeft", "generator-off", "other-task", "selection-off", "inner-off", "retrained-threshold", "retrained-total",
+    "retrained-uniform", "retrained-shuffled", "retrained-random", "sr+lora", "centroids",
+)  # fmt: skip
+_DEFAULT = dataclasses.replace(TrainConfig(), methods=ABLATIONS, sinusoid_steps=0)
+
+
+def bench(
+    *,
+    config: Annotated[TrainConfig, Parameter(name="*")] = _DEFAULT,
+    out: Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Switch generator, selection and inner loop off one at a time, and retrain at rounded ranks with their controls.
+
+    Parameters
+    ----------
+    config
+        Settings, as for train.
+    out
+        Run folder; default runs/ and the time.
+    resume
+        Go on with the run in --out.
+    quiet
+        No progress bars.
+    """
+    return start(config, out, resume, quiet)

@@ -1,0 +1,38 @@
+"""`metapeft data`: what a data set holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metapeft.config import DataName
+
+
+def data(name: DataName = "glyphs", *, root: Path | None = None, download: bool = False) -> int:
+    """Check a data set and say what it holds: counts, classes, hash, split by split; its store is built on the way.
+
+    Parameters
+    ----------
+    name
+        Data set.
+    root
+        Where the data lies; default $METAPEFT_DATA.
+    download
+        Fetch it first from its original address, where it has one.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    import metapeft as mp
+
+    options: dict[str, object] = {"download": True} if download else {}
+    if root is not None:
+        options["root"] = root
+    table = Table(title=name)
+    for column in ("split", "images", "classes", "shape", "hash"):
+        table.add_column(column)
+    for split in ("train", "val", "test"):
+        found = mp.load_dataset(name, split=split, **options)
+        shape = "x".join(str(size) for size in found.images.shape[1:])
+        table.add_row(split, str(len(found)), str(len(found.classes)), shape, found.split_hash)
+    Console().print(table)
+    return 0

@@ -1,0 +1,79 @@
+"""`metapeft episodes`: index lists of a protocol, written and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cyclopts import App
+
+from metapeft.config import DataName
+
+app = App(name="episodes", help="Write or check the index lists of a protocol.", help_format="plaintext")
+
+
+@app.command
+def dump(
+    path: Path,
+    *,
+    data: DataName = "glyphs",
+    root: Path | None = None,
+    split: str = "test",
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    episodes: int = 600,
+    seed: int = 0,
+) -> int:
+    """Write the classes and images of the first episodes as JSON.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    data
+        Data set.
+    root
+        Where the data lies; default $METAPEFT_DATA.
+    split
+        train, val or test.
+    ways
+        Classes an episode.
+    shots
+        Support images a class.
+    queries
+        Query images a class.
+    episodes
+        How many episodes.
+    seed
+        Of the sampler.
+    """
+    import metapeft as mp
+    from metapeft.episodes.listing import dump as write
+
+    options = {} if root is None else {"root": root}
+    sampler = mp.EpisodeSampler(mp.load_dataset(data, split=split, **options), ways, shots, queries, seed=seed)
+    print(f"{path}: {write(sampler, episodes, path)}")
+    return 0
+
+
+@app.command
+def verify(path: Path, *, data: DataName = "glyphs", root: Path | None = None, split: str = "test") -> int:
+    """Check a file of `dump` against a data set and against the sampler itself.
+
+    Parameters
+    ----------
+    path
+        The file to check.
+    data
+        Data set.
+    root
+        Where the data lies; default $METAPEFT_DATA.
+    split
+        train, val or test.
+    """
+    import metapeft as mp
+    from metapeft.episodes.listing import verify as check
+
+    options = {} if root is None else {"root": root}
+    print(f"{path} holds what it says: {check(path, mp.load_dataset(data, split=split, **options))}")
+    return 0

@@ -1,0 +1,59 @@
+"""`metapeft export`: one adapted task as an adapter that PEFT loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metapeft.config import DataName
+
+
+def export(
+    run: Path,
+    folder: Path,
+    *,
+    data: DataName = "glyphs",
+    root: Path | None = None,
+    split: str = "test",
+    ways: int = 5,
+    shots: int = 1,
+    episode: int = 0,
+    seed: int = 1,
+    steps: int | None = None,
+    checkpoint: str = "latest",
+) -> int:
+    """Adapt a run to one episode's support set and write it as an adapter that PEFT loads.
+
+    Parameters
+    ----------
+    run
+        Folder of one training run, such as runs/x/lora-ml.
+    folder
+        Where the adapter goes.
+    data
+        Data set.
+    root
+        Where the data lies; default $METAPEFT_DATA.
+    split
+        train, val or test.
+    ways
+        Classes of the episode.
+    shots
+        Support images a class.
+    episode
+        Its number.
+    seed
+        Of the sampler.
+    steps
+        Inner steps; default those of the learner.
+    checkpoint
+        latest or best.
+    """
+    import metapeft as mp
+
+    options = {} if root is None else {"root": root}
+    learner = mp.load(run, checkpoint=checkpoint)
+    sampler = mp.EpisodeSampler(mp.load_dataset(data, split=split, **options), ways, shots, 1, seed=seed)
+    task = sampler[episode]
+    learner.adapt(task.support_x, task.support_y, steps, ways=ways).export_peft(folder)
+    print(f"{folder}: the adapter of episode {episode}")
+    return 0

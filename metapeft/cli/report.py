@@ -1,0 +1,34 @@
+"""`metapeft report`: the page of a run, written again from its results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def report(run: Path) -> int:
+    """Write a run's report again and print its tables.
+
+    Parameters
+    ----------
+    run
+        Run folder of train or bench.
+    """
+    from rich.console import Console
+
+    from metapeft.cli.tables import tables
+    from metapeft.cli.train import configured
+    from metapeft.experiment import samplers
+    from metapeft.report.main_job import write
+    from metapeft.runs import Run
+
+    with Run.open(run, writable=False) as opened:
+        path = opened.folder / "results.json"
+        if not path.exists():
+            raise ValueError(f"{run} has no results yet: metapeft train --out {run} --resume")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        page = write(opened.folder, opened.environment, found, samplers(configured(opened.config["train"])))
+    for shown in tables(found):
+        Console().print(shown)
+    print(f"report: {page}")
+    return 0
