@@ -42,8 +42,23 @@ class Source(Protocol):
 def open_source(root: str | os.PathLike[str] | None, download: bool) -> Source:
     """Whichever form lies in `root`; raises DataError that says what to put where if there is none."""
     if download:
-        _download(root)
+        folder = _download_folder(root)
+        found = _find(folder)
+        if found is None:
+            _download(folder)
+            found = Zips(folder)
+        return found
     folder = data_root(root, "omniglot-py")
+    found = _find(folder)
+    if found is None:
+        raise DataError(
+            f"no Omniglot in {folder}: it must hold {SETS[0]}/ and {SETS[1]}/ (unpacked), or {SETS[0]}.zip and "
+            f"{SETS[1]}.zip from {ADDRESS}, or torchmeta's data.hdf5; download=True fetches the zip files"
+        )
+    return found
+
+
+def _find(folder: Path) -> Source | None:
     if all((folder / name).is_dir() for name in SETS):
         return Folders(folder)
     if all((folder / f"{name}.zip").is_file() for name in SETS):
@@ -51,10 +66,7 @@ def open_source(root: str | os.PathLike[str] | None, download: bool) -> Source:
     for file in (folder / "data.hdf5", folder / "omniglot" / "data.hdf5"):
         if file.is_file():
             return Torchmeta(file)
-    raise DataError(
-        f"no Omniglot in {folder}: it must hold {SETS[0]}/ and {SETS[1]}/ (unpacked), or {SETS[0]}.zip and "
-        f"{SETS[1]}.zip from {ADDRESS}, or torchmeta's data.hdf5; download=True fetches the zip files"
-    )
+    return None
 
 
 def check(source: Source, characters: Sequence[str], drawings: int) -> None:
@@ -177,15 +189,21 @@ def _ink(file: str | io.BytesIO, name: str) -> Images:
     return drawing
 
 
-def _download(root: str | os.PathLike[str] | None) -> None:
+def _download_folder(root: str | os.PathLike[str] | None) -> Path:
+    if root is None and not os.environ.get("METAPEFT_DATA"):
+        raise DataError("download=True needs a place to write to: give root=, or set METAPEFT_DATA")
+    folder = Path(root) if root is not None else Path(os.environ["METAPEFT_DATA"]) / "omniglot-py"
+    return data_root(folder, "omniglot-py") if folder.is_dir() else folder
+
+
+def _download(folder: Path) -> None:
     try:
         import pooch
     except ImportError:
         raise ImportError("download=True needs pooch: pip install 'metapeft[data]'") from None
-    if root is None and not os.environ.get("METAPEFT_DATA"):
-        raise DataError("download=True needs a place to write to: give root=, or set METAPEFT_DATA")
-    folder = Path(root) if root is not None else Path(os.environ["METAPEFT_DATA"]) / "omniglot-py"
     for name, md5 in MD5.items():
-        pooch.retrieve(
-            f"{ADDRESS}/{name}.zip", f"md5:{md5}", fname=f"{name}.zip", path=folder, progressbar=False
-        )
+        url = f"{ADDRESS}/{name}.zip"
+        try:
+            pooch.retrieve(url, f"md5:{md5}", fname=f"{name}.zip", path=folder, progressbar=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot fetch {url} to {folder} ({error})") from error

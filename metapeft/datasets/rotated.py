@@ -28,6 +28,11 @@ class Rotated:
     """
 
     def __init__(self, data: ImageData) -> None:
+        turned = [name for name in data.classes if name.endswith(TURNS)]
+        if turned:
+            raise ValueError(
+                f"rotations would turn classes of {data.name} that are turns already, such as {turned[0]!r}"
+            )
         height, width = data.images.shape[-2:]
         if height != width:
             raise ValueError(f"rotations need square images, not {height}x{width}")

@@ -79,6 +79,8 @@ class EpisodeSampler:
         self._root = counter.root(seed)
         self.generative = callable(getattr(dataset, "draw", None))
         self.sizes = Sizes.checked(ways, shots, queries, imbalanced)
+        if not self.generative:
+            _check_images(dataset)
         self.dataset: Any = Rotated(dataset) if rotations and not self.generative else dataset
         self.ways, self.shots, self.queries = self.sizes.as_given()
         self.seed, self.rotations, self.imbalanced = int(seed), bool(rotations), bool(imbalanced)
@@ -90,7 +92,6 @@ class EpisodeSampler:
         if self.generative:
             self._check_generative(ways, shots, shift, augment, rotations)
         else:
-            _check_images(dataset)
             self._index_classes()
 
     def __len__(self) -> int:
@@ -132,14 +133,12 @@ class EpisodeSampler:
         (_, ways), (_, shots), tasks = self.sizes.ways, self.sizes.shots, len(key)
         classes = counter.draw(key[:, _CLASSES], np.full(tasks, len(self._counts)), ways)
         rows = counter.words(key[:, _IMAGES], ways).ravel()
-        drawn = counter.draw(rows, self._counts[classes].ravel(), shots + self.queries).reshape(
-            tasks, ways, -1
-        )
-        places = self._order[self._starts[classes][..., None] + drawn]
+        drawn = counter.draw(rows, self._counts[classes].ravel(), shots + self.queries)
+        places = self._order[self._starts[classes][..., None] + drawn.reshape(tasks, ways, -1)]
         fields: dict[str, NDArray[Any]] = {"classes": classes}
         for part, piece in (("support", places[..., :shots]), ("query", places[..., shots:])):
             fields[f"{part}_index"] = piece.reshape(tasks, -1)
-            fields[f"{part}_y"] = np.tile(np.arange(ways).repeat(piece.shape[2]), (tasks, 1))
+            fields[f"{part}_y"] = np.arange(ways).repeat(piece.shape[2])[None].repeat(tasks, axis=0)
         masks = self.sizes.masks(key[:, _SIZES])
         for part, mask in masks.items():
             for name, padding in ((part, -1), (f"{part}_index", -1), (f"{part}_y", 0)):
@@ -150,12 +149,12 @@ class EpisodeSampler:
 
     def _images(self, key: counter.Words, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parts = {part: fields[f"{part}_index"] for part in ("support", "query")}
+        if not self.sizes.fixed:
+            parts = {part: index.clamp(min=0) for part, index in parts.items()}
         if self.shift is None and self.augment is None:
-            found = {f"{part}_x": self.dataset.gather(index.clamp(min=0)) for part, index in parts.items()}
+            found = {f"{part}_x": self.dataset.gather(index) for part, index in parts.items()}
         else:
-            images = self._changed(
-                key, self.dataset.gather(torch.cat(list(parts.values()), dim=1).clamp(min=0))
-            )
+            images = self._changed(key, self.dataset.gather(torch.cat(list(parts.values()), dim=1)))
             pieces = torch.split(images, [index.shape[1] for index in parts.values()], dim=1)
             found = {f"{part}_x": piece.contiguous() for part, piece in zip(parts, pieces)}
         for part in parts if not self.sizes.fixed else ():

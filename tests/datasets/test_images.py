@@ -93,6 +93,8 @@ def test_rotations_are_classes_of_their_own() -> None:
     assert turned.split_hash != data.split_hash
     assert torch.equal(data.images, images())  # what lies below is not changed
     assert torch.equal(turned.preprocess.mean, data.preprocess.mean)
+    with pytest.raises(ValueError, match="turns already, such as 'a/rot000'"):
+        mp.Rotated(turned)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rotations need square images, not 4x5"):
         mp.Rotated(mp.ImageData(images(width=5), [0] * 6, ["a"]))
 

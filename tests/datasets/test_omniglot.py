@@ -176,6 +176,47 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
         mp.load_dataset("omniglot", root)
 
 
+def test_downloads_come_from_the_original_address_with_its_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pooch = pytest.importorskip("pooch")
+    source = as_zips(tmp_path / "there")
+    seen: dict[str, str] = {}
+
+    def retrieve(url: str, known_hash: str, fname: str, path: Path, progressbar: bool) -> None:
+        seen[url] = known_hash
+        path.mkdir(exist_ok=True)
+        shutil.copy(source / fname, path)
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    target = tmp_path / "here" / "omniglot-py"
+    target.parent.mkdir()
+    with pytest.raises(mp.DataError, match="there is no folder"):  # never silently
+        mp.load_dataset("omniglot", target)
+    assert len(mp.load_dataset("omniglot", target, download=True)) == 160
+    seen_before = dict(seen)
+    assert len(mp.load_dataset("omniglot", as_folders(tmp_path / "unpacked"), download=True)) == 160
+    assert seen == seen_before  # what is there is not fetched
+    address = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
+    assert seen == {
+        f"{address}/images_background.zip": "md5:68d2efa1b9178cc56df9314c21c6e718",
+        f"{address}/images_evaluation.zip": "md5:6b91aef0f799c5bb55b94e3f2daec811",
+    }
+
+
+def test_a_failed_download_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pooch = pytest.importorskip("pooch")
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(pooch, "retrieve", offline)
+    with pytest.raises(
+        mp.DataError, match=r"cannot fetch https.*images_background.zip to .*no route to host"
+    ):
+        mp.load_dataset("omniglot", tmp_path / "omniglot-py", download=True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

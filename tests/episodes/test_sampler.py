@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,7 @@ from torch.utils.data import DataLoader
 
 import metapeft as mp
 from metapeft.episodes import sampler as sampler_module
-from tests.episodes.helpers import numbered, numbers, same
-
-DATA = numbered()
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"ways": 20, "shots": 5, "queries": 15},
-    {"ways": (2, 7), "shots": (1, 4)},
-    {"ways": 3, "shots": (1, 4), "imbalanced": True},
-    {"ways": (2, 5), "rotations": True},
-    {"shift": True, "shots": 2},
-    {"augment": mp.Augment(crop=1, brightness=0.2), "ways": (2, 4)},
-]
-
-
-def make(options: dict[str, Any], seed: int = 0) -> mp.EpisodeSampler:
-    return mp.EpisodeSampler(DATA, **{"ways": 5, "shots": 1, "queries": 3, "seed": seed, **options})
+from tests.episodes.helpers import DATA, OPTIONS, digest, make, numbers, same
 
 
 def test_shapes_and_types_are_those_of_the_contract() -> None:
@@ -90,20 +75,20 @@ def test_first_thousand_episodes_are_the_ones_that_were_published() -> None:
         "support_index": "9a45c61c1c9889d1",
         "query_index": "8926ddc1d35df1c9",
     }
-    assert {name: _digest(lists[name]) for name in golden} == golden
+    assert {name: digest(lists[name]) for name in golden} == golden
     varied = mp.EpisodeSampler(DATA, (2, 7), (1, 4), 3, seed=0, imbalanced=True).lists(0, 1000)
     golden = {"support_index": "b1fb9dc101b82c09", "support_mask": "c2365c4fa1d13615"}
-    assert {name: _digest(varied[name]) for name in golden} == golden
+    assert {name: digest(varied[name]) for name in golden} == golden
 
 
 def test_another_process_draws_the_same() -> None:
     code = (
-        "from tests.episodes.test_sampler import make, _digest, OPTIONS\n"
-        "print([_digest(make(o).batch(5, 3).support_x) for o in OPTIONS])"
+        "from tests.episodes.helpers import OPTIONS, digest, make\n"
+        "print([digest(make(options).batch(5, 3).support_x) for options in OPTIONS])"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert done.stdout.strip() == str([_digest(make(options).batch(5, 3).support_x) for options in OPTIONS])
+    assert done.stdout.strip() == str([digest(make(options).batch(5, 3).support_x) for options in OPTIONS])
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
@@ -253,5 +238,16 @@ def test_image_options_are_refused_for_regression(options: dict[str, Any], messa
         mp.EpisodeSampler(mp.load_dataset("sinusoid"), **options)
 
 
-def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.to(torch.int64).numpy().astype("<i8").tobytes()).hexdigest()[:16]
+@pytest.mark.slow  # a timing: the best of twenty tries, since other programs may run
+def test_twenty_thousand_episodes_a_second() -> None:
+    """5-way 1-shot, 15 queries, batches of 16, as many images as Omniglot's training split, one thread."""
+    images = torch.zeros(82_240, 1, 28, 28, dtype=torch.uint8)
+    data = mp.ImageData(images, torch.arange(82_240) // 20, [str(i) for i in range(4112)])
+    sampler = mp.EpisodeSampler(data, 5, 1, 15, seed=0)
+    seconds = []
+    for attempt in range(20):
+        start = time.process_time()
+        for batch in range(100):
+            sampler.batch(1600 * attempt + 16 * batch, 16)
+        seconds.append(time.process_time() - start)
+    assert 1600 / min(seconds) > 20_000
