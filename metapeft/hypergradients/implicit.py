@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metapeft.errors import NumericalError
-from metapeft.hypergradients.pieces import finish, gradient, outer_value
+from metapeft.hypergradients.pieces import check_finite, finish, gradient, outer_value
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.inner.loop import check_value, constants, leaves, plain_steps, starting_point
 from metapeft.inner.solver import Solver, Tensors
@@ -116,23 +115,7 @@ class Implicit(Engine):
         found = gradient(values, [*u.values(), *w.values()])
         direct = found[: len(u)]
         slope = self._slope(problem, u, w, start)
-        if not all(bool(value.isfinite().all()) for value in slope.values()) or not bool(
-            values.isfinite().all()
-        ):
-            finish(
-                self,
-                problem,
-                u,
-                w,
-                values,
-                [torch.zeros_like(value) for value in u.values()],
-                aux,
-                path.values,
-            )
-            raise NumericalError(
-                "the gradient of the inner objective is not finite at the returned point, so there is no "
-                "linear system to solve: the inner loop has probably diverged (lower its rate)"
-            )
+        check_finite(values, slope, path.values)
         tasks = values.numel()
         system = System(w, slope, self.system_damping(), tasks)
         g = system.rows({n: torch.zeros_like(w[n]) if v is None else v for n, v in zip(w, found[len(u) :])})

@@ -79,7 +79,7 @@ def finish(
         found.update(zeros)
     known = {name: grad for name, grad in found.items() if grad is not None}
     values = values.detach()
-    _check_finite(values, known, inner_values)
+    check_finite(values, known, inner_values)
     log["values"] = values
     if inner_values:
         log["inner_values"] = torch.stack(inner_values)
@@ -112,7 +112,7 @@ def _no_gradient(engine: Engine, problem: Problem, name: str) -> str:
     )
 
 
-def _check_finite(values: Tensor, grads: Tensors, inner_values: list[Tensor]) -> None:
+def check_finite(values: Tensor, grads: Tensors, inner_values: list[Tensor]) -> None:
     """One look at everything (one synchronisation); the search for the culprit only if that fails."""
     total = torch.stack(
         [values.sum(), *(v.sum() for v in inner_values), *(g.sum() for g in grads.values())]
@@ -130,6 +130,6 @@ def _check_finite(values: Tensor, grads: Tensors, inner_values: list[Tensor]) ->
     for name, grad in grads.items():
         if not bool(grad.isfinite().all()):
             raise NumericalError(
-                f"the gradient of the outer variable u[{name!r}] is not finite although the objectives are: "
+                f"the gradient for {name!r} is not finite although the objectives are: "
                 "an operation has no finite derivative there (a square root at 0?), or a rate is too large"
             )

@@ -140,6 +140,11 @@ class Descent(Solver):
             grads = {name: grad + decay * w[name] for name, grad in grads.items()}
         direction, state = self.direction(k, u, w, grads, state)
         lr = value_of(self.lr, u) if self.rates_per is None else None
+        if isinstance(lr, Tensor) and lr.ndim:
+            raise ValueError(
+                f"lr, a function of u, gave a tensor of shape {tuple(lr.shape)}: it has to give shape (), or "
+                "a dict name -> tensor that broadcasts against the inner variable"
+            )
         return {name: descend(w[name], direction[name], self.rate(k, name, u, lr)) for name in w}, state
 
     def direction(

@@ -227,7 +227,7 @@ def solve(
         The adapted inner variables, detached; the same arithmetic as the unrolled loop of the hypergradients.
 
     Raises:
-        NumericalError: an inner objective that is not finite.
+        NumericalError: an inner objective, or an adapted variable, that is not finite.
 
     Example:
         >>> import torch
@@ -244,4 +244,11 @@ def solve(
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         path = plain_steps(batches, u, start, solver, task_axis, keep=trace)
     check_inner_values(path.values)
+    for name, value in path.w[-1].items():
+        if not bool(value.isfinite().all()):
+            raise NumericalError(
+                f"the inner variable {name!r} is not finite after {solver.steps} steps, although the inner "
+                "objective was until then: the inner rate is too large, or the objective has no finite "
+                "derivative"
+            )
     return path.w if trace else path.w[-1]

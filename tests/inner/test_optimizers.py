@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+import metapeft as mp
 from metapeft import inner as mi
 from metapeft.hypergradients import Recompute, hypergradient
 from tests.inner.problems import curved, torch_trajectory
@@ -292,3 +293,19 @@ def test_settings_build_the_same_solver_again(solver):
     assert again.settings() == settings
     assert solver.with_steps(7).steps == 7
     assert solver.settings() == settings
+
+
+def test_a_step_to_infinity_is_said():
+    with pytest.raises(mp.NumericalError, match="not finite after 1 steps"):
+        mi.solve(lambda u, w: w["x"].abs().sqrt(), {}, {"x": torch.tensor(0.0)}, mi.SGD(1, 0.1))
+
+
+def test_a_rate_of_each_variable_comes_as_a_dict_and_nothing_else_has_a_shape():
+    inner, _, u, start = curved()
+    found = mi.solve(
+        inner, u, start, mi.SGD(1, lambda u: {"a": torch.zeros(3, 1).double(), "b": u["c"].abs()})
+    )
+    assert torch.equal(found["a"], start["a"])
+    assert not torch.equal(found["b"], start["b"])
+    with pytest.raises(ValueError, match=r"gave a tensor of shape \(2,\)"):
+        mi.solve(inner, u, start, mi.SGD(1, lambda u: u["c"]))
