@@ -52,8 +52,8 @@ def open_source(root: str | os.PathLike[str] | None, download: bool) -> Source:
     found = _find(folder)
     if found is None:
         raise DataError(
-            f"no Omniglot in {folder}: it must hold {SETS[0]}/ and {SETS[1]}/ (unpacked), or {SETS[0]}.zip and "
-            f"{SETS[1]}.zip from {ADDRESS}, or torchmeta's data.hdf5; download=True fetches the zip files"
+            f"no Omniglot in {folder}: it must hold {SETS[0]}/ and {SETS[1]}/ (unpacked), or {SETS[0]}.zip "
+            f"and {SETS[1]}.zip from {ADDRESS}, or torchmeta's data.hdf5; download=True fetches the zip files"
         )
     return found
 
