@@ -112,6 +112,6 @@ def test_cg_that_gains_nothing_on_an_indefinite_hessian_fails():
 
 def test_a_diverging_series_is_warned_about():
     q = quadratic(5, 10.0, seed=1)
-    u, start = without_start(q)
+    u, start = {name: q.u[name] for name in ("c", "s", "d")}, {"w": q.P @ q.u["t"]}
     with pytest.warns(NotConverged, match="Neumann series diverges"):
         hypergradient(q.outer, q.inner, u, start, SGD(400, q.lr), Neumann(30, lr=3.0))
