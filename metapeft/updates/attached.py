@@ -90,8 +90,8 @@ class AttachedModel:
             x: leaves `(T, B, ...)`: a tensor, a dict of keyword arguments or a tuple of positional ones.
             factors: `name -> (T, ...)`; a leading 1 broadcasts, a seed `(T, B, ...)` is per input.
             support: under `norm="support"` the support set, leaves `(T, S, ...)` (`x` itself on the support
-                set), or `(x, factors)` or `(x, factors, mask)`: seeds per input of its own, and `(T, S)`, True
-                for inputs that count.
+                set), or `(x, factors)` or `(x, factors, mask)`: seeds per input of its own, and `(T, S)`,
+                True for inputs that count.
             weights: parameters and buffers of the backbone by name, in place of its own.
             mask: `(T, B)`, True for inputs that batch statistics count (`norm="transductive"` only).
             statistics: receives mean, biased variance `(T, C)` and count `(T,)` of every batch norm.
@@ -118,7 +118,7 @@ class AttachedModel:
         return self._run(x, factors, support, weights, mask, statistics, features=True)
 
     def prepared(self, x: Any, name: str = "x") -> Any:
-        """An input on the backbone's device, its uint8 leaves `(T, B, ...)` turned into floats; see `__call__`."""
+        """An input on the backbone's device, its uint8 leaves `(T, B, ...)` as floats; see `__call__`."""
         return inputs.prepared(x, self._like, self._dtypes, self.preprocess, name)
 
     def merged(
@@ -154,7 +154,7 @@ class AttachedModel:
         """The first batch showed that the guessed classifier does not make the backbone's output."""
         if self.classifier_is_certain:
             raise ValueError(
-                f"{self.classifier!r} does not make the backbone's output: name the classifier with classifier=, "
+                f"{self.classifier!r} does not make the backbone's output: name it with classifier=, "
                 "or say classifier=None where the backbone has none"
             )
         self.classifier = self.holder.classifier = None
@@ -255,8 +255,8 @@ def attach(
         format: `Full()`, `LoRA()`, `CP()`, `TensorRing()`, or `{pattern: format}`, where the first pattern
             that matches wins; `{}` for no update.
         targets: `"all"`, `"head"`, `"body"`, a glob over parameter or module names, a module type, or a list.
-        norm: where batch norm takes its statistics: `"running"` (the buffers), `"support"` (the task's support
-            set), `"transductive"` (the task's batch at hand).
+        norm: where batch norm takes its statistics: `"running"` (the buffers), `"support"` (the task's
+            support set), `"transductive"` (the task's batch at hand).
         preprocess: turns uint8 inputs into floats on the model's device; None: `x / 255`.
         classifier: `"auto"` (the last `Linear`), the name of a `Linear`, or None.
         seed: of the factors' random start.

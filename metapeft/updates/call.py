@@ -44,7 +44,7 @@ class Update:
         return self.expand(self.format.up(self.factors, mixed=self.per_input))
 
     def mix(self, hidden: Tensor) -> Tensor:
-        """Apply a seed per input to `hidden` `(T, M, channels)`, whose M positions belong to B inputs in turn."""
+        """Apply a seed per input to `hidden` `(T, M, channels)`, M positions of B inputs in turn."""
         if not self.per_input or self.format.seed is None:
             return hidden
         items = self.factors[self.format.seed].shape[1]
@@ -65,9 +65,9 @@ class Update:
 class Call:
     """One run over `tasks * items` rows.
 
-    `reference` says which items of a task the normalisation statistics are taken from: None means the buffers,
-    else the first `reference` items, those that `mask` `(T, reference)` keeps. `statistics` receives them.
-    While `shapes` is a dict, the leaves note the shapes of what they take and give.
+    `reference` says which items of a task the normalisation statistics are taken from: None means the
+    buffers, else the first `reference` items, those that `mask` `(T, reference)` keeps. `statistics` receives
+    them. While `shapes` is a dict, the leaves note the shapes of what they take and give.
     """
 
     tasks: int

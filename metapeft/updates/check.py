@@ -41,8 +41,8 @@ def first_batch(model: AttachedModel, x: Any, call: Call) -> None:
         output = model.execute(two, trial)
     except RuntimeError as error:
         raise ValueError(
-            f"the backbone runs, but not with one update per task ({str(error).splitlines()[0]}): some module with "
-            "an update takes another axis than the first for the batch; leave it out of targets"
+            f"the backbone runs, but not with one update per task ({str(error).splitlines()[0]}): some "
+            "module with an update takes another axis than the first for the batch; leave it out of targets"
         ) from error
     _check_classifier(model, trial, output)
     for task, (together, before) in enumerate(zip(output.chunk(2), without.chunk(2))):
@@ -69,7 +69,7 @@ def _tasks(mask: Tensor | None, count: int) -> Tensor | None:
 
 
 def _learn_layouts(model: AttachedModel, x: Any, call: Call) -> Tensor:
-    """Run one task and two without updates, note the batch axes; returns the output of the two, `(2*B, ...)`."""
+    """Run one task and two without updates, note the batch axes; returns the output of two."""
     shapes: list[Shapes] = []
     output = torch.empty(0)
     for count in (1, 2):
@@ -79,8 +79,8 @@ def _learn_layouts(model: AttachedModel, x: Any, call: Call) -> Tensor:
         idle = [name for name, leaves in model.users.items() if not any(run.visits[leaf] for leaf in leaves)]
         if idle:
             raise ValueError(
-                f"{', '.join(idle[:5])}: the backbone's forward never runs the layer, so an update there has no "
-                "effect; leave it out of targets"
+                f"{', '.join(idle[:5])}: the backbone's forward never runs the layer, so an update there "
+                "has no effect; leave it out of targets"
             )
     model.holder.layouts = compare(*shapes)
     if not output.isfinite().all():
@@ -123,7 +123,7 @@ def _compare(output: Tensor, expected: Tensor, without: Tensor) -> None:
     rounding = 1e4 * torch.finfo(output.dtype).eps * (1.0 + float(expected.abs().max()))
     if not error <= 0.02 * effect + rounding:
         raise ValueError(
-            f"tasks run at once differ from the same tasks one by one, by {error:.3g} where the update's effect is "
-            f"{effect:.3g}: some module takes another axis than the first for the batch, mixes the inputs of a "
-            "batch, keeps state or uses a weight without calling its layer; leave it out of targets"
+            f"tasks run at once differ from the same tasks one by one, by {error:.3g} where the update's "
+            f"effect is {effect:.3g}: some module takes another axis than the first for the batch, mixes "
+            "the inputs of a batch, keeps state or uses a weight without calling its layer; leave it out of targets"
         )

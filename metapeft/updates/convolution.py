@@ -1,4 +1,4 @@
-"""Convolutions of all tasks at once: dense updates as grouped convolutions, low-rank ones as two thin maps."""
+"""Convolutions of all tasks at once: dense updates as grouped convolutions, low-rank ones as thin maps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FEW_CHANNELS = 16
 
 @dataclass(frozen=True)
 class Spatial:
-    """A convolution's options as a 2-d one (a 1-d convolution has height 1); `pad` does what `padding` cannot."""
+    """A convolution's options as a 2-d one (1-d has height 1); `pad` does what `padding` cannot."""
 
     one_dimensional: bool
     stride: tuple[int, int]
@@ -45,7 +45,7 @@ def _pair(values: tuple[int, ...], missing: int) -> tuple[int, int]:
 
 
 def spatial(module: nn.Module) -> Spatial:
-    """Read a layer's options; asymmetric "same" padding and padding modes other than zeros become explicit."""
+    """Read a layer's options; asymmetric "same" padding and modes other than zeros become explicit."""
     if not isinstance(module, nn.Conv1d | nn.Conv2d):
         raise TypeError(f"{type(module).__name__} is no 1-d or 2-d convolution")
     if module.padding == "same":
@@ -112,7 +112,7 @@ def convolve_low_rank(options: Spatial, x: Tensor, base: Tensor, update: Update)
 
 
 def _down(options: Spatial, x: Tensor, down: Tensor, positions: int) -> Tensor:
-    """The spatial map to `channels`: `(rows, C, H, W)` and `(T, channels, C, *kernel)` to `(rows, channels, L)`.
+    """The spatial map: `(rows, C, H, W)` and `(T, channels, C, *kernel)` to `(rows, channels, L)`.
 
     With stride 1 and many input channels the products come first, at every position, and the shifted sums
     after, on `channels * prod(kernel)` thin planes; otherwise it is one grouped convolution.

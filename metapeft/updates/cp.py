@@ -14,10 +14,10 @@ from metapeft.updates.lora import LoRA
 
 @dataclass(frozen=True)
 class CP(LoRA):
-    """`Delta_oi = (alpha / rank) sum_r B_or c_r A_ri`: a CP decomposition whose middle factor is the seed `c (r)`.
+    """`Delta_oi = (alpha / rank) sum_r B_or c_r A_ri`: CP, with the seed `c (r)` as its middle factor.
 
-    `A` and `B` are LoRA's; the seed starts at 1, so the update starts as LoRA's and is 0. A seed `(T, r)` belongs
-    to a task, a seed `(T, B, r)` to an input.
+    `A` and `B` are LoRA's; the seed starts at 1, so the update starts as LoRA's and is 0. A seed `(T, r)`
+    belongs to a task, a seed `(T, B, r)` to an input.
 
     Args:
         rank: the number of rank-1 terms.

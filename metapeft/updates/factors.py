@@ -77,7 +77,7 @@ def _update(site: Site, factors: Mapping[str, Tensor], weight: Tensor, tasks: in
             )
         if value.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
             raise ValueError(
-                f"factor {site.parameter}.{name} has dtype {value.dtype}, its weight {weight.dtype}: they must agree"
+                f"factor {site.parameter}.{name} has dtype {value.dtype}, its weight {weight.dtype}"
             )
     return Update(site.format, site.geometry, factors, tasks, seeded)
 
@@ -122,13 +122,13 @@ def joined(
 
 
 def one_task(sites: Sites, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One task's factors, which come without a task axis, with a task axis of 1; raises ValueError otherwise."""
+    """One task's factors, given without a task axis, with one of 1; raises ValueError for others."""
     for parameter, own in grouped(sites, factors).items():
         for local, wanted in sites[parameter].format.shapes(sites[parameter].geometry).items():
             shape = tuple(own[local].shape)
             if shape != wanted:
                 raise ValueError(
-                    f"{parameter}.{local} has shape {shape}, one task's has {wanted}: factors come without the task "
-                    "axis here, and a seed per input is no update of one task"
+                    f"{parameter}.{local} has shape {shape}, one task's has {wanted}: factors come without "
+                    "the task axis here, and a seed per input is no update of one task"
                 )
     return {name: value.unsqueeze(0) for name, value in factors.items()}

@@ -1,7 +1,7 @@
 """What an update format has to offer: shapes, a start, and the pieces of `W0 + Delta`.
 
-A format knows nothing of layers. It sees a parameter as a (possibly convolutional) matrix `out x in x *kernel`
-and describes `Delta` by a few tensors, its factors, each with a leading task axis `(T, ...)`.
+A format knows nothing of layers. It sees a parameter as a (possibly convolutional) matrix `out x in x
+*kernel` and describes `Delta` by a few tensors, its factors, each with a leading task axis `(T, ...)`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Format:
         raise NotImplementedError(f"{type(self).__name__} gives no start")
 
     def delta(self, factors: Factors) -> Tensor:
-        """The update itself, `(T, out, in, *kernel)` (dense formats: as stored), straight from the definition."""
+        """The update itself by its definition, `(T, out, in, *kernel)` (dense formats: as stored)."""
         raise NotImplementedError(f"{type(self).__name__} gives no delta")
 
     def down(self, factors: Factors) -> Tensor:
@@ -101,7 +101,7 @@ class Format:
         raise NotImplementedError(f"{type(self).__name__} has no seed")
 
     def up(self, factors: Factors, mixed: bool = False) -> Tensor:
-        """Weights of the second, pointwise map, `(T, out, channels)`, scaled; with the seed in it unless `mixed`."""
+        """Weights of the second, pointwise map `(T, out, channels)`, scaled, with the seed unless `mixed`."""
         raise NotImplementedError(f"{type(self).__name__} is not low-rank")
 
     @property

@@ -43,7 +43,8 @@ def sizes(x: Any, name: str = "x") -> tuple[int, int]:
     shapes = [tuple(value.shape) for value in found]
     if not found or any(len(shape) < 2 for shape in shapes) or len({shape[:2] for shape in shapes}) != 1:
         raise ValueError(
-            f"{name} has leaves of shapes {shapes}: each must start with the same (tasks, inputs) axes, (T, B, ...)"
+            f"{name} has leaves of shapes {shapes}: each must start with the same (tasks, inputs) axes, "
+            "(T, B, ...)"
         )
     tasks, items = shapes[0][:2]
     if tasks == 0 or items == 0:
@@ -111,8 +112,8 @@ def join(first: Any, second: Any) -> Any:
     )
     if not alike:
         raise ValueError(
-            f"support= has leaves of shapes {[tuple(p.shape) for p in a]}, x of {[tuple(q.shape) for q in b]}: "
-            "they may differ only in the number of inputs, the second axis"
+            f"support= has leaves of shapes {[tuple(p.shape) for p in a]}, "
+            f"x of {[tuple(q.shape) for q in b]}: they may differ only in the number of inputs, axis 1"
         )
     joined = iter([torch.cat([p, q], 1) for p, q in zip(a, b)])
     return mapped(second, lambda _: next(joined))
@@ -129,8 +130,8 @@ def checked_mask(mask: Tensor | None, tasks: int, items: int) -> Tensor | None:
         )
         if not good:
             raise ValueError(
-                f"mask is {mask.dtype} of shape {tuple(mask.shape)}: allowed is torch.bool ({tasks}, {items}), "
-                "True for inputs that statistics count"
+                f"mask is {mask.dtype} of shape {tuple(mask.shape)}: allowed is torch.bool ({tasks}, {items}"
+                "), True for inputs that statistics count"
             )
     return mask
 
@@ -146,7 +147,8 @@ def output_tensor(output: Any, rows: int) -> Tensor:
         )
     if value.dim() == 0 or value.shape[0] != rows:
         raise ValueError(
-            f"the backbone returned shape {tuple(value.shape)} for {rows} inputs: its first axis must be the batch"
+            f"the backbone returned shape {tuple(value.shape)} for {rows} inputs: "
+            "its first axis must be the batch"
         )
     return value
 

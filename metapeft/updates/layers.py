@@ -1,8 +1,8 @@
 """How the common kinds of leaf run on all tasks at once.
 
-A leaf is a module that owns parameters. Each function here takes `x` `(rows, ...)`, where the `T*B` inputs (or a
-multiple of them, windows of an image say) come one after another, task by task, and uses batched products on the
-unflattened activations. All other types go through `vectorized.py`.
+A leaf is a module that owns parameters. Each function here takes `x` `(rows, ...)`, where the `T*B` inputs
+(or a multiple of them, windows of an image say) come one after another, task by task, and uses batched
+products on the unflattened activations. All other types go through `vectorized.py`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def convolution(module: nn.Module, call: Call, updates: Updates, x: Tensor) -> T
 
 
 def embedding(module: nn.Module, call: Call, updates: Updates, x: Tensor) -> Tensor:
-    """Rows of `W0 + Delta_t`; the row of `padding_idx` takes part and receives no gradient, as in torch's layer."""
+    """Rows of `W0 + Delta_t`; the row of `padding_idx` receives no gradient, as in torch's layer."""
     weight, update = _tensor(module, "weight"), updates["weight"]
     turned = not update.geometry.transposed  # tied to a Linear
     padding: int | None = module.padding_idx  # type: ignore[assignment]

@@ -1,7 +1,7 @@
 """Where the batch axis is in what a leaf takes and gives, found by running the backbone at two batch sizes.
 
-Shapes alone don't tell: 8 position embeddings look like the rows of 2 tasks of 4 inputs. An axis that doubles with
-the batch is the batch axis; a tensor without one (positions, shared tokens) is the same for all inputs.
+Shapes alone don't tell: 8 position embeddings look like the rows of 2 tasks of 4 inputs. An axis that doubles
+with the batch is the batch axis; a tensor without one (positions, shared tokens) is the same for all inputs.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-#: the leaf's name, which of its calls in one run, and the argument: position, keyword, or ("output", position)
+#: the leaf's name, which of its calls in a run, and the argument: position, keyword, or ("output", position)
 Key = tuple[str, int, int | str | tuple[str, int]]
 Shapes = dict[Key, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one tensor of a leaf looks in a plain run: its batch axis or None, its number of axes, its first size."""
+    """How one tensor of a leaf looks in a plain run: batch axis or None, number of axes, first size."""
 
     axis: int | None
     dim: int
@@ -47,6 +47,6 @@ def compare(one: Shapes, two: Shapes) -> Layouts:
 
 
 def spread(x: Tensor, rows: int) -> Tensor:
-    """Give a tensor that is the same for all inputs one row an input, by broadcasting: a size of 1 is replaced."""
+    """Give a tensor that is the same for all inputs one row an input; a first size of 1 is expanded."""
     own = x if x.dim() > 0 and x.shape[0] == 1 else x.unsqueeze(0)
     return own.expand(rows, *own.shape[1:])

@@ -16,8 +16,8 @@ from metapeft.updates.format import Factors, Format, Geometry, checked_alpha, po
 class LoRA(Format):
     """`Delta = (alpha / rank) B A`, with `A (r, in/groups, *kernel)` and `B (out, r)`.
 
-    On a convolution `A` is a convolution to `r` channels and `B` a pointwise one. `B` starts at 0, `A` uniform
-    in `+-1/sqrt(fan_in)`, so the update starts at 0. Rank 0 is legal: the layer then has no update.
+    On a convolution `A` is a convolution to `r` channels and `B` a pointwise one. `B` starts at 0, `A`
+    uniform in `+-1/sqrt(fan_in)`, so the update starts at 0. Rank 0 is legal: the layer then has no update.
 
     Args:
         rank: the number of rank-1 terms `r`.

@@ -83,7 +83,7 @@ def _by_task(x: Tensor, call: Call) -> Tensor:
 
 
 def mean_variance(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance `(T, C)` of `x` `(T, S, C, L)` over items and positions, and their count `(T,)`.
+    """Mean and biased variance `(T, C)` of `x` `(T, S, C, L)` over items and positions, and the count `(T,)`.
 
     Args:
         x: activations of the reference items.
@@ -121,7 +121,7 @@ def _rest(module: BatchNorm, clone: nn.Module, x: Tensor, name: str) -> Tensor:
     """What a subclass does beside normalising: its forward with a state that leaves its input as it is."""
     if module.running_mean is None:
         raise ValueError(
-            f"{name!r} is a {type(module).__name__}, a batch norm of its own kind, and keeps no running statistics: "
+            f"{name!r} is a {type(module).__name__}, a batch norm of its own kind, and keeps no statistics: "
             "use torch's own layer, or track_running_stats=True"
         )
     channels = x.shape[1]

@@ -5,8 +5,10 @@
     metapeft.json               what PEFT cannot say: layers of rank 0, the hash of base/
     base/model.safetensors      the backbone's weights, where they were trained or the head has another shape
 
-Everything is written as LoRA: `W0 + (alpha / r) B A`. Where the groups of a convolution share `A` here, PEFT gives
-each group hidden channels of its own that read all channels: `A` goes into `g` diagonal blocks, at rank `g r`.
+Everything is written as LoRA: `W0 + (alpha / r) B A`. Where the groups of a convolution share `A` here, PEFT
+gives
+each group hidden channels of its own that read all channels: `A` goes into `g` diagonal blocks, at rank `g
+    r`.
 """
 
 from __future__ import annotations
@@ -47,8 +49,9 @@ def export_peft(
         head: `{"head.weight": (N, F), "head.bias": (N,)}`, in place of the classifier.
 
     Raises:
-        ValueError: what PEFT cannot say, by name: Full updates (but on the classifier, which is saved whole), seeds
-            per input, `norm="support"` and `"transductive"`, MultiheadAttention, and layers of unknown types.
+        ValueError: what PEFT cannot say, by name: Full updates (but on the classifier, which is saved whole),
+            seeds per input, `norm="support"` and `"transductive"`, MultiheadAttention, and layers of unknown
+            types.
     """
     folder = Path(folder)
     if model.norm != "running":
@@ -108,7 +111,7 @@ def _whole_classifier(
     state: Mapping[str, Tensor],
     head: Mapping[str, Tensor] | None,
 ) -> dict[str, Tensor]:
-    """The classifier's weight and bias where it is saved as a whole: a head of its own, or a Full update on it."""
+    """The classifier's tensors where it is saved as a whole: a head of its own, or a Full update."""
     name = model.classifier
     if name is None:
         return {}
@@ -164,8 +167,8 @@ def _adapter(
     module = backbone.get_submodule(layer)
     if type(module) not in _LAYERS and not is_gpt2_linear(module):
         raise ValueError(
-            f"{parameter!r} belongs to {layer!r} ({type(module).__name__}): PEFT's LoRA acts on Linear, Conv, "
-            "Embedding and GPT-2's Conv1D; leave it out of targets to export"
+            f"{parameter!r} belongs to {layer!r} ({type(module).__name__}): PEFT's LoRA acts on Linear, "
+            "Conv, Embedding and GPT-2's Conv1D; leave it out of targets to export"
         )
     down, up = lora["A"][0], lora["B"][0]
     transposed = isinstance(module, nn.Embedding) or is_gpt2_linear(module)
@@ -204,14 +207,14 @@ def _within_limit(scale: float, down: Tensor, up: Tensor) -> tuple[float, Tensor
 def _config(
     backbone: nn.Module, adapters: Mapping[str, Mapping[str, Any]], whole: str | None
 ) -> dict[str, Any]:
-    """PEFT's `adapter_config.json`. Its names match as suffixes; where that is ambiguous they become regexes."""
+    """PEFT's `adapter_config.json`. Its names match as suffixes; where that is ambiguous they are regexes."""
     modules = [name for name, _ in backbone.named_modules()]
     if whole is not None:
         others = [name for name in modules if name.endswith(whole) and name != whole]
         if others:
             raise ValueError(
-                f"the classifier {whole!r} is saved whole, and PEFT would also take {others[0]!r}, whose name ends "
-                "alike: rename one of them"
+                f"the classifier {whole!r} is saved whole, and PEFT would also take {others[0]!r}, whose "
+                "name ends alike: rename one of them"
             )
     exact = any(name.endswith(f".{layer}") for layer in adapters for name in modules)
     keys = {layer: f"^{re.escape(layer)}$" if exact else layer for layer in adapters}

@@ -37,14 +37,16 @@ def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Form
 
     Args:
         folder: as `export_peft` or PEFT's `save_pretrained` writes it.
-        backbone: the module that the adapter belongs to; where the folder has `base/`, `load_base` comes first.
+        backbone: the module that the adapter belongs to; where the folder has `base/`, `load_base` comes
+            first.
 
-    Returns: formats by parameter name, for `attach(backbone, formats)`, and one task's factors, without the task
-    axis, for `merged`. Layers of rank 0 come back as `LoRA(0)`; modules that were saved whole as Full updates.
+    Returns: formats by parameter name, for `attach(backbone, formats)`, and one task's factors, without the
+    task axis, for `merged`. Layers of rank 0 come back as `LoRA(0)`; modules that were saved whole as Full
+    updates.
 
     Raises:
-        ValueError: files that are missing or damaged, an adapter that is no plain LoRA, that belongs to another
-            backbone, or whose base was not loaded.
+        ValueError: files that are missing or damaged, an adapter that is no plain LoRA, that belongs to
+            another backbone, or whose base was not loaded.
     """
     folder = Path(folder)
     config, extra = _json(folder / "adapter_config.json"), {}
@@ -196,8 +198,8 @@ def _layer(
         block = down[:rank, : down.shape[1] // groups].clone()
         if not torch.equal(block_diagonal(block, groups), down):
             raise ValueError(
-                f"the groups of {layer!r} read one another's channels or have different A: here the groups of a "
-                "convolution share one A, each on its own channels"
+                f"the groups of {layer!r} read one another's channels or have different A: here the groups "
+                "of a convolution share one A, each on its own channels"
             )
         down = block
     format = LoRA(rank, alpha=None if alpha == rank else alpha)

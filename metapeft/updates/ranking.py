@@ -23,19 +23,19 @@ def ranks(
     noise: float | None = None,
     seed: int | None = None,
 ) -> dict[str, int]:
-    """Round selection variables to ranks. With `alpha = softmax(logits)` of a layer of `k` terms, the rules are
+    """Round selection variables to ranks; with `alpha = softmax(logits)` of a layer's `k` terms, by the rules
 
     - `"threshold"`: `#{j : alpha_j >= 1/k}`, AutoLoRA's; equal weights keep all k, and 0 is impossible.
-    - `"total"`: the `total` terms of largest `k * alpha_j` over all layers (1 is a layer's average, which makes
-      layers of different k comparable). The ranks sum to `total` exactly.
+    - `"total"`: the `total` terms of largest `k * alpha_j` over all layers (1 is a layer's average, which
+      makes layers of different k comparable). The ranks sum to `total` exactly.
     - `"parameters"`: terms in the same order, each taken if it still fits into `total` parameters; a term of
       layer p takes `costs[p]`. Never more than `total`, and less by less than the cheapest term left out.
-    - `"svd"`: `#{i : s_i > edge}` of the singular values of `updates[p]`, which need not be aligned with the terms.
-      `edge = noise (sqrt(rows) + sqrt(columns))`, the largest singular value of a matrix of independent entries
-      of deviation `noise`. At most k.
+    - `"svd"`: `#{i : s_i > edge}` of the singular values of `updates[p]`, which need not be aligned with the
+      terms. `edge = noise (sqrt(rows) + sqrt(columns))`, the largest singular value of a matrix of
+      independent entries of deviation `noise`. At most k.
     - `"uniform"`: `total` spread evenly (what does not divide goes to the first layers).
-    - `"shuffled"`: control; the ranks of `"total"` (without `total`: of `"threshold"`) dealt to other layers at
-      random, among the assignments in which no layer gets more than its k.
+    - `"shuffled"`: control; the ranks of `"total"` (without `total`: of `"threshold"`) dealt to other layers
+      at random, among the assignments in which no layer gets more than its k.
     - `"random"`: control; as many terms as there, each drawn from all terms with equal probability.
 
     Ties go to the layer that has fewer terms so far, then to the earlier layer.
@@ -43,15 +43,16 @@ def ranks(
     Args:
         selection: parameter -> logits `(k,)`, keys with or without `"selection."`; or a learner.
         rule: one of the above.
-        total: budget of `"total"`, `"uniform"` (terms) and `"parameters"` (parameters); optional for the controls.
+        total: budget of `"total"`, `"uniform"` (terms) and `"parameters"` (parameters); optional for the
+        controls.
         costs: parameter -> parameters a term, for `"parameters"`; see `mp.costs`.
         updates: parameter -> trained update `(out, in, *kernel)`, for `"svd"`.
         noise: standard deviation of the noise in an entry of the updates, for `"svd"`.
         seed: of the controls, 0 unless given.
 
     Raises:
-        ValueError: unknown rule, options that the rule does not have or lacks, a total out of range, logits that
-            are not finite vectors.
+        ValueError: unknown rule, options that the rule does not have or lacks, a total out of range, logits
+            that are not finite vectors.
 
     Source: AutoLoRA (arXiv 2403.09113), section 3.4, for `"threshold"`.
 
@@ -79,7 +80,7 @@ def _weights(selection: Any) -> Weights:
     logits = selection.selection_logits() if hasattr(selection, "selection_logits") else selection
     if not isinstance(logits, Mapping):
         raise ValueError(
-            f"selection={type(selection).__name__}: allowed are parameter -> logits, or a learner with selection"
+            f"selection={type(selection).__name__}: allowed are {{parameter: logits}}, or a learner"
         )
     weights: Weights = {}
     for key, value in logits.items():
@@ -161,7 +162,7 @@ def _shuffled(weights: Weights, total: int | None = None, seed: int = 0) -> dict
     generator = torch.Generator().manual_seed(seed)
     left = sorted(_chosen(weights, total).values())
     result = dict.fromkeys(weights, 0)
-    # layers with the smallest k first: what they may take, all later ones may, so every assignment is as likely
+    # layers with the smallest k first: what they may take all later ones may, so all are equally likely
     for name in sorted(weights, key=lambda name: len(weights[name])):
         allowed = sum(rank <= len(weights[name]) for rank in left)
         result[name] = left.pop(int(torch.randint(allowed, (), generator=generator)))

@@ -68,7 +68,9 @@ def refuse_update(name: str, parameter: nn.Parameter, leaf: Leaf, format: Format
 
 def _why_no_update(parameter: nn.Parameter, module: nn.Module, format: Format) -> str:
     if not parameter.is_floating_point():
-        return f"its dtype is {parameter.dtype}, and updates need floating-point weights (is the model quantised?)"
+        return (
+            f"its dtype is {parameter.dtype}, updates need floating-point weights (is the model quantised?)"
+        )
     if parametrize.is_parametrized(module) or isinstance(module, parametrize.ParametrizationList):
         return "its module is parametrised: torch.nn.utils.parametrize.remove_parametrizations first"
     state = {*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))}

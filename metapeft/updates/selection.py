@@ -1,7 +1,8 @@
 """Selection variables: one outer weight for each rank-1 term of each update (AutoLoRA, Zhang et al. 2024).
 
-Relaxing and rounding use one function, `Softmax.weights`: the update is trained under weights that sum to 1, and
-`ranks` (ranking.py) rounds the same weights to a whole rank a layer, at which `at_ranks` sets up retraining.
+Relaxing and rounding use one function, `Softmax.weights`: the update is trained under weights that sum to 1,
+and `ranks` (ranking.py) rounds the same weights to a whole rank a layer, at which `at_ranks` sets up
+retraining.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Sites = Mapping[str, Site]
 
 @dataclass(frozen=True)
 class Softmax:
-    """`Delta_l(alpha) = sum_j alpha_lj * term_j`, `alpha_l = softmax(logits_l)`: in (0, 1), summing to 1 a layer.
+    """`Delta_l(alpha) = sum_j alpha_lj * term_j`, `alpha_l = softmax(logits_l)`, which sums to 1 a layer.
 
     At the start all logits are 0 and every term of a layer with `k` terms has the weight `1 / k`. The format
     says what a weight multiplies: LoRA's rows of A, CP's seed, the bond `r1` of a tensor ring.
@@ -80,11 +81,11 @@ class Softmax:
 
 
 def costs(model: AttachedModel | Sites) -> dict[str, int]:
-    """Parameters that one rank-1 term of each layer's update has (a tensor ring's: one more on the bond `r1`).
+    """Parameters that one term of each layer's update has (a tensor ring's: one more on the bond `r1`).
 
     Example:
         >>> import metapeft as mp
-        >>> costs(mp.attach(torch.nn.Linear(4, 3), mp.CP(rank=2)))  # a row of A, a column of B, an entry of the seed
+        >>> costs(mp.attach(torch.nn.Linear(4, 3), mp.CP(rank=2)))  # a row of A, a column of B, a seed
         {'weight': 8}
     """
 
@@ -100,8 +101,8 @@ def costs(model: AttachedModel | Sites) -> dict[str, int]:
 def at_ranks(model: AttachedModel | Sites, ranks: Mapping[str, int]) -> dict[str, Format]:
     """Formats for retraining at chosen ranks: parameter -> its format at its new rank, for `attach`.
 
-    `alpha` is kept, so that a layer's scale becomes `alpha / rank` of its new rank, as in AutoLoRA. Rank 0 stays
-    in the table, as an update without terms.
+    `alpha` is kept, so that a layer's scale becomes `alpha / rank` of its new rank, as in AutoLoRA. Rank 0
+    stays in the table, as an update without terms.
 
     Args:
         model: an attached model, or its `sites`.

@@ -36,8 +36,8 @@ def share(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module, memo)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"the structure of {type(module).__name__} cannot be copied ({error}): does a module hold a computed "
-            "tensor (weight_norm), an open file or a lock? Remove it first"
+            f"the structure of {type(module).__name__} cannot be copied ({error}): does a module hold a "
+            "computed tensor (weight_norm), an open file or a lock? Remove it first"
         ) from error
 
 
@@ -46,8 +46,8 @@ def build(
 ) -> tuple[nn.Module, set[str], dict[str, list[str]]]:
     """Copy a backbone's skeleton and give each leaf that needs it a forward of its own.
 
-    Returns: the skeleton in eval mode, the names of parameters with an update that no layer owns, and for every
-    other parameter with an update the leaves that use it.
+    Returns: the skeleton in eval mode, the names of parameters with an update that no layer owns, and for
+    every other parameter with an update the leaves that use it.
     """
     skeleton = share(module).eval()
     by_parameter = {id(parameter): name for name, parameter in module.named_parameters()}

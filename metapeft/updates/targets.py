@@ -7,6 +7,7 @@ import fnmatch
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -45,7 +46,7 @@ class Site:
 
 @dataclass
 class Rule:
-    """One pattern and its format; `matched` and `used` count the parameters that it met and those it updates."""
+    """One pattern and its format; `matched` and `used` count the parameters it met and those it updates."""
 
     pattern: Pattern
     format: Format | None
@@ -53,7 +54,7 @@ class Rule:
     used: int = field(default=0)
 
     def names(self, name: str, leaf: Leaf, classifier: str | None) -> bool | None:
-        """None where the pattern doesn't match; else whether it names parameter or module without a wildcard."""
+        """None where the pattern doesn't match; else whether it names it without a wildcard."""
         pattern = self.pattern
         if isinstance(pattern, type):
             return False if isinstance(leaf.module, pattern) else None
@@ -69,7 +70,7 @@ class Rule:
 
 
 def leaves(backbone: nn.Module) -> Iterator[Leaf]:
-    """Every module that owns parameters; `MultiheadAttention` is one leaf together with its output projection."""
+    """Every module that owns parameters; `MultiheadAttention` is one leaf with its output projection."""
     inside_attention: set[nn.Module] = set()
     for name, module in backbone.named_modules():
         if module in inside_attention:
@@ -106,17 +107,17 @@ def find_sites(
     """Choose each parameter's format; a rank that is cut to what a layer can have is logged as a warning.
 
     Args:
-        formats: one format for `targets`, or `{pattern: format}`, where the first pattern that matches wins and
-            None means no update.
-        targets: `"all"`, `"head"` (the classifier), `"body"` (all but it), a glob over parameter or module names,
-            a module type, or several of these.
+        formats: one format for `targets`, or `{pattern: format}`, where the first pattern that matches wins
+            and None means no update.
+        targets: `"all"`, `"head"` (the classifier), `"body"` (all but it), a glob over parameter or module
+            names, a module type, or several of these.
         classifier: the classifier's name, or None.
 
     Returns: sites by parameter name; a tied parameter stands once, under its first name.
 
     Raises:
-        ValueError: a pattern that matches nothing, a rank above the layer's, a parameter that cannot carry the
-            update; each names it.
+        ValueError: a pattern that matches nothing, a rank above the layer's, a parameter that cannot carry
+            the update; each names it.
     """
     rules = _rules(formats, targets)
     found: dict[str, Site] = {}
@@ -150,11 +151,11 @@ def find_sites(
 
 def patterns(targets: Targets) -> list[Pattern]:
     """`targets=` as a list; raises ValueError for what is no pattern."""
-    several = list(targets) if isinstance(targets, list | tuple | set) else [targets]
+    several: list[Any] = list(targets) if isinstance(targets, list | tuple | set) else [targets]
     for target in several:
         if not isinstance(target, str | type):
             raise ValueError(
-                f"targets={target!r}: allowed are names, globs, module types, 'all', 'head', 'body', or a list"
+                f"targets={target!r}: allowed are names, globs, module types, 'all', 'head', 'body', lists"
             )
     return several
 
@@ -169,7 +170,7 @@ def _rules(formats: Formats, targets: Targets) -> list[Rule]:
     for rule in rules:
         if rule.format is not None and not isinstance(rule.format, Format):
             raise ValueError(
-                f"format={rule.format!r}: allowed are Full(), LoRA(), CP(), TensorRing() or {{pattern: format}}"
+                f"format={rule.format!r}: allowed are Full(), LoRA(), CP(), TensorRing(), {{pattern: format}}"
             )
     return rules
 
@@ -203,8 +204,8 @@ def _refuse_unused(backbone: nn.Module, rule: Rule, classifier: str | None) -> N
         return
     if rule.matched:
         raise ValueError(
-            f"target {rule.pattern!r} matches only parameters that {type(rule.format).__name__} cannot act on "
-            "(LoRA, CP and TensorRing need two or more dimensions: use Full)"
+            f"target {rule.pattern!r} matches only parameters that {type(rule.format).__name__} cannot "
+            "act on (LoRA, CP and TensorRing need two or more dimensions: use Full)"
         )
     if rule.pattern == "head" and classifier is None:
         raise ValueError("targets='head' but the backbone has no classifier: name it with classifier=")

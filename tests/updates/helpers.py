@@ -80,7 +80,7 @@ def assert_close(a: Tensor, b: Tensor, tolerance: float = EXACT) -> None:
 
 
 def assert_equals_merged(model: Any, x: Any, support: Any = None, size: float = 0.3) -> None:
-    """`model(x, factors)` with all tasks of `x` equals as many merged plain modules; so does its first task alone."""
+    """All tasks of `x` at once equal as many merged plain modules; so does the first task alone."""
     tasks = (next(iter(x.values())) if isinstance(x, dict) else x[0] if isinstance(x, tuple) else x).shape[0]
     factors = random_factors(model, tasks, size=size)
     together = model(x, factors, support)

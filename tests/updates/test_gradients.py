@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import metapeft as mp
 from tests.updates.helpers import FORMATS, assert_close, randn, random_factors, randomised
-from tests.updates.test_layers import Attention
+from tests.updates.networks import Attention
 
 TRAINABLE = {name: format for name, format in FORMATS.items() if name != "rank 0"}
 TASKS = 2

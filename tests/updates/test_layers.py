@@ -18,6 +18,7 @@ from tests.updates.helpers import (
     random_factors,
     randomised,
 )
+from tests.updates.networks import Tied
 
 TASKS = 8
 low_rank = {name: format for name, format in FORMATS.items() if name not in ("full", "rank 0")}
@@ -148,20 +149,6 @@ def test_embedding(padding: int | None, format: str) -> None:
     assert (format == "rank 0") != affects(model, x)
 
 
-class Tied(nn.Module):
-    """Embedding and output layer share one table, registered in either order."""
-
-    def __init__(self, linear_first: bool) -> None:
-        super().__init__()
-        layers = {"words": nn.Embedding(7, 4), "output": nn.Linear(4, 7, bias=False)}
-        for name in sorted(layers, reverse=not linear_first):
-            self.add_module(name, layers[name])
-        self.output.weight = self.words.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(torch.tanh(self.words(x)))
-
-
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("linear_first", [True, False])
 def test_tied_parameter_acts_at_each_use(linear_first: bool, format: str) -> None:
@@ -169,78 +156,6 @@ def test_tied_parameter_acts_at_each_use(linear_first: bool, format: str) -> Non
     assert list(model.sites) == ["output.weight" if linear_first else "words.weight"]
     x = torch.randint(7, (TASKS, 2, 5), generator=torch.Generator().manual_seed(0))
     assert_equals_merged(model, x)
-
-
-class Attention(nn.Module):
-    """Self- or cross-attention with the arguments of one call fixed."""
-
-    def __init__(self, batch_first: bool, cross: bool, weights: bool = False, **options: object) -> None:
-        super().__init__()
-        sizes = {"kdim": 3, "vdim": 5} if cross else {}
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=batch_first, **sizes)
-        self.batch_first, self.cross, self.weights, self.options = batch_first, cross, weights, options
-
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None) -> Tensor:
-        parts = (x, key, value) if self.cross else (x, x, x)
-        if not self.batch_first:
-            parts = tuple(part.transpose(0, 1) for part in parts)
-        options = {"need_weights": self.weights, **self.options}
-        y, weights = self.attention(*parts, key_padding_mask=padding, **options)
-        return weights if self.weights else (y if self.batch_first else y.transpose(0, 1))
-
-
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize(
-    ("batch_first", "cross", "padded", "options"),
-    [
-        (True, False, False, {}),
-        (False, False, False, {}),
-        (True, True, False, {}),
-        (False, True, True, {}),
-        (True, False, True, {}),
-        (True, False, True, {"weights": True}),
-        (False, True, True, {"weights": True, "average_attn_weights": False}),
-        (True, False, False, {"attn_mask": torch.ones(3, 3, dtype=torch.bool).triu(1)}),
-        (True, False, False, {"attn_mask": randn(3, 3)}),
-        (False, False, True, {"attn_mask": torch.ones(3, 3, dtype=torch.bool).triu(1), "weights": True}),
-        (True, False, False, {"attn_mask": torch.ones(3, 3, dtype=torch.bool).triu(1), "is_causal": True}),
-    ],
-)
-def test_attention(batch_first: bool, cross: bool, padded: bool, options: dict, format: str) -> None:
-    model = mp.attach(randomised(Attention(batch_first, cross, **options)), FORMATS[format])
-    x = (randn(TASKS, 2, 3, 4), randn(TASKS, 2, 3, 3, seed=1), randn(TASKS, 2, 3, 5, seed=2))
-    if padded:
-        mask = torch.zeros(TASKS, 2, 3, dtype=torch.bool)
-        mask[1:, 1, 2:] = True
-        x = (*x, mask)
-    assert_equals_merged(model, x)
-    assert (format == "rank 0") != affects(model, x)
-
-
-class Encoder(nn.Module):
-    """torch's own encoder, which has a fast path of its own."""
-
-    def __init__(self, batch_first: bool) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=batch_first)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.batch_first = batch_first
-
-    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        if self.batch_first:
-            return self.encoder(x, src_key_padding_mask=padding)
-        return self.encoder(x.transpose(0, 1), src_key_padding_mask=padding).transpose(0, 1)
-
-
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("batch_first", [True, False])
-def test_transformer_encoder(batch_first: bool, padded: bool, format: str) -> None:
-    model = mp.attach(randomised(Encoder(batch_first)), FORMATS[format])
-    mask = torch.zeros(TASKS, 2, 3, dtype=torch.bool)
-    mask[:, 1, 2:] = True
-    x = randn(TASKS, 2, 3, 4)
-    assert_equals_merged(model, (x, mask) if padded else x)
 
 
 NORMS = [

@@ -111,7 +111,7 @@ TARGETS: dict[str, tuple[Any, dict, str]] = {
     "unknown": (mp.LoRA(1), {"targets": "0.wieght"}, "'0.wieght' matches no .* did you mean '0.weight'"),
     "unknown pattern": (mp.LoRA(1), {"targets": ["0", "conv*"]}, "conv"),
     "unknown type": (mp.LoRA(1), {"targets": nn.Conv2d}, "Conv2d"),
-    "first match wins": ({"0": mp.LoRA(1), "0.*": mp.Full()}, {}, "'0.\\*' matches no parameter that is still free"),
+    "first match wins": ({"0": mp.LoRA(1), "0.*": mp.Full()}, {}, "matches no parameter that is still free"),
     "shadowed": ({"*": mp.Full(), "0": mp.LoRA(1)}, {}, "'0' matches no parameter that is still free"),
     "bias": (mp.LoRA(1), {"targets": "0.bias"}, "'0.bias' matches only .* LoRA cannot act on"),
     "rank": (mp.LoRA(4), {"targets": "2"}, "LoRA.* on '2.weight'.* largest rank is 3"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import metapeft as mp
 from metapeft.updates.inputs import mapped
 from tests.updates.helpers import assert_close, call, randn, random_factors, randomised, task
-from tests.updates.test_layers import Attention, Tied
+from tests.updates.networks import Attention, Tied
 
 TASKS, ITEMS = 3, 4
 SEEDED = {"cp": mp.CP(2, alpha=3.0), "ring": mp.TensorRing(2), "uneven ring": mp.TensorRing((1, 2, 2))}

@@ -66,9 +66,9 @@ def test_start_leaves_out_what_has_no_terms() -> None:
     assert {name: value.tolist() for name, value in mp.Softmax().start(model.sites).items()} == {
         "0.weight": [0, 0]
     }
-    with pytest.raises(ValueError, match="disagree on 3.weight"):
+    with pytest.raises(ValueError, match=r"disagree on 3.weight"):
         mp.Softmax()(model.sites, model.factors(), {"0.weight": torch.zeros(2), "3.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match="not \\(2,\\)"):
+    with pytest.raises(ValueError, match=r"not \(2,\)"):
         mp.Softmax()(model.sites, model.factors(), {"0.weight": torch.zeros(3)})
 
 
@@ -177,7 +177,7 @@ def test_retraining_at_the_chosen_ranks() -> None:
         assert_equals_merged(again, randn(8, 2, 2, 4, 4))
         assert mp.at_ranks(again, {"3.weight": 1})["0.weight"].terms == 0  # rank 0 survives
     assert mp.at_ranks(mp.attach(net, mp.LoRA(3, alpha=6.0)), chosen)["3.weight"] == mp.LoRA(2, alpha=6.0)
-    with pytest.raises(ValueError, match="disagree on 3.weight"):
+    with pytest.raises(ValueError, match=r"disagree on 3.weight"):
         mp.at_ranks(model, {"0.weight": 1})
 
 
@@ -217,7 +217,7 @@ def test_bad_options(options: dict, match: str) -> None:
 
 @pytest.mark.parametrize("bad", [torch.zeros(2, 2), torch.tensor([float("nan"), 0.0]), [0.0, 1.0]])
 def test_bad_logits(bad: object) -> None:
-    with pytest.raises(ValueError, match="selection\\['a'\\]"):
+    with pytest.raises(ValueError, match=r"selection\['a'\]"):
         mp.ranks({"a": bad})
     with pytest.raises(ValueError, match="selection=list"):
         mp.ranks([0.0])
