@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 # Folders that can be extended. Each has a `registry`, and its Python names are also names of this package.
 _FOLDERS = ("updates", "episodes", "datasets", "heads", "generators", "hypergradients")
 # Folders that are used through their own name: mp.inner.SGD, mp.methods.maml, mp.backbones.conv4.
-_NAMESPACES = ("inner", "methods", "backbones", *_FOLDERS)
+_NAMESPACES = ("inner", "methods", "backbones", "report", *_FOLDERS)
 _NAMES = {
     "NumericalError": "errors",
     "DataError": "errors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import json
 import time
@@ -74,13 +75,10 @@ def configured(stored: dict[str, Any], given: dict[str, Any] | None = None) -> T
     for name, value in (given or {}).items():
         if value != default[name] and value != stored[name]:
             raise ValueError(f"{name}={value!r}, but the run was started with {stored[name]!r}: leave it out, or start anew")
-    fields = {name: tuple(value) if isinstance(value, list_type) else value for name, value in stored.items()}
+    fields = {name: tuple(value) if isinstance(value, builtins.list) else value for name, value in stored.items()}
     if fields.get("root") is not None:
         fields["root"] = Path(fields["root"])
     return TrainConfig(**fields)
-
-
-list_type = [].__class__  # the option --list hides the name in this module's command
 
 
 def _list() -> int:
@@ -115,6 +113,7 @@ def _run(config: TrainConfig, run: Any, console: Any, quiet: bool) -> int:
     if fits is not None:
         found["sinusoid"] = fits.as_json()
     found["seconds"] = round(time.monotonic() - begun, 1)
+    found["environment"] = run.environment
     write_atomically(run.folder / "results.json", (json.dumps(found, indent=1) + "\n").encode())
     page = write(run.folder, run.environment, found, results.samplers)
     for shown in tables(found):

@@ -19,6 +19,16 @@ class Generator:
         per: `"task"` (one seed a task, from the support set) or `"input"` (one seed an input, from itself).
         features: a frozen module that maps inputs to features `(rows, F)`; None for the backbone's own body.
         size: the number of features `F`, where `features` is given or the backbone has no classifier.
+
+    Example:
+        >>> class Constant(Generator):
+        ...     per, features, size = "task", None, None
+        ...     def start(self, seeds, size, generator):
+        ...         return {name: torch.zeros(shape) for name, shape in seeds.items()}
+        ...     def __call__(self, parameters, seeds, features, mask):
+        ...         return {name: parameters[name].expand(len(features), *shape) for name, shape in seeds.items()}
+        >>> Constant()({"c.seed": torch.zeros(2)}, {"c.seed": (2,)}, torch.ones(4, 5, 8), None)["c.seed"].shape
+        torch.Size([4, 2])
     """
 
     per: Literal["task", "input"]

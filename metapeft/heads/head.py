@@ -18,6 +18,11 @@ class Head:
     """Base of the heads; a frozen dataclass that holds only settings.
 
     Letters: `features (T, S, F)`, labels `y (T, S)` int64 in `0 .. ways-1`, `mask (T, S)` True for items that count.
+
+    Example:
+        >>> head, tensors = Head(), {"head.weight": torch.ones(1, 3, 4), "head.bias": torch.zeros(1, 3)}
+        >>> head.logits(torch.ones(1, 2, 4), tensors).shape
+        torch.Size([1, 2, 3])
     """
 
     #: whether the inner solver moves the head's tensors; otherwise they are a closed form of the current features

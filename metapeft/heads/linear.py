@@ -12,7 +12,12 @@ from metapeft.heads.head import Head, Tensors, absent_bias, class_means, one_hot
 
 @dataclass(frozen=True)
 class Learned(Head):
-    """The classifier that the backbone has: its start is outer, and it is a target of updates like any other layer."""
+    """The classifier that the backbone has: its start is outer, and it is a target of updates like any other layer.
+
+    Example:
+        >>> Learned().inner
+        False
+    """
 
 
 @dataclass(frozen=True)

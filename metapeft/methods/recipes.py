@@ -55,28 +55,58 @@ def maml(backbone: nn.Module, *, steps: int = 5, lr: float = 0.1, norm: str = "s
 
 
 def fomaml(backbone: nn.Module, **options: Any) -> Learner:
-    """First-order MAML: the inner gradients are constants. Source: Finn et al. 2017, section 5.2."""
+    """First-order MAML: the inner gradients are constants. Source: Finn et al. 2017, section 5.2.
+
+    Example:
+        >>> import metapeft as mp
+        >>> fomaml(mp.backbones.mlp(4, 3, hidden=(8,))).method
+        'first-order'
+    """
     return maml(backbone, **{"hypergradient": "first-order", "name": "fomaml", **options})
 
 
 def anil(backbone: nn.Module, **options: Any) -> Learner:
-    """ANIL: only the classifier is adapted. Source: Raghu et al. 2020, arXiv 1909.09157."""
+    """ANIL: only the classifier is adapted. Source: Raghu et al. 2020, arXiv 1909.09157.
+
+    Example:
+        >>> import metapeft as mp
+        >>> anil(mp.backbones.mlp(4, 3, hidden=(8,))).adapted
+        ['classifier.weight.delta', 'classifier.bias.delta']
+    """
     return maml(backbone, **{"targets": "head", "name": "anil", **options})
 
 
 def boil(backbone: nn.Module, **options: Any) -> Learner:
-    """BOIL: all but the classifier is adapted. Source: Oh et al. 2021, arXiv 2008.08882."""
+    """BOIL: all but the classifier is adapted. Source: Oh et al. 2021, arXiv 2008.08882.
+
+    Example:
+        >>> import metapeft as mp
+        >>> boil(mp.backbones.mlp(4, 3, hidden=(8,))).adapted
+        ['linear1.weight.delta', 'linear1.bias.delta']
+    """
     return maml(backbone, **{"targets": "body", "name": "boil", **options})
 
 
 def protonet(backbone: nn.Module, *, norm: str = "running", **options: Any) -> Learner:
-    """Prototypical networks: nothing adapts; classes are the means of their features. Source: Snell et al. 2017."""
+    """Prototypical networks: nothing adapts; classes are the means of their features. Source: Snell et al. 2017.
+
+    Example:
+        >>> import metapeft as mp
+        >>> protonet(mp.backbones.mlp(4, 3, hidden=(8,))).head_name
+        'prototypes'
+    """
     options = {"head": "prototypes", "outer": ("weights",), **options}
     return recipe(backbone, {}, options.pop("name", "protonet"), norm=norm, **options)
 
 
 def centroids(backbone: nn.Module, **options: Any) -> Learner:
-    """Nearest centroids on the backbone as it is: nothing adapts and nothing is trained. The sanity check."""
+    """Nearest centroids on the backbone as it is: nothing adapts and nothing is trained. The sanity check.
+
+    Example:
+        >>> import metapeft as mp
+        >>> centroids(mp.backbones.mlp(4, 3, hidden=(8,))).trained
+        {}
+    """
     return protonet(backbone, **{"outer": (), "name": "centroids", **options})
 
 
@@ -86,6 +116,11 @@ def sr_lora(
     """SR + LoRA: a backbone from `mp.pretrain`, LoRA and a head fitted to each task at test; nothing is meta-trained.
 
     Source: the baseline of Block et al. 2025, arXiv 2410.22264.
+
+    Example:
+        >>> import metapeft as mp
+        >>> sr_lora(mp.backbones.mlp(4, 3, hidden=(8,)), rank=2).adapted
+        ['linear1.weight.A', 'linear1.weight.B']
     """
     options = {"inner": SGD(5, 0.1) if inner is None else inner, "head": head, "outer": (), **options}
     return recipe(backbone, LoRA(rank), options.pop("name", "sr+lora"), **options)
@@ -105,6 +140,11 @@ def lora_ml(
     `hypergradient="envelope"` with `inner_data="both"` is the published form; unrolled, the starts of A and B
     and the inner rates can be outer variables too.
     Source: Block et al. 2025, arXiv 2410.22264, the objective of section 3.
+
+    Example:
+        >>> import metapeft as mp
+        >>> lora_ml(mp.backbones.mlp(4, 3, hidden=(8,)), rank=2).outer
+        ('weights', 'factors', 'rates')
     """
     inner = SGD(5, 0.1, rates="step") if inner is None else inner
     outer = ["weights"]
@@ -120,6 +160,11 @@ def metalora_cp(
     """MetaLoRA in CP form: W0 frozen, factors trained, seeds generated; nothing is adapted.
 
     Source: Wang & Zhao 2025, arXiv 2504.00460.
+
+    Example:
+        >>> import metapeft as mp
+        >>> metalora_cp(mp.backbones.mlp(4, 3, hidden=(8,)), rank=2).seeds
+        {'linear1.weight.seed': (2,)}
     """
     return _metalora(backbone, CP(rank), "metalora-cp", hidden, per, head, options)
 
@@ -130,6 +175,11 @@ def metalora_tr(
     """MetaLoRA in tensor-ring form: a ring of rank R has the parameters of a CP update of rank R^2.
 
     Source: Wang & Zhao 2025, arXiv 2504.00460.
+
+    Example:
+        >>> import metapeft as mp
+        >>> metalora_tr(mp.backbones.mlp(4, 3, hidden=(8,)), rank=2).seeds
+        {'linear1.weight.seed': (2, 2)}
     """
     return _metalora(backbone, TensorRing(rank), "metalora-tr", hidden, per, head, options)
 
@@ -159,6 +209,11 @@ def metapeft(
         format: `CP(rank=4)` unless said; `TensorRing` likewise.
         inner: the inner solver, with learnable rates a step unless said; None takes 5 steps of 0.1.
         selection, generator: None switches either off, for an ablation.
+
+    Example:
+        >>> import metapeft as mp
+        >>> metapeft(mp.backbones.mlp(4, 3, hidden=(8,))).outer
+        ('weights', 'factors', 'generator', 'selection', 'rates')
     """
     inner = SGD(5, 0.1, rates="step") if inner is None else inner
     net = MappingNet(hidden=hidden) if generator == "default" else generator

@@ -1,0 +1,88 @@
+"""Write the README's results table from the files in benchmarks/results: python -m benchmarks.tables [--check]."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+from metapeft.cli.tables import percent, protocol_line
+from metapeft.episodes.protocol import Protocol
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+app = App(help=__doc__, version_flags=[])
+
+
+def main_job(path: Path) -> str:
+    """The table of one main job, as Markdown."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    columns = list(next(iter(found["rows"].values()))["columns"])
+    reference = "sr+lora"
+    lines = [
+        f"| method | {' | '.join(columns)} | {' | '.join(f'{c}, minus {reference}' for c in columns)} |",
+        f"| --- |{' --- |' * (2 * len(columns))}",
+    ]
+    for name, row in found["rows"].items():
+        own = [percent(row["columns"][c]["accuracy"], row["columns"][c]["ci95"]) for c in columns]
+        differences = found["differences"][reference].get(name)
+        paired = [percent(*differences[c], sign=True) if differences else "-" for c in columns]
+        lines.append(f"| {name} | {' | '.join([*own, *paired])} |")
+    where = found["environment"]
+    note = (
+        f"Accuracy in %, mean ± half-width of the 95 % t-interval; {protocol_line(found)}. Differences in points, "
+        f"paired over the same episodes. `metapeft train`, seed {found['config']['seed']}, commit "
+        f"{str(where['commit'])[:9]}, {where['cpu']}, {where['threads']} threads, {found['seconds']:.0f} s. "
+        f"From `benchmarks/results/{path.name}`."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def few_shot(paths: list[Path]) -> str:
+    """One line a row of the few-shot runs, as Markdown; empty where there are none."""
+    rows: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if not rows:
+        return ""
+    lines = ["| data | method | accuracy in % | protocol |", "| --- | --- | --- | --- |"]
+    for row in sorted(rows, key=lambda row: (row["data"], row["kind"], -row["accuracy"])):
+        protocol = Protocol.from_dict(row["protocol"])
+        name = f"{row['row']}: {row['about']}"
+        commit = str(row["environment"]["commit"])[:9]
+        accuracy = percent(row["accuracy"], row["ci95"])
+        lines.append(f"| {row['data']}, {row['kind']} | {name} | {accuracy} | {protocol}; commit {commit} |")
+    return "\n".join(["On real data, one row a file of `benchmarks/results/few_shot/`:", "", *lines])
+
+
+def generated() -> str:
+    """What stands between the markers of the README."""
+    parts = [main_job(path) for path in sorted(RESULTS.glob("main_job*.json"))]
+    parts.append(few_shot(sorted((RESULTS / "few_shot").glob("*.json"))))
+    return "\n\n".join(part for part in parts if part)
+
+
+def filled(readme: str) -> str:
+    """A README with the generated text between its markers; raises ValueError where they are missing."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md lacks {BEGIN} or {END}")
+    return f"{before}{BEGIN}\n{generated()}\n{END}{after}"
+
+
+@app.default
+def main(*, check: bool = False) -> None:
+    """Fill in the table, or with --check only say whether it is up to date."""
+    path = ROOT / "README.md"
+    readme = path.read_text(encoding="utf-8")
+    wanted = filled(readme)
+    if check and wanted != readme:
+        raise SystemExit("README.md: its table is not what benchmarks/results say: run python -m benchmarks.tables")
+    if not check:
+        path.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()

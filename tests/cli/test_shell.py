@@ -1,0 +1,117 @@
+"""The shell: quick help, typed options, one sentence and exit code 2 for bad input."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from metapeft.cli import run
+from metapeft.cli.train import configured, plain_config
+from metapeft.config import TrainConfig
+
+TINY = (
+    "--width 4 --pretrain-steps 2 --steps 2 --tasks-per-step 1 --episodes 2 --validation-episodes 2 --queries 2 "
+    "--inner-lrs 0.01 --inner-steps 1 --sinusoid-steps 2 --quiet"
+).split()
+
+
+def shell(*arguments, **options):
+    command = [sys.executable, "-m", "metapeft", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def test_help_lists_the_commands_without_loading_torch():
+    code = (
+        "import sys; from metapeft.cli import run; run(['--help']); "
+        "sys.exit(3 if {'torch', 'numpy', 'matplotlib'} & set(sys.modules) else 0)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    for command in ("train", "evaluate", "bench", "ranks", "data", "episodes", "export", "theory", "report"):
+        assert f" {command} " in found.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "bench", "ranks", "data", "episodes", "export", "report"])
+def test_every_command_has_help_with_its_options(command, capsys):
+    assert run([command, "--help"]) == 0
+    assert "Usage: metapeft" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "--wayz", "5"], "Did you mean --ways"),
+        (["trian"], "train"),
+        (["train", "--ways", "five"], "five"),
+        (["train", "--ways", "0"], "ways=0"),
+        (["train", "--lr", "-1"], "lr=-1"),
+        (["train", "--methods", "lora-lm"], "did you mean 'lora-ml'"),
+        (["train", "--methods", "other-task"], "builds on 'metapeft'"),
+        (["train", "--data", "cifar"], "cifar"),
+        (["train", "--resume"], "--out"),
+        (["train", "--ways", "900", *TINY], "900"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["ranks", "nowhere"], "nowhere"),
+        (["episodes", "verify", "nowhere.json"], "nowhere.json"),
+        (["data", "omniglot", "--root", "nowhere"], "nowhere"),
+        (["--config", "options.txt", "train"], "options.txt"),
+    ],
+)
+def test_bad_input_gives_one_sentence_and_exit_code_2(arguments, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_options_come_from_a_file_and_unknown_ones_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.toml").write_text('list = true\nways = 3\n')
+    assert run(["--config", "good.toml", "train"]) == 0
+    assert "metapeft" in capsys.readouterr().out
+    (tmp_path / "bad.toml").write_text("wayz = 3\n")
+    assert run(["--config", "bad.toml", "train", "--list"]) == 2
+    assert "wayz" in capsys.readouterr().err
+
+
+def test_stored_settings_come_back_and_others_are_refused():
+    config = TrainConfig(ways=3, methods=("centroids",))
+    stored = json.loads(json.dumps(plain_config(config)))
+    assert configured(stored, plain_config(TrainConfig())) == config
+    with pytest.raises(ValueError, match="ways=7"):
+        configured(stored, plain_config(TrainConfig(ways=7)))
+
+
+@pytest.mark.slow
+def test_the_main_job_end_to_end_and_again_after_a_kill(tmp_path):
+    whole = shell("train", "--out", str(tmp_path / "whole"), *TINY)
+    assert whole.returncode == 0, whole.stderr
+    assert "sr+lora" in whole.stdout
+    assert (tmp_path / "whole" / "report.html").stat().st_size > 10_000
+    command = [sys.executable, "-m", "metapeft", "train", "--out", str(tmp_path / "killed"), *TINY]
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(9)
+        process.kill()
+        process.wait()
+        if (tmp_path / "killed" / "config.json").exists() and "--resume" not in command:
+            command.append("--resume")
+    resumed = shell("train", "--out", str(tmp_path / "killed"), "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
+    assert results[0]["rows"] == results[1]["rows"]
+    again = shell("train", "--out", str(tmp_path / "whole"), *TINY)
+    assert again.returncode == 2
+    assert "holds a run already" in again.stderr
+    report = shell("report", str(tmp_path / "whole"))
+    assert report.returncode == 0, report.stderr
+    evaluated = shell("evaluate", str(tmp_path / "whole" / "lora-ml"), "--episodes", "2", "--queries", "2")
+    assert evaluated.returncode == 0, evaluated.stderr
+    ranks = shell("ranks", str(tmp_path / "whole" / "metapeft"))
+    assert ranks.returncode == 0, ranks.stderr
+    exported = shell("export", str(tmp_path / "whole" / "lora-ml"), str(tmp_path / "adapter"))
+    assert exported.returncode == 0, exported.stderr
