@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from metapeft.objectives import Items, Objectives
+from metapeft.items import Items
+from metapeft.objectives import Objectives
 from metapeft.updates.inputs import mapped
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Adapted:
         self.learner, self.objectives, self.alone = learner, objectives, alone
         self.derived = derived
         with torch.no_grad():
-            self.factors = objectives.factors({}, w, derived)
-            self.head = objectives.head({}, w, derived)
+            self.factors = objectives.factors(w, derived)
+            self.head = objectives.head(w, derived)
         # a head in closed form is computed once, here
         self.w = {**w, **self.head}
 
@@ -45,7 +46,8 @@ class Adapted:
     def __call__(self, x: Any) -> Tensor:
         """Logits `(T, B, N)` of inputs with leaves `(T, B, ...)`; one task: `(B, N)` of `(B, ...)`."""
         given = mapped(x, lambda value: value.unsqueeze(0)) if self.alone else x
-        logits = self.objectives.for_query(Items(given, None)).predict(self.w, self.derived)
+        query = self.learner.prepared(Items(given, None))
+        logits = self.objectives.for_query(query).predict(self.w, self.derived)
         return logits[0] if self.alone else logits
 
     def task(self, index: int) -> Adapted:
@@ -68,9 +70,9 @@ class Adapted:
         """This one task as a plain `nn.Module` in eval mode, `W0 + Delta` and the head inside.
 
         Raises:
-            ValueError: several tasks (take `.task(i)`), and what `model.merged` refuses.
+            ValueError: several tasks (take `.task(i)`), seeds per input, and what `model.merged` refuses.
         """
-        self._refuse_several("merged()")
+        self._check_one_update("merged()")
         model, support = self.learner.model, self.objectives.support
         if model.norm == "support":
             mask = None if support.mask is None else support.mask[0]
@@ -83,19 +85,27 @@ class Adapted:
 
     def single_factors(self) -> dict[str, Tensor]:
         """This one task's factors, without the task axis."""
-        self._refuse_several("single_factors()")
+        self._check_one_update("single_factors()")
         return {name: value[0] for name, value in self.factors.items()}
 
     def export_peft(self, folder: str | Path) -> None:
         """Write an adapter folder that PEFT loads; see `metapeft.updates.peft.export_peft`."""
         from metapeft.updates.peft import export_peft
 
-        self._refuse_several("export_peft()")
+        self._check_one_update("export_peft()")
+        learner, own = self.learner, self.learner.source
+        like = {**own.parameters, **dict(own.module.named_buffers())}
+        module = learner.model.module
+        state = {**learner.model.parameters, **dict(module.named_buffers())}
+        weights = {name: value.detach().to(like[name]) for name, value in state.items()}
         head = {name: value[0] for name, value in self.head.items()} or None
-        trained = "weights" in self.learner.outer
-        export_peft(self.learner.model, self.single_factors(), folder, head=head, weights_changed=trained)
+        export_peft(own, self.single_factors(), folder, weights=weights, head=head)
 
-    def _refuse_several(self, what: str) -> None:
+    def _check_one_update(self, what: str) -> None:
+        if self.learner.per_input:
+            raise ValueError(
+                f'{what} wants one update, but this learner generates a seed for each input: use per="task"'
+            )
         if not self.alone:
             raise ValueError(f"{what} is about one task: take one of them first, adapted.task(0).{what}")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metapeft.episodes.protocol import Protocol
 from metapeft.intervals import mean_interval
-from metapeft.objectives import correct
+from metapeft.items import correct
 
 if TYPE_CHECKING:
     from metapeft.learner import Learner
@@ -46,7 +46,11 @@ class Evaluation:
         return float(self.values.double().mean())
 
     def __str__(self) -> str:
-        shown = f"{100 * self.accuracy:.2f} +- {100 * self.ci95:.2f} %" if self.has_accuracy else f"{self.loss:.4g} +- {self.ci95:.2g}"
+        shown = (
+            f"{100 * self.accuracy:.2f} +- {100 * self.ci95:.2f} %"
+            if self.has_accuracy
+            else f"{self.loss:.4g} +- {self.ci95:.2g}"
+        )
         return shown if self.protocol is None else f"{shown} ({self.protocol})"
 
 
@@ -130,7 +134,9 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     if a.values.shape != b.values.shape or a.has_accuracy != b.has_accuracy:
         raise ValueError(f"a has {len(a.values)} episodes, b {len(b.values)}: they must be the same episodes")
     if a.protocol is not None and b.protocol is not None:
-        episodes = [dataclasses.replace(p, inner_steps=None, norm=None, head=None) for p in (a.protocol, b.protocol)]
+        episodes = [
+            dataclasses.replace(p, inner_steps=None, norm=None, head=None) for p in (a.protocol, b.protocol)
+        ]
         if episodes[0] != episodes[1]:
             raise ValueError(f"a and b were measured on different episodes: {episodes[0]} and {episodes[1]}")
     mean, half = mean_interval(a.values.double() - b.values.double())

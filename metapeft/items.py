@@ -1,0 +1,167 @@
+"""Some inputs of every task with their labels, and what is measured on them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metapeft.updates.inputs import join, leaves
+
+
+@dataclass(frozen=True)
+class Items:
+    """Inputs `x` with leaves `(T, B, ...)`, labels `y (T, B, ...)`, `mask (T, B)`: True for items that count.
+
+    Example:
+        >>> items = Items(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64))
+        >>> items.count, items.with_items(items).count
+        (3, 6)
+    """
+
+    x: Any
+    y: Tensor | None
+    mask: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        return leaves(self.x)[0].shape[1]
+
+    @property
+    def regression(self) -> bool:
+        """Whether the labels are numbers, not classes."""
+        return self.y is not None and self.y.is_floating_point()
+
+    def with_items(self, other: Items) -> Items:
+        """These items followed by those of `other`."""
+        y = None if self.y is None or other.y is None else torch.cat([self.y, other.y], 1)
+        if self.mask is None and other.mask is None:
+            return Items(join(self.x, other.x), y)
+        masks = [_mask(part) for part in (self, other)]
+        return Items(join(self.x, other.x), y, torch.cat(masks, 1))
+
+
+def _mask(items: Items) -> Tensor:
+    if items.mask is not None:
+        return items.mask
+    like = leaves(items.x)[0]
+    return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
+
+
+def checked(items: Items, name: str) -> Items:
+    """The items, if labels and mask have the axes of the inputs; raises ValueError otherwise.
+
+    Args:
+        items: what a user passed.
+        name: `"support"` or `"query"`, for messages.
+    """
+    tasks, count = leaves(items.x)[0].shape[:2]
+    for field, value in (("y", items.y), ("mask", items.mask)):
+        if value is not None and tuple(value.shape[:2]) != (tasks, count):
+            raise ValueError(
+                f"{name}_{field} has shape {tuple(value.shape)}, but {name}_x holds {tasks} tasks of {count} "
+                f"inputs: its shape starts with ({tasks}, {count})"
+            )
+    if items.mask is not None and items.mask.dtype != torch.bool:
+        raise ValueError(
+            f"{name}_mask is {items.mask.dtype}: allowed is torch.bool, True for items that count"
+        )
+    if items.y is not None and not items.regression and items.y.dtype not in _INTEGERS:
+        raise ValueError(f"{name}_y is {items.y.dtype}: labels are integers, regression targets floats")
+    return items
+
+
+def number_of_ways(y: Tensor, ways: int | None) -> int:
+    """N of the labels y: `ways` if it fits them, None for the largest label + 1; 1 for regression.
+
+    Raises:
+        ValueError: labels below 0, or not below `ways`.
+    """
+    if y.is_floating_point():
+        return 1
+    least, most = int(y.min()), int(y.max())
+    found = most + 1 if ways is None else ways
+    if least < 0 or most >= found:
+        raise ValueError(
+            f"support_y has labels {least} to {most}: {found} ways are labelled 0 to {found - 1}"
+        )
+    return found
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def task_means(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the items of each task, `(T, B) -> (T,)`, under the mask.
+
+    Example:
+        >>> task_means(torch.tensor([[1.0, 5.0]]), torch.tensor([[True, False]]))
+        tensor([1.])
+    """
+    if mask is None:
+        return values.mean(1)
+    weight = mask.to(values)
+    return (values * weight).sum(1) / weight.sum(1)
+
+
+def row_loss(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """`loss` as a function of outputs and targets that gives one value a row.
+
+    Functions of torch are called with `reduction="none"`; what has no such argument is called without it.
+
+    Raises:
+        ValueError: no callable; a loss module that reduces by itself.
+
+    Example:
+        >>> row_loss(torch.nn.functional.mse_loss)(torch.zeros(2), torch.ones(2))
+        tensor([1., 1.])
+    """
+    if not callable(loss) or isinstance(loss, type):
+        raise ValueError(f"loss={loss!r} has to be a function (outputs, targets, reduction) -> (rows,)")
+    own = getattr(loss, "reduction", "none")
+    if own != "none":
+        raise ValueError(f'loss={loss!r} reduces by itself: build it with reduction="none", one value a row')
+    parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
+    takes = "reduction" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return functools.partial(loss, reduction="none") if takes else loss
+
+
+def losses(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, items: Items) -> Tensor:
+    """Mean loss of each task, `(T,)`: one value an item on flattened rows, further axes averaged.
+
+    Args:
+        loss: `loss(outputs (T*B, ...), y (T*B, ...))`, from `row_loss`.
+        outputs: `(T, B, ...)`.
+        items: their labels and mask.
+
+    Raises:
+        ValueError: items without labels; a loss that does not return one value an item.
+    """
+    if items.y is None:
+        raise ValueError("these items have no labels, so they have no loss")
+    tasks, count = outputs.shape[:2]
+    values = loss(outputs.flatten(0, 1), items.y.flatten(0, 1))
+    if values.dim() == 0 or values.shape[0] != tasks * count:
+        raise ValueError(
+            f"loss returned shape {tuple(values.shape)} for {tasks * count} items: it must return one value "
+            "an item, so build it without its own mean"
+        )
+    return task_means(values.reshape(tasks, count, -1).mean(-1), items.mask)
+
+
+def correct(logits: Tensor, items: Items) -> Tensor | None:
+    """Accuracy of each task, `(T,)`; None where the labels are no classes, one an item.
+
+    Example:
+        >>> items = Items(torch.zeros(1, 2, 1), torch.tensor([[1, 1]]))
+        >>> correct(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), items)
+        tensor([0.5000])
+    """
+    if items.y is None or items.regression or logits.dim() != 3 or items.y.dim() != 2:
+        return None
+    return task_means((logits.detach().argmax(-1) == items.y).to(logits.dtype), items.mask)
