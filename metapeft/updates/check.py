@@ -125,5 +125,6 @@ def _compare(output: Tensor, expected: Tensor, without: Tensor) -> None:
         raise ValueError(
             f"tasks run at once differ from the same tasks one by one, by {error:.3g} where the update's "
             f"effect is {effect:.3g}: some module takes another axis than the first for the batch, mixes "
-            "the inputs of a batch, keeps state or uses a weight without calling its layer; leave it out of targets"
+            "the inputs of a batch, keeps state or uses a weight without calling its layer; "
+            "leave it out of targets"
         )
