@@ -69,14 +69,6 @@ def registry_entries() -> list[tuple[str, str]]:
     ]
 
 
-def test_import_costs_no_more_than_torch():
-    """0.3 s is what the project promises; measured after torch, in the same process."""
-    code = (
-        "import time, torch; start = time.perf_counter(); import metapeft; print(time.perf_counter() - start)"
-    )
-    assert float(python(code)) < 0.3
-
-
 def test_import_loads_nothing_heavy():
     code = (
         "import sys, torch; old = set(sys.modules); import metapeft; print(*sorted(set(sys.modules) - old))"

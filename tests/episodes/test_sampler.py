@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -236,18 +235,3 @@ def test_a_foreign_data_set_is_refused_by_what_it_lacks() -> None:
 def test_image_options_are_refused_for_regression(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mp.EpisodeSampler(mp.load_dataset("sinusoid"), **options)
-
-
-@pytest.mark.slow  # a timing: the best of twenty tries, since other programs may run
-def test_twenty_thousand_episodes_a_second() -> None:
-    """5-way 1-shot, 15 queries, batches of 16, as many images as Omniglot's training split, one thread."""
-    images = torch.zeros(82_240, 1, 28, 28, dtype=torch.uint8)
-    data = mp.ImageData(images, torch.arange(82_240) // 20, [str(i) for i in range(4112)])
-    sampler = mp.EpisodeSampler(data, 5, 1, 15, seed=0)
-    seconds = []
-    for attempt in range(20):
-        start = time.process_time()
-        for batch in range(100):
-            sampler.batch(1600 * attempt + 16 * batch, 16)
-        seconds.append(time.process_time() - start)
-    assert 1600 / min(seconds) > 20_000
