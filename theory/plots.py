@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from theory import shallow
 from theory.checks.rates import parameters
 from theory.problems import Array, LinearSetting
 from theory.rows import Row, curves, exact
@@ -81,6 +80,8 @@ def sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
 
 def shallow_sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
     """One shallow sweep: a panel a value, median fine-tuning curve and the range of the trials."""
+    from theory import shallow  # imports torch, which no other figure needs
+
     found = shallow.settings(name)
     title = f"Shallow net, error while fine-tuning: {SWEPT[name.removeprefix('shallow-')]}"
     figure, axes = panels(len(found), title, note, width=3.2)
@@ -242,7 +243,8 @@ def share_y(axes: Sequence[Axes]) -> None:
 
 PLOTS: dict[str, Callable[[str, Sequence[Row], str], Figure]] = {
     **dict.fromkeys(SWEPT, sweep),
-    **dict.fromkeys(shallow.SWEEPS, shallow_sweep),
+    "shallow-d": shallow_sweep,
+    "shallow-T": shallow_sweep,
     "rank": rank,
     "tie": rank,
     "meta-learners": meta_learners,

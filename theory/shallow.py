@@ -25,7 +25,7 @@ from theory.rows import Row
 SWEEPS: dict[str, tuple[int, ...]] = {"shallow-d": (5, 10, 20), "shallow-T": (2, 3, 5, 10)}
 BASE = LinearSetting(d=10, T=3, N=1000, n=100, k=1, sigma=0.1)
 METHODS = ("sr+lora", "lora-ml")
-WIDTH, TASKS, RANK, START, FRESH = 20, 10, 1, 0.1, 1000
+WIDTH, TASKS, RANK, START, FRESH, CHECK = 20, 10, 1, 0.1, 1000, 2000
 
 
 Point = tuple[str, int, int, float, float]
@@ -40,6 +40,8 @@ class Schedule:
         retraining, tuning: epochs of the two stages.
         rate: of AdamW, in both.
         points: recorded epochs of fine-tuning.
+        plateau: end retraining once no net's loss has fallen by more than this share in 2,000 epochs; 0:
+            never, as published.
     """
 
     trials: int = 10
@@ -47,10 +49,13 @@ class Schedule:
     tuning: int = 15_000
     rate: float = 1e-3
     points: int = 61
+    plateau: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("trials", "retraining", "tuning", "points"):
             require_positive(name, getattr(self, name))
+        if not 0 <= self.plateau < 1:
+            raise ValueError(f"plateau must be a share in [0, 1), got {self.plateau!r}")
 
 
 @dataclass
@@ -142,8 +147,13 @@ def run(setting: LinearSetting, schedule: Schedule, seed: int) -> list[Point]:
     net = Net(
         parts["first"], parts["second"], parts["bias"], parts["left"] * adapting, parts["right"] * adapting
     )
-    for _ in train(net, parts["x"], parts["y"], schedule.retraining, schedule.rate, all_layers=True):
-        pass
+    last = torch.full((len(net.first),), torch.inf)
+    for epoch in train(net, parts["x"], parts["y"], schedule.retraining, schedule.rate, all_layers=True):
+        if schedule.plateau and epoch and epoch % CHECK == 0:
+            loss = ((net(parts["x"]) - parts["y"]) ** 2).mean((1, 2, 3))
+            if bool((loss > (1 - schedule.plateau) * last).all()):
+                break
+            last = loss
     net = Net(net.first, net.second, net.bias, parts["tune_left"], parts["tune_right"])
     record = set(np.linspace(0, schedule.tuning, schedule.points, dtype=int).tolist())
     found = []

@@ -25,12 +25,7 @@ def run_checks(checks: list[CheckFunction], seed: int, console: Console) -> tupl
 
     Returns:
         The measured statements, and the seconds it took.
-
-    Raises:
-        ValueError: a negative seed.
     """
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
     start, found = time.perf_counter(), []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("checking", total=len(checks))
@@ -83,9 +78,15 @@ def table(found: list[Check]) -> Table:
 
 
 def verify(json_file: Path | None, seed: int, checks: list[CheckFunction] | None = None) -> bool:
-    """Run the checks, print them, write `json_file` if given; True where every bound holds."""
+    """Run the checks, print them, write `json_file` if given; True where every bound holds.
+
+    Raises:
+        ValueError: a negative seed, a folder for the JSON that does not exist.
+    """
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise ValueError(f"--json: the folder {json_file.resolve().parent} does not exist; make it first")
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {seed}")
     console = Console()
     found, seconds = run_checks(all_checks() if checks is None else checks, seed, console)
     console.print(table(found))
