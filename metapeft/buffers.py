@@ -11,6 +11,8 @@ from metapeft.updates.normalization import is_batch_norm
 
 # per batch norm: mean and biased variance (T, C), and the number of values behind them (T,)
 Statistics = Mapping[str, tuple[Tensor, Tensor, Tensor]]
+# per batch norm: mean and unbiased variance (C)
+Means = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def task_mean(statistics: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
@@ -23,16 +25,18 @@ def task_mean(statistics: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def move_buffers(backbone: nn.Module, means: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+def move_buffers(backbone: nn.Module, means: Means) -> None:
     """`running = (1 - momentum) running + momentum mean`, as torch's train mode does once a forward.
 
     A layer with `momentum=None` keeps the cumulative average.
     """
     for name, (mean, variance) in means.items():
         module = backbone.get_submodule(name)
-        if not is_batch_norm(module) or module.running_mean is None:
+        running = dict(module.named_buffers(recurse=False))
+        if not is_batch_norm(module) or "running_mean" not in running:
             continue
-        module.num_batches_tracked += 1  # type: ignore[operator]
-        momentum = module.momentum if module.momentum is not None else 1.0 / float(module.num_batches_tracked)  # type: ignore[arg-type]
-        module.running_mean.lerp_(mean, momentum)  # type: ignore[operator]
-        module.running_var.lerp_(variance, momentum)  # type: ignore[operator]
+        running["num_batches_tracked"].add_(1)
+        momentum = module.momentum
+        rate = 1.0 / float(running["num_batches_tracked"]) if momentum is None else float(momentum)  # type: ignore[arg-type]
+        running["running_mean"].lerp_(mean, rate)
+        running["running_var"].lerp_(variance, rate)

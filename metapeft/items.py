@@ -76,6 +76,19 @@ def checked(items: Items, name: str) -> Items:
     return items
 
 
+def moved(items: Items, prepare: Callable[[Any, str], Any], like: Tensor, name: str) -> Items:
+    """Checked items on the device of `like`: inputs by `prepare(x, name)`, targets in its dtype.
+
+    Raises:
+        ValueError: what `checked` refuses.
+    """
+    y = checked(items, name).y
+    if y is not None:
+        y = y.to(like) if items.regression else y.to(like.device, torch.int64)
+    mask = None if items.mask is None else items.mask.to(like.device)
+    return Items(prepare(items.x, f"{name}_x"), y, mask)
+
+
 def number_of_ways(y: Tensor, ways: int | None) -> int:
     """N of the labels y: `ways` if it fits them, None for the largest label + 1; 1 for regression.
 

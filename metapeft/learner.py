@@ -21,7 +21,7 @@ from metapeft.hypergradients.problem import Result, resolve
 from metapeft.inner.fixed_point import as_solver
 from metapeft.inner.loop import solve
 from metapeft.inner.solver import Solver
-from metapeft.items import Items, checked, number_of_ways, row_loss
+from metapeft.items import Items, moved, number_of_ways, row_loss
 from metapeft.objectives import Objectives
 from metapeft.updates import registry as update_registry
 from metapeft.updates.attached import AttachedModel
@@ -94,10 +94,10 @@ class Learner:
             raise ValueError(f"inner_data={inner_data!r}: allowed are 'support' and 'both'")
         self.name, self.seed, self.inner_data = name, seed, inner_data
         self.outer = roles.checked_groups(outer)
-        self.head: Head = _resolved(head, head_folder.registry)
+        self.head: Head = roles.resolved(head, head_folder.registry)
         self.head_name: str = specs.string_name(self.head, head_folder.registry)
-        self.generator: Generator | None = _resolved(generator, generator_folder.registry)
-        self.selection: Any = _resolved(selection, update_registry)
+        self.generator: Generator | None = roles.resolved(generator, generator_folder.registry)
+        self.selection: Any = roles.resolved(selection, update_registry)
         self.loss, self.row_loss = loss, row_loss(loss)
         self.inner: Solver | None = inner if inner is None or isinstance(inner, Solver) else as_solver(inner)
         self.test_steps, self.adapt_patterns = test_steps, adapt
@@ -106,7 +106,7 @@ class Learner:
         #: what the copies were made of, and stay comparable to
         self.source = model
         self.model, self.trainable = copied(model, self.head_name == "learned", device, dtype)
-        self.dropped = [] if self.head_name == "learned" else classifier_parameters(self.model)
+        self.dropped = [] if self.head_name == "learned" else roles.classifier_parameters(self.model)
         self._name_variables()
         roles.check_parts(self)
         roles.check_engine(self)
@@ -155,7 +155,7 @@ class Learner:
 
     @cached_property
     def body(self) -> AttachedModel:
-        """The backbone without updates: what the generator's features come from."""
+        """The backbone without updates: the generator's features come from it."""
         return viewed(self.model, sites={})
 
     @cached_property
@@ -173,8 +173,6 @@ class Learner:
         found = {n.removeprefix("weights."): v for n, v in u.items() if n.startswith("weights.")}
         return found or None
 
-    # --- state ---------------------------------------------------------------------------------------------
-
     def _own(self) -> dict[str, Tensor]:
         return {**self.variables, **{f"buffers.{n}": b for n, b in self.model.backbone.named_buffers()}}
 
@@ -183,12 +181,22 @@ class Learner:
         return state.copies(self._own())
 
     def load_state(self, given: Tensors) -> None:
-        """Take over the tensors of another learner, or of a checkpoint, that both have; shapes must agree.
+        """Take over the tensors of another learner, or of a checkpoint, that both have.
 
         Raises:
             ValueError: no name in common, or shapes that differ; nothing is changed then.
         """
         state.take_over(self._own(), given, partly=True)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Learner:
+        """Move every tensor of the learner, in place; None leaves device or dtype as it is."""
+        own = self.state()
+        self.model, _ = copied(self.model, True, device, dtype)
+        for view in ("body", "batch_model"):
+            self.__dict__.pop(view, None)
+        self._name_variables()
+        self.load_state(own)
+        return self
 
     def settings(self) -> dict[str, Any]:
         """What this learner was made of, as JSON can say it; `mp.load` builds it again from that."""
@@ -211,11 +219,7 @@ class Learner:
 
     def prepared(self, items: Items, name: str = "query") -> Items:
         """Items on the learner's device, uint8 images in floats; ValueError where their axes disagree."""
-        like, y = self._like, checked(items, name).y
-        if y is not None:
-            y = y.to(like) if items.regression else y.to(like.device, torch.int64)
-        mask = None if items.mask is None else items.mask.to(like.device)
-        return Items(self.model.prepared(items.x, f"{name}_x"), y, mask)
+        return moved(items, self.model.prepared, self._like, name)
 
     def hypergradient(self, batch: EpisodeBatch, w0: Tensors | None = None) -> Result:
         """The outer value of a batch and its gradient for everything that is trained; changes nothing.
@@ -294,13 +298,3 @@ class Learner:
             mapped(support_x, lambda x: x.unsqueeze(0)), support_y.unsqueeze(0), steps, ways=ways
         )
         return many.task(0)
-
-
-def classifier_parameters(model: AttachedModel) -> list[str]:
-    """The backbone's own classifier, which another head replaces."""
-    return [] if model.classifier is None else [f"{model.classifier}.weight", f"{model.classifier}.bias"]
-
-
-def _resolved(part: Any, registry: Any) -> Any:
-    """A part by its name, or the part itself."""
-    return registry.resolve(part)() if isinstance(part, str) else part

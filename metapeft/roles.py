@@ -9,11 +9,12 @@ import difflib
 import fnmatch
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from metapeft._registry import Registry
 from metapeft.hypergradients.direct import Direct
 from metapeft.hypergradients.problem import Engine
 from metapeft.hypergradients.reptile import Reptile
@@ -134,8 +135,8 @@ def check_parts(learner: Learner) -> None:
     else:
         if inner.reads != "gradients":
             raise ValueError(
-                f"inner={inner!r} works without inner gradients and sees no support set here: a Learner wants "
-                'a solver of gradient steps; a head in closed form is head="ridge" or "prototypes"'
+                f"inner={inner!r} works without inner gradients and sees no support set here: a Learner "
+                'wants a solver of gradient steps; a head in closed form is head="ridge" or "prototypes"'
             )
         if not learner.adapted and not learner.adapts_head:
             raise ValueError(
@@ -222,3 +223,13 @@ def note_few_steps(learner: Learner) -> None:
             learner.name,
             learner.inner.steps,
         )
+
+
+def classifier_parameters(model: AttachedModel) -> list[str]:
+    """The backbone's own classifier, which another head replaces."""
+    return [] if model.classifier is None else [f"{model.classifier}.weight", f"{model.classifier}.bias"]
+
+
+def resolved(part: Any, registry: Registry) -> Any:
+    """A part by its name, or the part itself."""
+    return registry.resolve(part)() if isinstance(part, str) else part

@@ -111,17 +111,23 @@ def of_loss(loss: Any) -> Any:
     return {"functional": name} if name and getattr(F, name, None) is loss else {"custom": of(loss)["custom"]}
 
 
+def of_backbone(module: nn.Module) -> dict[str, Any]:
+    """How one of `mp.backbones` was made; any other module as the user's own."""
+    return getattr(module, "made_by", None) or {"custom": type(module).__qualname__}
+
+
 def of_learner(learner: Learner) -> dict[str, Any]:
     """Everything that a learner was made of; shapes of its variables, and a hash of what it never trains."""
     model = learner.model
     return {
         "method": learner.name,
-        "backbone": getattr(model.module, "made_by", None) or {"custom": type(model.module).__qualname__},
+        "backbone": of_backbone(model.module),
         "frozen": frozen_hash(model.module, learner.trainable, learner.dropped),
         "formats": {name: of(site.format) for name, site in model.sites.items()},
         "norm": model.norm,
         "preprocess": of(model.preprocess),
-        "classifier": model.classifier,
+        "classifier": model.classifier if model.classifier_is_certain else "auto",
+        "dtype": str(next(model.backbone.parameters()).dtype).removeprefix("torch."),
         "inner": of(learner.inner),
         "adapt": learner.adapted,
         "hypergradient": of(learner.method),

@@ -11,62 +11,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metapeft.buffers import move_buffers, task_mean
+from metapeft.accumulation import accumulated
+from metapeft.board import Board
+from metapeft.buffers import move_buffers
 from metapeft.errors import NumericalError
 from metapeft.evaluation import evaluate
-from metapeft.hypergradients.problem import Problem, Result, resolve
+from metapeft.fitting import Plan, parameter_groups, refuse_optimizer, refuse_settings
+from metapeft.hypergradients.problem import Problem
+from metapeft.interruption import Interruption
+from metapeft.problem_task import ProblemTask
 from metapeft.progress import Progress
 from metapeft.runs import Run
 from metapeft.schedules import resolve_schedule
-
-
-class ProblemTask:
-    """A bilevel problem as something that can be trained: its outer variables are copied."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.trained = {name: value.detach().clone() for name, value in problem.u.items()}
-        self._engine = resolve(problem.method)
-
-    def hypergradient(self, batch: Any, w0: Mapping[str, Tensor] | None = None) -> Result:
-        """The gradient at the current outer variables; `batch` is the problem's data, None to keep its own."""
-        own = self.problem
-        data = own.data if batch is None else batch
-        start = own.w0 if w0 is None else w0
-        return self._engine(
-            Problem(own.outer, own.inner, self.trained, start, own.solver, own.method, data, own.task_axis, own.has_aux)
-        )
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.trained.items()}
-
-    @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, value in self.trained.items():
-            value.copy_(state[name])
-
-    def settings(self) -> dict[str, Any]:
-        """What identifies this task in a run folder."""
-        return {"method": "problem", "shapes": {name: list(value.shape) for name, value in self.trained.items()}}
 
 
 class BilevelTrainer:
     """Trains the outer variables of a learner, or of a bilevel problem, by their hypergradients.
 
     Args:
-        task: a `Learner`, an `mp.Problem`, or anything with `.trained .hypergradient .state .load_state .settings`.
-        optimizer: a class of `torch.optim`, called as `optimizer(groups, lr=lr, **options)`.
-        lr: of all outer variables, or `{group: lr}` by the first part of their names; `"default"` for the rest.
+        task: a `Learner`, an `mp.Problem`, or what has `.trained .hypergradient .state .load_state .settings`.
+        optimizer: a class of `torch.optim`, called as `optimizer(groups, **options)`.
+        lr: of all outer variables, or `{group: lr}` by the first part of their names, `"default"` for others.
         tasks_per_step: episodes an outer step.
         chunk: how many of them go through one forward; None for all. Gradients are accumulated.
         clip: largest norm of the whole outer gradient; None for no clipping.
         schedule: None, `"cosine"` (to 0 over the run), or a function `(optimizer, steps) -> torch scheduler`.
-        warm_start: keep the inner variables from one outer step to the next (they are part of the checkpoint).
+        warm_start: keep the inner variables from one outer step to the next; a checkpoint has them.
         options: of the optimiser, such as `{"betas": (0.5, 0.999)}`.
         progress: show a bar with loss, accuracy, tasks a second and the time left.
+        device, dtype: to which the learner is moved; None to leave it where it is.
 
     Raises:
-        ValueError: numbers out of range, unknown groups.
+        ValueError: numbers out of range, unknown groups, options without effect.
+
+    Example:
+        >>> import metapeft as mp
+        >>> half = lambda u, w: (w["x"] - u["c"]).square() / 2
+        >>> outer = lambda u, w: (w["x"] - 1).square()
+        >>> u, w0 = {"c": torch.tensor(3.0)}, {"x": torch.tensor(0.0)}
+        >>> problem = mp.Problem(outer, half, u, w0, mp.inner.SGD(steps=9, lr=0.5))
+        >>> trainer = BilevelTrainer(problem, torch.optim.SGD, lr=0.2, progress=False)
+        >>> _ = trainer.fit(None, steps=40)
+        >>> round(float(trainer.learner.trained["c"]), 2)
+        1.0
     """
 
     def __init__(
@@ -81,45 +68,22 @@ class BilevelTrainer:
         warm_start: bool = False,
         options: Mapping[str, Any] | None = None,
         progress: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        if tasks_per_step < 1 or (chunk is not None and chunk < 1):
-            raise ValueError(f"tasks_per_step={tasks_per_step}, chunk={chunk}: both are at least 1")
-        if clip is not None and not 0 < clip < math.inf:
-            raise ValueError(f"clip={clip!r}: allowed is a number above 0, or None")
-        if warm_start and chunk is not None:
-            raise ValueError("warm_start=True keeps the inner variables of all tasks: chunk has to be None")
-        self.learner = ProblemTask(task) if isinstance(task, Problem) else task
-        if not self.learner.trained:
-            raise ValueError("the learner trains nothing (outer=()): there is nothing to fit")
+        if not isinstance(task, Problem) and (device is not None or dtype is not None):
+            task.to(device, dtype)
+        self.learner: Any = ProblemTask(task, device, dtype) if isinstance(task, Problem) else task
+        refuse_settings(self.learner, tasks_per_step, chunk, clip, warm_start)
         self.tasks_per_step, self.chunk, self.clip = tasks_per_step, chunk, clip
         self.schedule, self.warm_start, self.show = schedule, warm_start, progress
-        self.lr, self.options = lr, dict(options or {})
-        self.optimizer = optimizer(self._groups(lr), **self.options)
-        self.step, self.steps = 0, 0
-        self.best: float | None = None
-        self._scheduler: Any = None
-        self._inner: dict[str, Tensor] | None = None
-        self._sums: dict[str, float] = {}
-
-    def _groups(self, lr: float | Mapping[str, float]) -> list[dict[str, Any]]:
-        """One parameter group a rate, in the order of the outer variables."""
-        names = list(self.learner.trained)
-        rates = {"default": lr} if not isinstance(lr, Mapping) else dict(lr)
-        known = {name.partition(".")[0] for name in names}
-        for group in rates:
-            if group != "default" and group not in known:
-                raise ValueError(f"lr names the group {group!r}, which is not trained: trained are {sorted(known)}")
-        groups: dict[str, list[Tensor]] = {}
-        for name in names:
-            group = name.partition(".")[0]
-            key = group if group in rates else "default"
-            if key not in rates:
-                raise ValueError(f"lr has no rate for {name!r}: add {group!r} or \"default\"")
-            groups.setdefault(key, []).append(self.learner.trained[name])
-        return [{"params": values, "lr": rates[key]} for key, values in groups.items()]
+        self.lr, self.options, self._make = lr, dict(options or {}), optimizer
+        self._start(0)
+        refuse_optimizer(self.optimizer)
 
     def settings(self) -> dict[str, Any]:
         """Everything that the outcome depends on, as JSON can say it."""
+        custom = self.schedule is not None and not isinstance(self.schedule, str)
         return {
             "optimizer": type(self.optimizer).__name__,
             "options": {name: list(v) if isinstance(v, tuple) else v for name, v in self.options.items()},
@@ -127,7 +91,7 @@ class BilevelTrainer:
             "tasks_per_step": self.tasks_per_step,
             "chunk": self.chunk,
             "clip": self.clip,
-            "schedule": self.schedule if self.schedule is None or isinstance(self.schedule, str) else "custom",
+            "schedule": "custom" if custom else self.schedule,
             "warm_start": self.warm_start,
         }
 
@@ -148,103 +112,122 @@ class BilevelTrainer:
         checkpoint_every: int = 100,
         log_every: int = 10,
         stop_at: int | None = None,
+        tensorboard: bool = False,
     ) -> list[dict[str, Any]]:
-        """Train for `steps` outer steps.
+        """Train for `steps` outer steps, with a fresh optimiser.
 
         Args:
-            episodes: anything with `.batch(start, count)`, such as an `EpisodeSampler`; step k takes episodes
-                `k * tasks_per_step ..`. None for a problem without data.
-            validation: a sampler on validation classes; at the end the learner has the best state found there.
+            episodes: anything with `.batch(start, count)`, such as an `EpisodeSampler`; step k takes
+                episodes `k * tasks_per_step ..`. None for a problem without data; a problem's batches are
+                `(inner, outer)`.
+            validation: a sampler on validation classes; the learner ends with the best state found there.
             run_dir: a new folder for config, metrics and checkpoints; None to keep nothing.
             validate_every, checkpoint_every, log_every: in outer steps. validation_episodes: how many.
             stop_at: stop before this step although the schedule is for `steps`; `resume` goes on.
+            tensorboard: also write the metrics as event files into the run folder.
 
         Returns: the log, one dict a logged step.
 
         Raises:
             RunError: a folder that holds another run or cannot be written.
             NumericalError: a non-finite gradient; the message names the episodes, the last checkpoint stays.
+            KeyboardInterrupt: after Ctrl-C, when the step that was running is finished and kept.
         """
-        plan = {
-            "steps": steps, "validate_every": validate_every, "validation_episodes": validation_episodes,
-            "checkpoint_every": checkpoint_every, "log_every": log_every,
-        }  # fmt: skip
-        for name, value in plan.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: allowed is a whole number of at least 1")
+        plan = Plan(steps, validate_every, validation_episodes, checkpoint_every, log_every)
+        plan.check(self, episodes, validation, run_dir, tensorboard)
         self._start(steps)
         if run_dir is None:
             return self._loop(episodes, validation, None, plan, [], stop_at)
-        config = {"trainer": self.settings(), "fit": plan, "learner": self.learner.settings()}
-        config["episodes"] = described(episodes)
-        config["validation"] = described(validation)
-        with Run.create(run_dir, config) as run:
+        with Run.create(run_dir, plan.config(self, episodes, validation)) as run:
             self._save(run)
-            return self._loop(episodes, validation, run, plan, [], stop_at)
+            return self._loop(episodes, validation, run, plan, [], stop_at, tensorboard)
 
     def resume(
-        self, run_dir: str | Path, episodes: Any, validation: Any = None, stop_at: int | None = None
+        self,
+        run_dir: str | Path,
+        episodes: Any = None,
+        validation: Any = None,
+        stop_at: int | None = None,
+        *,
+        tensorboard: bool = False,
     ) -> list[dict[str, Any]]:
-        """Go on with a run from its last checkpoint, to the same end, bit for bit, as if it had never stopped.
+        """Go on with a run from its last checkpoint, to the same end, bit for bit, as if it never stopped.
 
         Args:
-            run_dir: what `fit` was given. episodes, validation: the same as there.
+            run_dir: what `fit` was given.
+            episodes, validation: the same as there; None where they can be built from what the run stores
+                (an `EpisodeSampler` on data that `load_dataset` reads).
+            stop_at, tensorboard: as in `fit`.
 
         Raises:
             RunError: no such run, or one in use.
             ValueError: a trainer, learner or episodes other than the run was started with.
         """
         with Run.open(run_dir) as run:
-            config = run.config
-            own = {"trainer": self.settings(), "learner": self.learner.settings(), "episodes": described(episodes), "validation": described(validation)}
-            for part, value in own.items():
-                refuse_difference(part, config.get(part), plain(value))
-            plan = config["fit"]
-            self._start(plan["steps"])
-            tree, _ = run.load("latest")
-            self._restore(tree)
+            plan, episodes, validation = Plan.restored(self, run.config, episodes, validation)
+            self._start(plan.steps)
+            if run.checkpoint("latest").exists():
+                self._restore(run.load("latest")[0])
+            else:  # killed before the first one
+                plan.check_start(self, run.config)
+                self._save(run)
             run.truncate(self.step)
-            return self._loop(episodes, validation, run, plan, list(run.metrics()), stop_at)
+            return self._loop(episodes, validation, run, plan, list(run.metrics()), stop_at, tensorboard)
 
     # --- one run -------------------------------------------------------------------------------------------
 
     def _start(self, steps: int) -> None:
-        self.steps, self.step, self.best = steps, 0, None
-        self._inner, self._sums = None, {}
+        self.optimizer = self._make(parameter_groups(self.learner.trained, self.lr), **self.options)
+        self.steps, self.step = steps, 0
+        self.best: float | None = None
+        self._inner: Mapping[str, Tensor] | None = None
+        self._sums: dict[str, float] = {}
         self._scheduler = resolve_schedule(self.schedule, self.optimizer, steps)
 
     def _loop(
-        self, episodes: Any, validation: Any, run: Run | None, plan: dict[str, int], log: list[dict[str, Any]], stop_at: int | None
+        self,
+        episodes: Any,
+        validation: Any,
+        run: Run | None,
+        plan: Plan,
+        log: list[dict[str, Any]],
+        stop_at: int | None,
+        tensorboard: bool = False,
     ) -> list[dict[str, Any]]:
         end = self.steps if stop_at is None else min(stop_at, self.steps)
-        best_state: dict[str, Tensor] | None = None
-        if run is not None and self.best is not None:
-            best_state = run.load("best")[0]
-        with ThreadPoolExecutor(1) as pool, Progress(self.show, self.steps, self.step, self.tasks_per_step) as bar:
+        best = None if run is None or self.best is None else run.load("best")[0]
+        bar = Progress(self.show, self.steps, self.step, self.tasks_per_step)
+        board = Board(run.folder if run is not None and tensorboard else None, self.step)
+        with ThreadPoolExecutor(1) as pool, bar, board, Interruption() as interruption:
             upcoming = self._fetch(pool, episodes, self.step) if self.step < end else None
-            while self.step < end and upcoming is not None:
+            while upcoming is not None:
                 batch = upcoming.result()
                 upcoming = self._fetch(pool, episodes, self.step + 1) if self.step + 1 < end else None
                 self._outer_step(batch)
-                row: dict[str, Any] = {}
-                if self.step % plan["log_every"] == 0 or self.step == self.steps:
-                    row = self._flush()
-                if validation is not None and (self.step % plan["validate_every"] == 0 or self.step == self.steps):
-                    score, found = self._validate(validation, plan["validation_episodes"])
+                last = self.step == self.steps
+                row = self._flush() if last or self.step % plan.log_every == 0 else {}
+                if validation is not None and (last or self.step % plan.validate_every == 0):
+                    score, found = self._validate(validation, plan.validation_episodes)
                     row.update(found)
                     if self.best is None or score > self.best:
-                        self.best, best_state = score, self.learner.state()
+                        self.best, best = score, self.learner.state()
                         if run is not None:
-                            run.save("best", best_state, {"step": self.step})
+                            run.save("best", best, {"step": self.step})
                 if row:
                     log.append({"step": self.step, **row})
+                    board.add(self.step, row)
                     if run is not None:
                         run.log(self.step, **row)
-                if run is not None and (self.step % plan["checkpoint_every"] == 0 or self.step == end):
+                stopped = interruption.asked and not last
+                if run is not None and (
+                    stopped or upcoming is None or self.step % plan.checkpoint_every == 0
+                ):
                     self._save(run)
                 bar.advance(row)
-        if best_state is not None and self.step == self.steps:
-            self.learner.load_state(best_state)
+                if stopped:
+                    raise KeyboardInterrupt(plan.farewell(self.step, run))
+        if best is not None and self.step == self.steps:
+            self.learner.load_state(best)
         return log
 
     def _fetch(self, pool: ThreadPoolExecutor, episodes: Any, step: int) -> Future[Any]:
@@ -254,62 +237,42 @@ class BilevelTrainer:
         return pool.submit(episodes.batch, step * self.tasks_per_step, self.tasks_per_step)
 
     def _outer_step(self, batch: Any) -> None:
-        first = self.step * self.tasks_per_step
+        first, count = self.step * self.tasks_per_step, self.tasks_per_step
         try:
-            grads, values = self._gradient(batch)
+            found = accumulated(self.learner, batch, self.chunk, self._inner)
         except NumericalError as error:
-            raise NumericalError(
-                f"outer step {self.step + 1}, episodes {first} to {first + self.tasks_per_step - 1}: {error} "
-                "The last checkpoint is kept."
-            ) from error
-        for name, value in self.learner.trained.items():
-            value.grad = grads[name]
+            where = f"outer step {self.step + 1}, episodes {first} to {first + count - 1}"
+            raise NumericalError(f"{where}: {error}. The last checkpoint is kept.") from error
+        self._inner = found.w if self.warm_start else None
+        trained: dict[str, Tensor] = self.learner.trained
+        for name, value in trained.items():
+            value.grad = found.grads[name]
         if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(list(self.learner.trained.values()), self.clip)
+            torch.nn.utils.clip_grad_norm_(list(trained.values()), self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if found.statistics:
+            move_buffers(self.learner.model.module, found.statistics)
         if self._scheduler is not None:
             self._scheduler.step()
         self.step += 1
-        for name, number in values.items():
+        numbers = {name: float(value) for name, value in found.values.items()}
+        for name, number in {**numbers, "count": 1.0}.items():
             self._sums[name] = self._sums.get(name, 0.0) + number
-        self._sums["count"] = self._sums.get("count", 0.0) + 1
-
-    def _gradient(self, batch: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Mean gradient over the tasks of a batch, chunk by chunk; moves the buffers."""
-        if isinstance(self.learner, ProblemTask):
-            parts, weights = [self.learner.hypergradient(batch, self._inner)], [1.0]
-        else:
-            size = self.tasks_per_step if self.chunk is None else self.chunk
-            pieces = [batch.tasks(slice(i, i + size)) for i in range(0, len(batch), size)]
-            weights = [len(piece) / len(batch) for piece in pieces]
-            parts = [self.learner.hypergradient(piece, self._inner) for piece in pieces]
-        if self.warm_start:
-            self._inner = parts[0].w
-        grads = parts[0].grads if len(parts) == 1 else {
-            name: torch.stack([part.grads[name] * weight for part, weight in zip(parts, weights)]).sum(0)
-            for name in parts[0].grads
-        }  # fmt: skip
-        statistics = [task_mean(part.log["statistics"]) for part in parts if part.log.get("statistics")]
-        if statistics:
-            means = {
-                name: tuple(sum(w * found[name][i] for found, w in zip(statistics, weights)) for i in range(2))
-                for name in statistics[0]
-            }
-            move_buffers(self.learner.model.module, means)  # type: ignore[arg-type]
-        values = {"loss": sum(w * float(part.value) for part, w in zip(parts, weights))}
-        if "accuracy" in parts[0].log:
-            values["accuracy"] = sum(w * float(part.log["accuracy"].mean()) for part, w in zip(parts, weights))
-        return grads, values
 
     def _flush(self) -> dict[str, Any]:
-        count = self._sums.pop("count", 0.0)
-        row = {name: total / count for name, total in self._sums.items()} if count else {}
+        """Means since the last row."""
+        count = self._sums.pop("count", math.nan)
+        row = {name: total / count for name, total in self._sums.items()}
         self._sums = {}
         return row
 
     def _validate(self, validation: Any, episodes: int) -> tuple[float, dict[str, Any]]:
-        result = evaluate(self.learner, validation, episodes)
+        """The score (accuracy, or minus the loss) and the numbers for the log."""
+        try:
+            result = evaluate(self.learner, validation, episodes)
+        except NumericalError as error:
+            raise NumericalError(f"validation after outer step {self.step}: {error}") from error
         if not result.has_accuracy:
             return -result.loss, {"validation_loss": result.loss}
         return result.accuracy, {"validation_accuracy": result.accuracy, "validation_loss": result.loss}
@@ -327,36 +290,13 @@ class BilevelTrainer:
         run.save("latest", tree, {"step": self.step})
 
     def _restore(self, tree: dict[str, Any]) -> None:
-        self.step, self.best, self._sums, self._inner = tree["step"], tree["best"], tree["sums"], tree["inner"]
+        self.step, self.best, self._sums = tree["step"], tree["best"], tree["sums"]
+        like = next(iter(self.learner.trained.values()))
+        inner = tree["inner"]
+        self._inner = (
+            None if inner is None else {name: value.to(like.device) for name, value in inner.items()}
+        )
         self.learner.load_state(tree["learner"])
         self.optimizer.load_state_dict(tree["optimizer"])
         if self._scheduler is not None:
             self._scheduler.load_state_dict(tree["scheduler"])
-
-
-def described(episodes: Any) -> Any:
-    """What identifies the episodes of a run: their sampler's settings, or its type."""
-    if episodes is None:
-        return None
-    settings = getattr(episodes, "settings", None)
-    return plain(settings()) if callable(settings) else type(episodes).__name__
-
-
-def plain(value: Any) -> Any:
-    """The value as it comes back from JSON."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def refuse_difference(part: str, stored: Any, given: Any) -> None:
-    """Raise ValueError where a setting differs from that of the stored run, naming it."""
-    if stored == given:
-        return
-    if isinstance(stored, dict) and isinstance(given, dict):
-        for key in {**stored, **given}:
-            refuse_difference(f"{part}.{key}", stored.get(key), given.get(key))
-        return
-    raise ValueError(f"{part} is {given!r} here, but the run was started with {stored!r}: resume it with the same")
-
-

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 from collections.abc import Callable
+from typing import ParamSpec
 
 import torch
 from torch import nn
+
+P = ParamSpec("P")
 
 
 def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -26,6 +31,30 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
         torch.default_generator.manual_seed(seed)
         module = build()
     return module.to(device)
+
+
+def recorded(factory: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
+    """Note on the module how it was made, `module.made_by = {"name", "arguments"}`, for run folders.
+
+    Example:
+        >>> @recorded
+        ... def line(size: int = 2) -> nn.Module:
+        ...     return nn.Linear(size, 1)
+        >>> line(3).made_by
+        {'name': 'line', 'arguments': {'size': 3}}
+    """
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def build(*args: P.args, **kwargs: P.kwargs) -> nn.Module:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        module = factory(*args, **kwargs)
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in given.arguments.items()}
+        object.__setattr__(module, "made_by", {"name": factory.__name__, "arguments": plain})
+        return module
+
+    return build
 
 
 def check_sizes(minimum: int = 1, /, **sizes: int) -> None:

@@ -6,9 +6,10 @@ from collections import OrderedDict
 
 from torch import nn
 
-from metapeft.backbones._building import check_pooled, check_sizes, seeded
+from metapeft.backbones._building import check_pooled, check_sizes, recorded, seeded
 
 
+@recorded
 def conv4(ways: int = 5, channels: int = 1, width: int = 64, size: int = 28, seed: int = 0) -> nn.Module:
     """Conv-4: four times 3x3 convolution, batch normalisation, ReLU, 2x2 max-pooling; a linear classifier.
 

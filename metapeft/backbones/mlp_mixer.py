@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from metapeft.backbones._building import check_patches, check_sizes, seeded
+from metapeft.backbones._building import check_patches, check_sizes, recorded, seeded
 
 
 class MixerBlock(nn.Module):
@@ -61,6 +61,7 @@ class Mixer(nn.Module):
         return logits
 
 
+@recorded
 def mixer(
     ways: int = 5,
     channels: int = 3,

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from metapeft.backbones._building import check_sizes, seeded
+from metapeft.backbones._building import check_sizes, recorded, seeded
 
 
+@recorded
 def mlp(inputs: int = 1, outputs: int = 1, hidden: Sequence[int] = (40, 40), seed: int = 0) -> nn.Module:
     """A perceptron with ReLU between its layers; the defaults are MAML's network for sinusoid regression.
 

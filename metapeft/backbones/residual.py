@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from metapeft.backbones._building import check_pooled, check_sizes, seeded
+from metapeft.backbones._building import check_pooled, check_sizes, recorded, seeded
 
 
 class ResidualBlock(nn.Module):
@@ -43,6 +43,7 @@ class ResidualBlock(nn.Module):
         return pooled
 
 
+@recorded
 def resnet12(ways: int = 5, channels: int = 3, width: int = 64, size: int = 84, seed: int = 0) -> nn.Module:
     """ResNet-12: four residual blocks of `width * (1, 2.5, 5, 10)` filters, global average, classifier.
 

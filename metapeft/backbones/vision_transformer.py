@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metapeft.backbones._building import check_patches, check_sizes, seeded
+from metapeft.backbones._building import check_patches, check_sizes, recorded, seeded
 
 
 class Attention(nn.Module):
@@ -83,6 +83,7 @@ class VisionTransformer(nn.Module):
         return logits
 
 
+@recorded
 def vit(
     ways: int = 5,
     channels: int = 1,

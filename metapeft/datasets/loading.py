@@ -44,4 +44,7 @@ download; did you mean 'size'?
             raise ValueError(
                 f"data set {name!r} has no option {option!r}: it has {', '.join(known) or 'none'}{hint}"
             )
-    return reader(root, split, **options)
+    data = reader(root, split, **options)
+    # how to read it again, for run folders
+    data.loaded = {"name": name, "root": None if root is None else os.fspath(root), "split": split, **options}
+    return data

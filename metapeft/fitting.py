@@ -1,0 +1,177 @@
+"""What one training run is: its plan, its config in the run folder, and what is refused before it starts."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from metapeft import specs
+from metapeft.episode_specs import built_episodes, of_episodes
+from metapeft.problem_task import ProblemTask
+from metapeft.roles import adapts_start
+from metapeft.runs import Run
+
+if TYPE_CHECKING:
+    from metapeft.trainer import BilevelTrainer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is and how often it validates, keeps a checkpoint and logs, in outer steps.
+
+    Example:
+        >>> Plan(steps=0)
+        Traceback (most recent call last):
+        ValueError: steps=0: allowed is a whole number of at least 1
+    """
+
+    steps: int
+    validate_every: int = 200
+    validation_episodes: int = 200
+    checkpoint_every: int = 100
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field.name}={value!r}: allowed is a whole number of at least 1")
+
+    def check(
+        self, trainer: BilevelTrainer, episodes: Any, validation: Any, run_dir: Any, tensorboard: bool = False
+    ) -> None:
+        """Raise ValueError for episodes that do not suffice, and for what would have no effect."""
+        if episodes is None and not isinstance(trainer.learner, ProblemTask):
+            raise ValueError("episodes=None: a learner trains on episodes, such as an mp.EpisodeSampler")
+        _check_count("episodes", episodes, self.steps * trainer.tasks_per_step)
+        _check_count("validation", validation, self.validation_episodes)
+        if validation is not None and not hasattr(trainer.learner, "objectives"):
+            raise ValueError("validation= is for learners: what is trained here adapts to no episodes")
+        if tensorboard and run_dir is None:
+            raise ValueError("tensorboard=True writes into the run folder: give run_dir= too")
+
+    def config(self, trainer: BilevelTrainer, episodes: Any, validation: Any) -> dict[str, Any]:
+        """What the run folder says about the run; `start` is what it began from."""
+        return {
+            "trainer": trainer.settings(),
+            "fit": asdict(self),
+            "learner": trainer.learner.settings(),
+            "episodes": of_episodes(episodes),
+            "validation": of_episodes(validation),
+            "start": specs.digest(trainer.learner.state()),
+        }
+
+    @classmethod
+    def restored(
+        cls, trainer: BilevelTrainer, config: Mapping[str, Any], episodes: Any, validation: Any
+    ) -> tuple[Self, Any, Any]:
+        """The plan and the episodes of a stored run; raises ValueError for what differs from it."""
+        for part, given in (("trainer", trainer.settings()), ("learner", trainer.learner.settings())):
+            specs.refuse_difference(part, config.get(part), specs.as_json(given))
+        found = []
+        for part, given in (("episodes", episodes), ("validation", validation)):
+            if given is None:
+                given = built_episodes(config.get(part), part)
+            else:
+                specs.refuse_difference(part, config.get(part), of_episodes(given))
+            found.append(given)
+        return cls(**config["fit"]), *found
+
+    def check_start(self, trainer: BilevelTrainer, config: Mapping[str, Any]) -> None:
+        """Raise ValueError unless the learner is what the run, which has no checkpoint yet, began with."""
+        specs.refuse_difference("start", config.get("start"), specs.digest(trainer.learner.state()))
+
+    def farewell(self, step: int, run: Run | None) -> str:
+        """What to say after Ctrl-C."""
+        if run is None:
+            return f"stopped after outer step {step} of {self.steps}; nothing was kept (no run_dir=)"
+        again = f"trainer.resume({str(run.folder)!r}, ...)"
+        return f"stopped after outer step {step} of {self.steps}; {again} goes on"
+
+
+def parameter_groups(trained: Mapping[str, Tensor], lr: float | Mapping[str, float]) -> list[dict[str, Any]]:
+    """One parameter group a rate, in the order of the outer variables.
+
+    Args:
+        lr: of all, or `{group: rate}` by the first part of the variables' names; `"default"` for the rest.
+
+    Raises:
+        ValueError: a group that is not trained, a variable without a rate.
+
+    Example:
+        >>> trained = {"weights.w": torch.zeros(1), "rates.r": torch.ones(1)}
+        >>> parameter_groups(trained, {"rates": 0.1, "default": 1.0})
+        [{'params': [tensor([0.])], 'lr': 1.0}, {'params': [tensor([1.])], 'lr': 0.1}]
+    """
+    rates = dict(lr) if isinstance(lr, Mapping) else {"default": lr}
+    known = {name.partition(".")[0] for name in trained}
+    for group in rates:
+        if group != "default" and group not in known:
+            raise ValueError(
+                f"lr names the group {group!r}, which is not trained: trained are {sorted(known)}"
+            )
+    groups: dict[str, list[Tensor]] = {}
+    for name, value in trained.items():
+        group = name.partition(".")[0]
+        key = group if group in rates else "default"
+        if key not in rates:
+            raise ValueError(f'lr has no rate for {name!r}: add {group!r} or "default"')
+        groups.setdefault(key, []).append(value)
+    return [{"params": values, "lr": rates[key]} for key, values in groups.items()]
+
+
+def refuse_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError for an optimiser that wants to evaluate the objective itself."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            f"optimizer={type(optimizer).__name__} evaluates its objective several times a step: take one "
+            "that steps once a gradient, such as torch.optim.Adam"
+        )
+
+
+def refuse_settings(
+    learner: Any, tasks_per_step: int, chunk: int | None, clip: float | None, warm_start: bool
+) -> None:
+    """Raise ValueError for settings of a trainer that are out of range or do not go with its learner."""
+    for name, value in (("tasks_per_step", tasks_per_step), ("chunk", 1 if chunk is None else chunk)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: allowed is a whole number of at least 1")
+    if clip is not None and not 0 < clip < math.inf:
+        raise ValueError(f"clip={clip!r}: allowed is a number above 0, or None")
+    if chunk is not None and isinstance(learner, ProblemTask):
+        raise ValueError(f"chunk={chunk}: a bilevel problem is not cut into tasks, so chunk has no effect")
+    if warm_start and chunk is not None:
+        raise ValueError("warm_start=True keeps the inner variables of all tasks: chunk has to be None")
+    if not learner.trained:
+        raise ValueError("the learner trains nothing (outer=()): there is nothing to fit")
+    if warm_start:
+        _check_warm(learner)
+
+
+def _check_warm(learner: Any) -> None:
+    """Starts that the kept inner variables replace get no gradient from the second step on."""
+    if isinstance(learner, ProblemTask) or not hasattr(learner, "objectives"):
+        return
+    if learner.inner is None:
+        raise ValueError("warm_start=True has no effect: this learner has no inner solver")
+    for group in ("factors", "generator"):
+        if group in learner.outer and adapts_start(learner, group):
+            raise ValueError(
+                f"warm_start=True goes on from the adapted factors, so the starts that "
+                f'outer="{group}" trains get no gradient: take that group out, or leave warm_start'
+            )
+
+
+def _check_count(name: str, episodes: Any, wanted: int) -> None:
+    count = getattr(episodes, "episodes", None)
+    if isinstance(count, int) and count < wanted:
+        raise ValueError(
+            f"{name} has {count} episodes, the run takes {wanted}: a larger episodes= in its sampler"
+        )

@@ -1,0 +1,145 @@
+"""A learner back from its run folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from metapeft import backbones, specs
+from metapeft.errors import RunError
+from metapeft.learner import Learner
+from metapeft.runs import Run
+from metapeft.updates.attached import attach
+
+
+def load(
+    run: str | os.PathLike[str],
+    checkpoint: str | None = None,
+    *,
+    backbone: nn.Module | None = None,
+    loss: Callable[..., Any] | None = None,
+    preprocess: Callable[..., Any] | None = None,
+    generator: Any = None,
+    inner: Any = None,
+    hypergradient: Any = None,
+    head: Any = None,
+    selection: Any = None,
+    formats: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+) -> Learner:
+    """The learner of a run folder, with the tensors of a checkpoint.
+
+    Everything is built from the stored settings. What is of the user's own (a backbone that is not one of
+    `mp.backbones`, a loss, a solver with functions in it) has to be given by its keyword; an argument that
+    differs from what is stored is refused.
+
+    Args:
+        run: the folder that `BilevelTrainer.fit` was given.
+        checkpoint: `"best"` (on validation episodes) or `"latest"`; None: the best where there is one.
+        device: where the learner shall be; None: the backbone's.
+
+    Raises:
+        RunError: no such run, one without a learner, or without that checkpoint.
+        ValueError: a part that is missing, or differs from what is stored.
+
+    Example:
+        >>> import tempfile
+        >>> import metapeft as mp
+        >>> learner = mp.methods.maml(mp.backbones.mlp(1, 1, hidden=(4,)), loss=F.mse_loss, norm="running")
+        >>> episodes = mp.EpisodeSampler(mp.load_dataset("sinusoid"), 1, 5, 5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer = mp.BilevelTrainer(learner, progress=False)
+        ...     log = trainer.fit(episodes, steps=1, run_dir=f"{folder}/run")
+        ...     again = load(f"{folder}/run")
+        >>> all(torch.equal(value, again.state()[name]) for name, value in learner.state().items())
+        True
+    """
+    with Run.open(run, writable=False) as folder:
+        settings = folder.config.get("learner")
+        if not isinstance(settings, dict) or "formats" not in settings:
+            raise RunError(f"{run} is no run of a learner: mp.load wants a folder of BilevelTrainer.fit")
+        state = _state(folder, checkpoint)
+    body = _backbone(settings["backbone"], backbone)
+    stored_preprocess = specs.given_or_built("preprocess", settings["preprocess"], preprocess)
+    given_formats = None if formats is None else {name: specs.of(value) for name, value in formats.items()}
+    if given_formats is not None:
+        specs.refuse_difference("formats", settings["formats"], given_formats)
+    chosen: Any = formats or {
+        name: specs.built(spec, "formats") for name, spec in settings["formats"].items()
+    }
+    model = attach(
+        body,
+        chosen,
+        norm=settings["norm"],
+        preprocess=stored_preprocess,
+        classifier=settings["classifier"],
+    )
+    parts = {
+        "inner": inner,
+        "hypergradient": hypergradient,
+        "head": head,
+        "generator": generator,
+        "selection": selection,
+    }
+    learner = Learner(
+        model,
+        **{part: specs.given_or_built(part, settings[part], given) for part, given in parts.items()},
+        adapt=settings["adapt"] or "all",
+        outer=settings["outer"],
+        inner_data=settings["inner_data"],
+        loss=_loss(settings["loss"], loss),
+        test_steps=settings["test_steps"],
+        device=device,
+        dtype=getattr(torch, settings["dtype"]),
+        seed=settings["seed"],
+        name=settings["method"],
+    )
+    specs.refuse_difference(
+        "backbone= (its frozen parameters)", settings["frozen"], learner.settings()["frozen"]
+    )
+    for name, shape in settings["shapes"].items():
+        found = learner.variables.get(name)
+        if found is None or list(found.shape) != shape:
+            what = "no such tensor" if found is None else f"shape {tuple(found.shape)}"
+            raise ValueError(
+                f"the run has {name} of shape {tuple(shape)}, what was built has {what}: backbone= is another "
+                "network than that of the run, or was changed after it was made"
+            )
+    learner.load_state(state)
+    return learner
+
+
+def _state(folder: Run, checkpoint: str | None) -> Any:
+    if checkpoint not in (None, "best", "latest"):
+        raise ValueError(f"checkpoint={checkpoint!r}: allowed are 'best', 'latest' and None")
+    name = checkpoint or ("best" if folder.checkpoint("best").exists() else "latest")
+    tree = folder.load(name)[0]
+    return tree["learner"] if name == "latest" else tree
+
+
+def _backbone(spec: Mapping[str, Any], given: nn.Module | None) -> nn.Module:
+    """The backbone of the run: one of `mp.backbones` by its arguments, or what the user gives."""
+    if given is not None:
+        specs.refuse_difference("backbone", dict(spec), specs.of_backbone(given))
+        return given
+    if "custom" in spec:
+        raise ValueError(
+            f"backbone= is missing: the run was made with a {spec['custom']}, a module of your own"
+        )
+    module: nn.Module = backbones.registry.resolve(spec["name"])(**spec["arguments"])
+    return module
+
+
+def _loss(spec: Mapping[str, Any], given: Callable[..., Any] | None) -> Callable[..., Any]:
+    if given is not None:
+        specs.refuse_difference("loss", dict(spec), specs.of_loss(given))
+        return given
+    if "functional" not in spec:
+        raise ValueError(f"loss= is missing: the run was made with {spec['custom']!r}, which is of your own")
+    found: Callable[..., Any] = getattr(F, spec["functional"])
+    return found
