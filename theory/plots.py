@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from theory.checks.rates import parameters
 from theory.problems import Array, LinearSetting
 from theory.rows import Row, curves, exact
-from theory.sweeps import STEPS, settings
+from theory.sweeps import settings
 
 # Colours of Okabe and Ito, which stay apart for the colour-blind.
 COLOURS = {
@@ -60,7 +60,7 @@ def sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
     figure, axes = panels(len(triples), f"Test loss while fine-tuning: {SWEPT[name]}", note)
     for axis, (value, setting, rank) in zip(axes, triples, strict=True):
         for method in ("sr+lora", "lora-ml"):
-            band(axis, curves(rows, method, value), method, STEPS[name])
+            band(axis, curves(rows, method, value), method)
             end = float(exact(rows, method)[value].mean())
             axis.axhline(end, color=COLOURS[method], linestyle="--", linewidth=1)
         axis.set_title(f"{name} = {value}, test rank {rank}", fontsize=10)
@@ -87,7 +87,7 @@ def shallow_sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
     figure, axes = panels(len(found), title, note, width=3.2)
     for axis, (value, setting) in zip(axes, found.items(), strict=True):
         for method in shallow.METHODS:
-            band(axis, curves(rows, method, value), method, np.inf, np.median)
+            band(axis, curves(rows, method, value), method, np.median)
         axis.set_title(
             f"{name.removeprefix('shallow-')} = {value}, test rank {setting.test_rank}", fontsize=10
         )
@@ -100,15 +100,12 @@ def shallow_sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
     return figure
 
 
-def band(
-    axis: Axes, runs: Sequence[tuple[Array, Array]], method: str, longest: float, middle: Any = np.mean
-) -> None:
-    """Mean (or median) of the curves at the steps that all of them have, up to `longest`, and their range."""
-    shared = sorted(set.intersection(*({float(step) for step in steps} for steps, _ in runs)))
-    shared = [step for step in shared if step <= longest]
-    values = np.stack([losses[np.isin(steps, shared)] for steps, losses in runs])
-    axis.plot(shared, middle(values, axis=0), color=COLOURS[method], label=NAMES[method], linewidth=1.6)
-    axis.fill_between(shared, values.min(0), values.max(0), color=COLOURS[method], alpha=0.18, linewidth=0)
+def band(axis: Axes, runs: Sequence[tuple[Array, Array]], method: str, middle: Any = np.mean) -> None:
+    """Mean (or median) and range of the curves; one that came to its end earlier is held there."""
+    grid = np.unique(np.concatenate([steps for steps, _ in runs]))
+    values = np.stack([np.interp(grid, steps, losses) for steps, losses in runs])
+    axis.plot(grid, middle(values, axis=0), color=COLOURS[method], label=NAMES[method], linewidth=1.6)
+    axis.fill_between(grid, values.min(0), values.max(0), color=COLOURS[method], alpha=0.18, linewidth=0)
 
 
 def points(axis: Axes, found: dict[float, Array], method: str, **style: Any) -> None:
