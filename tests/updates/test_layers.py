@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -197,7 +195,9 @@ class Positions(nn.Module):
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("keep_axis", [True, False])
-@pytest.mark.parametrize(("first", "then"), list(itertools.permutations([(1, 1), (2, 2), (2, 4), (3, 1)], 2)))
+@pytest.mark.parametrize(
+    ("first", "then"), [((3, 1), (2, 4)), ((2, 2), (2, 4)), ((2, 4), (2, 2)), ((1, 1), (2, 4))]
+)
 def test_inputs_without_a_batch_axis(first: tuple, then: tuple, keep_axis: bool, format: str) -> None:
     """Eight positions are not eight inputs, whatever the first batch was."""
     model = mp.attach(randomised(Positions(8, keep_axis)), FORMATS[format])
