@@ -1,0 +1,175 @@
+"""What each hypergradient costs, and how far it is from the exact one, against the number of inner steps K.
+
+The problem: Conv-4 with LoRA (rank 2, all layers) after a short pretraining on glyphs, running statistics, T = 4
+episodes of 5-way 1-shot with 5 queries a class; the inner solver is gradient descent with a proximal term; outer
+variables are the backbone's weights. Every engine and K runs in a process of its own, on one thread: after one
+gradient with K = 1 (libraries loaded, kernels chosen) one gradient is timed, and the peak is the highest resident
+memory of the process during it (the operating system's VmHWM, reset before) above what was resident before. Freed
+blocks go back to the system at once (MALLOC_MMAP_THRESHOLD_), so that memory held from earlier does not hide any.
+
+    python -m benchmarks.hypergradients run                    # writes benchmarks/results/hypergradients.json
+    python -m benchmarks.hypergradients pages [--check]        # the figure and the table in docs/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from cyclopts import App
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import metapeft as mp
+from benchmarks.hypergradient_pages import RESULT, write_pages
+from metapeft.environment import environment
+from metapeft.hypergradients import CG, Exact, Neumann, Recompute, Truncated
+from metapeft.hypergradients.problem import Result
+from metapeft.learner import Learner
+
+STEPS = (1, 5, 20, 100)
+WIDTH, RANK, TASKS, RATE, PROXIMAL = 16, 2, 4, 0.05, 2.0
+#: name -> engine, and the numbers of inner steps at which it is measured
+ENGINES: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "unroll": ("unroll", STEPS),
+    "recompute": (Recompute(), STEPS),
+    "recompute sqrt": (Recompute(every="sqrt"), STEPS),
+    "truncated 5": (Truncated(5), STEPS),
+    "forward": ("forward", (1, 5)),  # outer variables: the 10 selection logits
+    "first-order": ("first-order", STEPS),
+    "envelope": ("envelope", STEPS),
+    "cg 10": (CG(10), STEPS),
+    "neumann 10": (Neumann(10, lr=0.1), STEPS),
+    "exact": (Exact(), (100,)),  # n Hessian-vector products, whatever K
+    "finite-difference": ("finite-difference", (1,)),
+    "autolora": ("autolora", STEPS),
+    "reptile": ("reptile", STEPS),
+}
+PARTS = ("support_x", "support_y", "query_x", "query_y")
+app = App(help=__doc__, version_flags=[])
+
+
+def learner_of(name: str, steps: int, weights: dict[str, Tensor]) -> Learner:
+    """The learner of one measurement; Reptile trains the starts, forward mode the selection."""
+    body = mp.backbones.conv4(ways=5, channels=1, width=WIDTH)
+    body.load_state_dict(weights)
+    outer = {"reptile": "factors", "forward": "selection"}.get(name, "weights")
+    return Learner(
+        mp.attach(body, mp.LoRA(RANK)),
+        inner=mp.inner.SGD(steps, RATE, proximal=PROXIMAL),
+        hypergradient=ENGINES[name][0],
+        outer=(outer,),
+        selection="softmax" if outer == "selection" else None,
+    )
+
+
+def resident(field: str) -> int:
+    """Bytes that Linux reports for this process: `VmRSS` now, `VmHWM` at most since the last reset."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"/proc/self/status has no {field}: this measurement needs Linux")
+
+
+@app.command
+def one(name: str, steps: int, problem: Path, out: Path) -> None:
+    """Measure one engine with one K in this process: a line of JSON, and its gradient as a file."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # NotConverged: said by the numbers themselves
+    tensors = load_file(problem)
+    batch = mp.EpisodeBatch(**{part: tensors.pop(part) for part in PARTS}, classes=tensors.pop("classes"))
+    weights = {key: value for key, value in tensors.items()}
+    learner_of("cg 10" if name == "exact" else name, 1, weights).hypergradient(batch)
+    learner = learner_of(name, steps, weights)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    held, begin = resident("VmRSS"), time.perf_counter()
+    found: Result = learner.hypergradient(batch)
+    row: dict[str, Any] = {"seconds": time.perf_counter() - begin, "bytes": resident("VmHWM") - held}
+    if found.residual is not None:
+        row["residual"] = float(found.residual.max())
+    if "stationarity" in found.log:
+        row["stationarity"] = float(found.log["stationarity"].max())
+    row["inner_variables"] = sum(value[0].numel() for value in found.w.values())
+    row["outer_variables"] = sum(value.numel() for value in found.grads.values())
+    save_file(found.grads, out)
+    print(json.dumps(row))
+
+
+def make_problem(path: Path, pretraining: int) -> None:
+    """Pretrain the backbone on glyphs, and write it to a file with one batch of episodes."""
+    data = mp.load_dataset("glyphs")
+    body, _ = mp.pretrain(mp.backbones.conv4(ways=5, channels=1, width=WIDTH), data, steps=pretraining)
+    batch = mp.EpisodeSampler(data, ways=5, shots=1, queries=5, seed=0).batch(0, TASKS)
+    parts = {part: getattr(batch, part) for part in (*PARTS, "classes")}
+    save_file({**parts, **{key: value.clone() for key, value in body.state_dict().items()}}, path)
+
+
+def distance(found: Path, exact: Path) -> dict[str, float]:
+    """Cosine and relative norm of a gradient against the exact one, over all outer variables together."""
+    one, other = load_file(found), load_file(exact)
+    a, b = (torch.cat([value[name].double().flatten() for name in sorted(other)]) for value in (one, other))
+    return {"cosine": float(a @ b / (a.norm() * b.norm())), "relative_norm": float(a.norm() / b.norm())}
+
+
+@app.command
+def run(*, out: Path = RESULT, pretraining: int = 100) -> None:
+    """Measure every engine at every K, then write the result file.
+
+    Args:
+        out: the result file.
+        pretraining: steps of pretraining before.
+    """
+    torch.set_num_threads(1)
+    began, rows = time.perf_counter(), []
+    settings = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    with tempfile.TemporaryDirectory() as folder:
+        problem = Path(folder) / "problem.safetensors"
+        make_problem(problem, pretraining)
+        for name, (_, counts) in ENGINES.items():
+            for steps in counts:
+                grads = Path(folder) / f"{name} {steps}.safetensors"
+                command = [sys.executable, "-m", "benchmarks.hypergradients", "one", name, str(steps)]
+                done = subprocess.run(
+                    [*command, str(problem), str(grads)],
+                    env={**os.environ, **settings},
+                    capture_output=True,
+                    text=True,
+                )
+                if done.returncode:
+                    raise RuntimeError(f"{name} at K = {steps} failed:\n{done.stdout}{done.stderr}")
+                row = {"engine": name, "steps": steps, **json.loads(done.stdout.splitlines()[-1])}
+                if name not in ("reptile", "forward"):  # these have other outer variables
+                    row.update(distance(grads, Path(folder) / f"unroll {steps}.safetensors"))
+                rows.append(row)
+                print(
+                    f"{name:18} K = {steps:3}  {row['seconds']:7.2f} s  {row['bytes'] / 2**20:8.1f} MiB",
+                    flush=True,
+                )
+    about = {
+        "problem": f"Conv-4, width {WIDTH}, 28x28, LoRA rank {RANK} on all layers, {TASKS} tasks of 5-way 1-shot, "
+        f"5 queries a class, SGD(lr={RATE}, proximal={PROXIMAL}), float32, {pretraining} steps of pretraining on glyphs",
+        "memory": "peak resident memory (VmHWM) during one gradient above VmRSS before it, in a fresh process",
+        "seconds": time.perf_counter() - began,
+        "environment": environment(),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print(f"{out}: {about['seconds']:.0f} s")
+
+
+@app.command
+def pages(*, check: bool = False) -> None:
+    """Draw the figure and fill the table in docs/hypergradients.md, or only say whether the table is up to date."""
+    write_pages(check)
+
+
+if __name__ == "__main__":
+    app()
