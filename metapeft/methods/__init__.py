@@ -21,6 +21,8 @@ registry = Registry(
         "metalora_cp": "recipes",
         "metalora_tr": "recipes",
         "metapeft": "recipes",
+        "mamlpp": "mamlpp",
+        "annealing": "mamlpp",
     },
     names={
         "maml": "maml",
@@ -34,6 +36,7 @@ registry = Registry(
         "metalora-cp": "metalora_cp",
         "metalora-tr": "metalora_tr",
         "metapeft": "metapeft",
+        "maml++": "mamlpp",
     },
 )
 
