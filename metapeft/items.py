@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metapeft.updates.inputs import join, leaves
+from metapeft.updates.attached import AttachedModel
+from metapeft.updates.inputs import join, leaves, mapped
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,21 @@ def checked(items: Items, name: str) -> Items:
     return items
 
 
-def moved(items: Items, prepare: Callable[[Any, str], Any], like: Tensor, name: str) -> Items:
-    """Checked items on the device of `like`: inputs by `prepare(x, name)`, targets in its dtype.
+def moved(items: Items, model: AttachedModel, name: str) -> Items:
+    """Checked items on the model's device: uint8 images, other floats and targets in its floats.
 
     Raises:
         ValueError: what `checked` refuses.
     """
-    y = checked(items, name).y
+    y, like = checked(items, name).y, next(model.backbone.parameters())
     if y is not None:
         y = y.to(like) if items.regression else y.to(like.device, torch.int64)
     mask = None if items.mask is None else items.mask.to(like.device)
-    return Items(prepare(items.x, f"{name}_x"), y, mask)
+    dtypes = {value.dtype for value in model.backbone.parameters()}
+    x = items.x
+    if len(dtypes) == 1:
+        x = mapped(x, lambda value: value.to(like.dtype) if value.is_floating_point() else value)
+    return Items(model.prepared(x, f"{name}_x"), y, mask)
 
 
 def number_of_ways(y: Tensor, ways: int | None) -> int:

@@ -219,7 +219,7 @@ class Learner:
 
     def prepared(self, items: Items, name: str = "query") -> Items:
         """Items on the learner's device, uint8 images in floats; ValueError where their axes disagree."""
-        return moved(items, self.model.prepared, self._like, name)
+        return moved(items, self.model, name)
 
     def hypergradient(self, batch: EpisodeBatch, w0: Tensors | None = None) -> Result:
         """The outer value of a batch and its gradient for everything that is trained; changes nothing.

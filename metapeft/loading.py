@@ -129,7 +129,7 @@ def _backbone(spec: Mapping[str, Any], given: nn.Module | None) -> nn.Module:
         return given
     if "custom" in spec:
         raise ValueError(
-            f"backbone= is missing: the run was made with a {spec['custom']}, a module of your own"
+            f"backbone= is missing: the run had a {spec['custom']}, a module of your own"
         )
     module: nn.Module = backbones.registry.resolve(spec["name"])(**spec["arguments"])
     return module

@@ -29,7 +29,7 @@ class BilevelTrainer:
     """Trains the outer variables of a learner, or of a bilevel problem, by their hypergradients.
 
     Args:
-        task: a `Learner`, an `mp.Problem`, or what has `.trained .hypergradient .state .load_state .settings`.
+        task: a `Learner`, an `mp.Problem`, or what has their methods (see `Pretraining`).
         optimizer: a class of `torch.optim`, called as `optimizer(groups, **options)`.
         lr: of all outer variables, or `{group: lr}` by the first part of their names, `"default"` for others.
         tasks_per_step: episodes an outer step.
@@ -291,11 +291,8 @@ class BilevelTrainer:
 
     def _restore(self, tree: dict[str, Any]) -> None:
         self.step, self.best, self._sums = tree["step"], tree["best"], tree["sums"]
-        like = next(iter(self.learner.trained.values()))
-        inner = tree["inner"]
-        self._inner = (
-            None if inner is None else {name: value.to(like.device) for name, value in inner.items()}
-        )
+        device, inner = next(iter(self.learner.trained.values())).device, tree["inner"]
+        self._inner = None if inner is None else {name: value.to(device) for name, value in inner.items()}
         self.learner.load_state(tree["learner"])
         self.optimizer.load_state_dict(tree["optimizer"])
         if self._scheduler is not None:

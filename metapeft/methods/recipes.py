@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from metapeft.generators.mapping_net import MappingNet
+from metapeft.hypergradients.cg import CG
 from metapeft.inner.descent import SGD
 from metapeft.inner.solver import Solver
 from metapeft.learner import Learner
@@ -33,14 +34,22 @@ def learns_rates(inner: Solver) -> bool:
 
 
 def recipe(
-    backbone: nn.Module, format: Formats, name: str, *, targets: Any = "all", norm: str = "running", **options: Any
+    backbone: nn.Module,
+    format: Formats,
+    name: str,
+    *,
+    targets: Any = "all",
+    norm: str = "running",
+    **options: Any,
 ) -> Learner:
     """Attach a format and build a learner: what every recipe comes down to."""
     given = {key: options.pop(key) for key in _ATTACH if key in options}
     return Learner(attach(backbone, format, targets=targets, norm=norm, **given), name=name, **options)
 
 
-def maml(backbone: nn.Module, *, steps: int = 5, lr: float = 0.1, norm: str = "support", **options: Any) -> Learner:
+def maml(
+    backbone: nn.Module, *, steps: int = 5, lr: float = 0.1, norm: str = "support", **options: Any
+) -> Learner:
     """MAML: full updates of all layers, differentiated through the inner loop.
 
     Source: Finn et al. 2017, arXiv 1703.03400, algorithm 1.
@@ -63,6 +72,32 @@ def fomaml(backbone: nn.Module, **options: Any) -> Learner:
         'first-order'
     """
     return maml(backbone, **{"hypergradient": "first-order", "name": "fomaml", **options})
+
+
+def meta_sgd(backbone: nn.Module, *, steps: int = 1, lr: float = 0.1, **options: Any) -> Learner:
+    """Meta-SGD: MAML with a learned rate for every element. Source: Li et al. 2017, arXiv 1707.09835."""
+    options = {"inner": SGD(steps, lr, rates="element"), "outer": ("weights", "rates"), **options}
+    return maml(backbone, **{"name": "meta-sgd", **options})
+
+
+def reptile(backbone: nn.Module, **options: Any) -> Learner:
+    """Reptile: the outer gradient is the way that adaptation went, `theta_0 - theta_K`.
+
+    As published it adapts to all data of a task: `inner_data="both"`.
+    Source: Nichol et al. 2018, arXiv 1803.02999, algorithm 1.
+    """
+    return maml(backbone, **{"hypergradient": "reptile", "inner_data": "both", "name": "reptile", **options})
+
+
+def imaml(
+    backbone: nn.Module, *, steps: int = 16, lr: float = 0.1, proximal: float = 2.0, **options: Any
+) -> Learner:
+    """iMAML: full updates held near 0 by a proximal term, differentiated implicitly with conjugate gradients.
+
+    Source: Rajeswaran et al. 2019, arXiv 1909.04630, algorithm 1; `proximal` is its lambda.
+    """
+    options = {"inner": SGD(steps, lr, proximal=proximal), "hypergradient": CG(iterations=5), **options}
+    return maml(backbone, **{"name": "imaml", **options})
 
 
 def anil(backbone: nn.Module, **options: Any) -> Learner:
@@ -99,6 +134,15 @@ def protonet(backbone: nn.Module, *, norm: str = "running", **options: Any) -> L
     return recipe(backbone, {}, options.pop("name", "protonet"), norm=norm, **options)
 
 
+def r2d2(backbone: nn.Module, *, norm: str = "running", **options: Any) -> Learner:
+    """R2-D2: a ridge regression on the features, whose penalty and scale are learned with W0.
+
+    Source: Bertinetto et al. 2019, arXiv 1805.08136.
+    """
+    options = {"head": "ridge", "outer": ("weights", "head"), **options}
+    return recipe(backbone, {}, options.pop("name", "r2d2"), norm=norm, **options)
+
+
 def centroids(backbone: nn.Module, **options: Any) -> Learner:
     """Nearest centroids on the backbone as it is: nothing adapts and nothing is trained. The sanity check.
 
@@ -111,7 +155,12 @@ def centroids(backbone: nn.Module, **options: Any) -> Learner:
 
 
 def sr_lora(
-    backbone: nn.Module, *, rank: int = 4, inner: Solver | None = None, head: str = "prototype-init", **options: Any
+    backbone: nn.Module,
+    *,
+    rank: int = 4,
+    inner: Solver | None = None,
+    head: str = "prototype-init",
+    **options: Any,
 ) -> Learner:
     """SR + LoRA: a backbone from `mp.pretrain`, LoRA and a head fitted to each task at test; nothing is meta-trained.
 
@@ -154,8 +203,42 @@ def lora_ml(
     return recipe(backbone, LoRA(rank), options.pop("name", "lora-ml"), **options)
 
 
+def autolora(
+    backbone: nn.Module,
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    lr: float = 0.1,
+    targets: Any = ("*query*", "*value*"),
+    hypergradient: Any = "unroll",
+    **options: Any,
+) -> Learner:
+    """AutoLoRA: selection variables weigh the terms of LoRA; W0 is frozen, one inner step is differentiated.
+
+    `"finite-difference"` is the form of its equations, `"autolora"` that of its code; as published, the inner
+    variables are kept: `BilevelTrainer(..., warm_start=True)`.
+    Source: Zhang et al. 2024, arXiv 2403.09113.
+    """
+    options = {
+        "inner": SGD(1, lr),
+        "selection": "softmax",
+        "outer": ("selection",),
+        "head": "prototype-init",
+        "hypergradient": hypergradient,
+        "targets": targets,
+        **options,
+    }
+    return recipe(backbone, LoRA(rank, alpha), options.pop("name", "autolora"), **options)
+
+
 def metalora_cp(
-    backbone: nn.Module, *, rank: int = 4, hidden: int = 64, per: Any = "task", head: Any = "prototypes", **options: Any
+    backbone: nn.Module,
+    *,
+    rank: int = 4,
+    hidden: int = 64,
+    per: Any = "task",
+    head: Any = "prototypes",
+    **options: Any,
 ) -> Learner:
     """MetaLoRA in CP form: W0 frozen, factors trained, seeds generated; nothing is adapted.
 
@@ -170,7 +253,13 @@ def metalora_cp(
 
 
 def metalora_tr(
-    backbone: nn.Module, *, rank: int = 2, hidden: int = 64, per: Any = "task", head: Any = "prototypes", **options: Any
+    backbone: nn.Module,
+    *,
+    rank: int = 2,
+    hidden: int = 64,
+    per: Any = "task",
+    head: Any = "prototypes",
+    **options: Any,
 ) -> Learner:
     """MetaLoRA in tensor-ring form: a ring of rank R has the parameters of a CP update of rank R^2.
 
@@ -188,7 +277,13 @@ def _metalora(
     backbone: nn.Module, format: Format, name: str, hidden: int, per: Any, head: Any, options: dict[str, Any]
 ) -> Learner:
     net = MappingNet(hidden=hidden, per=per)
-    options = {"generator": net, "outer": ("factors", "generator"), "head": head, "targets": "body", **options}
+    options = {
+        "generator": net,
+        "outer": ("factors", "generator"),
+        "head": head,
+        "targets": "body",
+        **options,
+    }
     return recipe(backbone, format, options.pop("name", name), **options)
 
 
@@ -217,8 +312,17 @@ def metapeft(
     """
     inner = SGD(5, 0.1, rates="step") if inner is None else inner
     net = MappingNet(hidden=hidden) if generator == "default" else generator
-    groups = ["weights", "factors"] + ["generator"] * (net is not None) + ["selection"] * (selection is not None)
+    groups = (
+        ["weights", "factors"] + ["generator"] * (net is not None) + ["selection"] * (selection is not None)
+    )
     if learns_rates(inner):
         groups.append("rates")
-    options = {"inner": inner, "head": head, "generator": net, "selection": selection, "outer": tuple(groups), **options}
+    options = {
+        "inner": inner,
+        "head": head,
+        "generator": net,
+        "selection": selection,
+        "outer": tuple(groups),
+        **options,
+    }
     return recipe(backbone, CP(4) if format is None else format, options.pop("name", "metapeft"), **options)
