@@ -26,7 +26,7 @@ def copied(
     Returns: the copy, and the names of the parameters that an outer loop may train: those that asked for
         gradients, less a dropped classifier's.
     """
-    module = copy.deepcopy(model.module).to(device=device, dtype=dtype)
+    module = copy.deepcopy(model.module).to(device=device, dtype=dtype, memory_format=torch.channels_last)
     dropped = (
         set()
         if keep_classifier or model.classifier is None
@@ -38,8 +38,6 @@ def copied(
         if value.requires_grad and value.is_floating_point() and name not in dropped
     ]
     sites = {name: site for name, site in model.sites.items() if name not in dropped}
-    if not sites:  # plain convolutions are up to 1.5 times as fast with their channels last
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocess = model.preprocess
     if isinstance(preprocess, nn.Module):
         preprocess = copy.deepcopy(preprocess).to(device=device, dtype=dtype)

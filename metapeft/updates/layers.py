@@ -53,7 +53,7 @@ def convolution(module: nn.Module, call: Call, updates: Updates, x: Tensor) -> T
     elif update.format.dense:
         y = convolve_dense(options, x, weight + update.delta(call.rows), bias)
     else:
-        y = convolve_low_rank(options, x, options.convolve(x, weight, bias), update)
+        y = convolve_low_rank(options, x, weight, bias, update)
     return _add_bias(y, call, updates, 1)
 
 
