@@ -16,6 +16,8 @@ registry = Registry(
         "PrototypeInit": "linear",
         "Prototypes": "closed_form",
         "Ridge": "closed_form",
+        "WeightedRidge": "regression",
+        "Logistic": "regression",
         "KNN": "closed_form",
     },
     names={
@@ -24,6 +26,8 @@ registry = Registry(
         "prototype-init": "PrototypeInit",
         "prototypes": "Prototypes",
         "ridge": "Ridge",
+        "weighted-ridge": "WeightedRidge",
+        "logistic": "Logistic",
         "knn": "KNN",
     },
 )

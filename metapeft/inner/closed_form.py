@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapeft.errors import NumericalError
+from metapeft.inner.argmin import argmin, newton
 from metapeft.inner.descent import Setting, check_setting, value_of
 from metapeft.inner.solver import Solver, Tensors, check_steps
 
@@ -51,13 +52,14 @@ def ridge(x: Tensor, y: Tensor, penalty: float | Tensor, weights: Tensor | None 
     if n < d:
         a, b = (x, y) if weights is None else (root * x, root * y)
         system = a @ a.mT + scale * torch.eye(n, dtype=x.dtype, device=x.device)
-        return a.mT @ _solve(system, b)
+        return a.mT @ positive_definite_solve(system, b)
     scaled = x if weights is None else weights.unsqueeze(-1) * x
     system = scaled.mT @ x + scale * torch.eye(d, dtype=x.dtype, device=x.device)
-    return _solve(system, scaled.mT @ y)
+    return positive_definite_solve(system, scaled.mT @ y)
 
 
-def _solve(system: Tensor, right: Tensor) -> Tensor:
+def positive_definite_solve(system: Tensor, right: Tensor) -> Tensor:
+    """`system^-1 right` by Cholesky; NumericalError where the system is not positive definite."""
     factor, info = torch.linalg.cholesky_ex(system)
     if bool(info.any()) or not bool(torch.isfinite(factor).all()):
         raise NumericalError(
@@ -76,9 +78,8 @@ def logistic(
 ) -> Tensor:
     """`argmin_w sum_i s_i log-loss(x_i w, y_i) + penalty/2 ||w||^2` by Newton, with implicit gradients.
 
-    The minimum is found without a graph; one more Newton step with the Hessian held constant gives the
-    derivative `dw/dv = -H^-1 d(grad)/dv` for every argument v (first derivatives only: not twice
-    differentiable).
+    The minimum is found without a graph, its derivative for every argument v is `dw/dv = -H^-1 d(grad)/dv`,
+    which can be differentiated again. More than two classes: `softmax_regression`.
 
     Args:
         x: `(..., n, d)`.
@@ -104,44 +105,39 @@ def logistic(
             f"x has to be (..., n, d) and y (..., n); they are {tuple(x.shape)}, {tuple(y.shape)}"
         )
     s = torch.ones_like(y) if weights is None else weights
-    p = torch.as_tensor(penalty, dtype=x.dtype, device=x.device)[..., None]
-    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    p = torch.as_tensor(penalty, dtype=x.dtype, device=x.device)
 
-    def loss(w: Tensor) -> Tensor:
-        out = (x @ w.unsqueeze(-1)).squeeze(-1)
-        fit = F.binary_cross_entropy_with_logits(out, y, weight=s, reduction="none").sum(-1)
-        return fit + p.squeeze(-1) / 2 * w.square().sum(-1)
+    def output(w: Tensor, x: Tensor) -> Tensor:
+        return (x @ w.unsqueeze(-1)).squeeze(-1)
 
-    def slope(w: Tensor) -> Tensor:
-        error = s * (torch.sigmoid((x @ w.unsqueeze(-1)).squeeze(-1)) - y)
-        return (x.mT @ error.unsqueeze(-1)).squeeze(-1) + p * w
+    def loss(w: Tensor, x: Tensor, y: Tensor, p: Tensor, s: Tensor) -> Tensor:
+        fit = F.binary_cross_entropy_with_logits(output(w, x), y, weight=s, reduction="none").sum(-1)
+        return fit + p / 2 * w.square().sum(-1)
 
-    def newton(w: Tensor, grad: Tensor) -> Tensor:
-        out = torch.sigmoid((x @ w.unsqueeze(-1)).squeeze(-1))
+    def slope(w: Tensor, x: Tensor, y: Tensor, p: Tensor, s: Tensor) -> Tensor:
+        error = s * (torch.sigmoid(output(w, x)) - y)
+        return (x.mT @ error.unsqueeze(-1)).squeeze(-1) + p.unsqueeze(-1) * w
+
+    def solve(w: Tensor, right: Tensor, x: Tensor, y: Tensor, p: Tensor, s: Tensor) -> Tensor:
+        out = torch.sigmoid(output(w, x))
         curvature = (s * out * (1 - out)).unsqueeze(-1)
-        system = (x.mT @ (curvature * x) + p.unsqueeze(-1) * eye).detach()
-        return _solve(system, grad.unsqueeze(-1)).squeeze(-1)
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        return positive_definite_solve(
+            x.mT @ (curvature * x) + p[..., None, None] * eye, right.unsqueeze(-1)
+        ).squeeze(-1)
 
-    with torch.no_grad():
-        w, size = torch.zeros_like(x[..., 0, :] + p), 1 + (x.abs() * s.unsqueeze(-1)).sum(-2)
-        tolerance = 100 * torch.finfo(x.dtype).eps
-        for _ in range(iterations):
-            grad = slope(w)
-            if bool((grad.abs() <= tolerance * size).all()):
-                break
-            move, rate = newton(w, grad), torch.ones_like(p)
-            for _ in range(40):
-                worse = loss(w - rate * move) > loss(w) + tolerance * loss(w).abs()
-                if not bool(worse.any()):
-                    break
-                rate = torch.where(worse.unsqueeze(-1), rate / 2, rate)
-            w = w - rate * move
-        else:
-            raise NumericalError(
-                f"logistic regression has not converged in {iterations} Newton steps: the penalty has to be "
-                "above 0 and the data finite (separable classes without a penalty have no minimum)"
-            )
-    return w - newton(w, slope(w))
+    def find(*given: Tensor) -> Tensor:
+        x, _, p, s = given
+        return newton(
+            lambda w: loss(w, *given),
+            lambda w: slope(w, *given),
+            lambda w, right: solve(w, right, *given),
+            torch.zeros_like(x[..., 0, :] + p.unsqueeze(-1)),
+            1 + (x.abs() * s.unsqueeze(-1)).sum(-2),
+            iterations,
+        )
+
+    return argmin(find, slope, solve, x, y, p, s)
 
 
 class Ridge(Solver):

@@ -26,8 +26,8 @@ registry = Registry(
         "metalora_cp": "recipes",
         "metalora_tr": "recipes",
         "metapeft": "recipes",
-        "mamlpp": "mamlpp",
-        "annealing": "mamlpp",
+        "mamlpp": "maml_plus_plus",
+        "annealing": "maml_plus_plus",
     },
     names={
         "maml": "maml",
