@@ -1,4 +1,4 @@
-"""The table and the figure of docs/hypergradients.md, from the result file of benchmarks/hypergradients.py."""
+"""Table and figure of docs/hypergradients.md, from the result file of benchmarks/hypergradients.py."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def by_engine(found: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Time and peak memory of each engine at each K, the growth of memory, and the cosine at the largest K."""
+    """Time and peak memory of each engine at each K, the growth of memory, and cosines with the exact one."""
     engines = by_engine(found)
     counts = sorted({row["steps"] for row in found["rows"]})
     first, last = counts[0], counts[-1]
     heads = [*(f"s, K = {k}" for k in counts), *(f"MiB, K = {k}" for k in counts)]
     lines = [
-        f"| engine | {' | '.join(heads)} | memory, K = {last} over {first} | cosine, K = {first} | K = {last} |",
+        f"| engine | {' | '.join(heads)} | MiB, K = {last} over {first} | cosine, K = {first} | K = {last} |",
         f"| --- |{' ---: |' * (2 * len(counts) + 3)}",
     ]
     for name, rows in engines.items():
@@ -47,8 +47,8 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"| `{name}` | {' | '.join([*seconds, *memory, growth, *cosine])} |")
     where = found["environment"]
     note = (
-        f"{found['problem']}. Memory: {found['memory']}. Cosine: with the gradient of `unroll` at the same K. Commit "
-        f"{str(where['commit'])[:9]}, {where['cpu']}, one thread, torch {where['torch']}; "
+        f"{found['problem']}. Memory: {found['memory']}. Cosine: with the gradient of `unroll` at the same K. "
+        f"Commit {str(where['commit'])[:9]}, {where['cpu']}, one thread, torch {where['torch']}; "
         f"from `benchmarks/results/{RESULT.name}`, by `python -m benchmarks.hypergradients run`."
     )
     return "\n".join([*lines, "", note])
@@ -105,7 +105,7 @@ def filled(page: str, found: dict[str, Any]) -> str:
 
 
 def write_pages(check: bool = False) -> None:
-    """Write table and figure; with `check` raise SystemExit where the table is not what the result file says."""
+    """Write table and figure; with `check` raise SystemExit where the table is not what the file says."""
     found = json.loads(RESULT.read_text(encoding="utf-8"))
     page = PAGE.read_text(encoding="utf-8")
     wanted = filled(page, found)

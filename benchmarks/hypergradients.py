@@ -1,11 +1,12 @@
 """What each hypergradient costs, and how far it is from the exact one, against the number of inner steps K.
 
-The problem: Conv-4 with LoRA (rank 2, all layers) after a short pretraining on glyphs, running statistics, T = 4
-episodes of 5-way 1-shot with 5 queries a class; the inner solver is gradient descent with a proximal term; outer
-variables are the backbone's weights. Every engine and K runs in a process of its own, on one thread: after one
-gradient with K = 1 (libraries loaded, kernels chosen) one gradient is timed, and the peak is the highest resident
-memory of the process during it (the operating system's VmHWM, reset before) above what was resident before. Freed
-blocks go back to the system at once (MALLOC_MMAP_THRESHOLD_), so that memory held from earlier does not hide any.
+The problem: Conv-4 with LoRA (rank 2, all layers) after a short pretraining on glyphs, running statistics,
+T = 4 episodes of 5-way 1-shot with 5 queries a class; the inner solver is gradient descent with a proximal
+term; outer variables are the backbone's weights. Every engine and K runs in a process of its own, on one
+thread: after one gradient with K = 1 (libraries loaded, kernels chosen) one gradient is timed, and the peak is
+the highest resident memory of the process during it (the operating system's VmHWM, reset before) above what
+was resident before. Freed blocks go back to the system at once (MALLOC_MMAP_THRESHOLD_), so that memory held
+from earlier does not hide any.
 
     python -m benchmarks.hypergradients run                    # writes benchmarks/results/hypergradients.json
     python -m benchmarks.hypergradients pages [--check]        # the figure and the table in docs/
@@ -86,7 +87,7 @@ def one(name: str, steps: int, problem: Path, out: Path) -> None:
     warnings.simplefilter("ignore")  # NotConverged: said by the numbers themselves
     tensors = load_file(problem)
     batch = mp.EpisodeBatch(**{part: tensors.pop(part) for part in PARTS}, classes=tensors.pop("classes"))
-    weights = {key: value for key, value in tensors.items()}
+    weights = dict(tensors)
     learner_of("cg 10" if name == "exact" else name, 1, weights).hypergradient(batch)
     learner = learner_of(name, steps, weights)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
@@ -99,7 +100,7 @@ def one(name: str, steps: int, problem: Path, out: Path) -> None:
         row["stationarity"] = float(found.log["stationarity"].max())
     row["inner_variables"] = sum(value[0].numel() for value in found.w.values())
     row["outer_variables"] = sum(value.numel() for value in found.grads.values())
-    save_file(found.grads, out)
+    save_file({key: grad.contiguous() for key, grad in found.grads.items()}, out)
     print(json.dumps(row))
 
 
@@ -109,7 +110,7 @@ def make_problem(path: Path, pretraining: int) -> None:
     body, _ = mp.pretrain(mp.backbones.conv4(ways=5, channels=1, width=WIDTH), data, steps=pretraining)
     batch = mp.EpisodeSampler(data, ways=5, shots=1, queries=5, seed=0).batch(0, TASKS)
     parts = {part: getattr(batch, part) for part in (*PARTS, "classes")}
-    save_file({**parts, **{key: value.clone() for key, value in body.state_dict().items()}}, path)
+    save_file({**parts, **{key: value.contiguous() for key, value in body.state_dict().items()}}, path)
 
 
 def distance(found: Path, exact: Path) -> dict[str, float]:
@@ -154,9 +155,10 @@ def run(*, out: Path = RESULT, pretraining: int = 100) -> None:
                     flush=True,
                 )
     about = {
-        "problem": f"Conv-4, width {WIDTH}, 28x28, LoRA rank {RANK} on all layers, {TASKS} tasks of 5-way 1-shot, "
-        f"5 queries a class, SGD(lr={RATE}, proximal={PROXIMAL}), float32, {pretraining} steps of pretraining on glyphs",
-        "memory": "peak resident memory (VmHWM) during one gradient above VmRSS before it, in a fresh process",
+        "problem": f"Conv-4, width {WIDTH}, 28x28, LoRA rank {RANK} on all layers, {TASKS} tasks of 5-way "
+        f"1-shot, 5 queries a class, SGD(lr={RATE}, proximal={PROXIMAL}), float32, {pretraining} steps of "
+        "pretraining on glyphs",
+        "memory": "peak resident memory (VmHWM) in one gradient above VmRSS before it, in a fresh process",
         "seconds": time.perf_counter() - began,
         "environment": environment(),
     }
@@ -167,7 +169,7 @@ def run(*, out: Path = RESULT, pretraining: int = 100) -> None:
 
 @app.command
 def pages(*, check: bool = False) -> None:
-    """Draw the figure and fill the table in docs/hypergradients.md, or only say whether the table is up to date."""
+    """Draw the figure and fill the table of docs/hypergradients.md, or only say whether it is up to date."""
     write_pages(check)
 
 
