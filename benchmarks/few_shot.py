@@ -36,7 +36,9 @@ def splits(data: str, kind: Literal["plain", "shifted"], seed: int) -> dict[str,
     """Samplers of 5-way 1-shot episodes with 15 queries, on training, validation and test classes."""
     shift = kind == "shifted"
     return {
-        split: mp.EpisodeSampler(mp.load_dataset(data, split=split), 5, 1, 15, seed=seed + offset, shift=shift)
+        split: mp.EpisodeSampler(
+            mp.load_dataset(data, split=split), 5, 1, 15, seed=seed + offset, shift=shift
+        )
         for offset, split in enumerate(("train", "val", "test"))
     }
 
@@ -65,7 +67,9 @@ def sr(data: Data = "omniglot", runs: Path = Path("runs"), seed: int = 0, thread
     train = mp.load_dataset(data, split="train")
     folder = runs / f"{data}-sr-{seed}"
     begun = time.monotonic()
-    body, log = mp.pretrain(backbone(data, seed), train, run_dir=folder / "run", resume=True, seed=seed, **SR[data])
+    body, log = mp.pretrain(
+        backbone(data, seed), train, run_dir=folder / "run", resume=True, seed=seed, **SR[data]
+    )
     save(folder / "start.safetensors", dict(body.state_dict()), {})
     print(f"sr on {data}: {log[-1]}, {time.monotonic() - begun:.0f} s")
 
@@ -106,12 +110,21 @@ def run(
     folder = runs / f"{data}-{kind}-{row}-{seed}"
     log: list[dict[str, Any]] = []
     if setting.steps:
-        trainer = BilevelTrainer(learner, lr=setting.lr, tasks_per_step=setting.tasks, chunk=setting.chunk, clip=10.0, schedule="cosine")
+        trainer = BilevelTrainer(
+            learner,
+            lr=setting.lr,
+            tasks_per_step=setting.tasks,
+            chunk=setting.chunk,
+            clip=10.0,
+            schedule="cosine",
+        )
         train = training_sampler(setting, samplers["train"])
         if trainer.has_run(folder):
             log = trainer.resume(folder, train, samplers["val"])
         else:
-            log = trainer.fit(train, steps or setting.steps, samplers["val"], folder, validate_every=setting.validate_every)
+            log = trainer.fit(
+                train, steps or setting.steps, samplers["val"], folder, validate_every=setting.validate_every
+            )
     seconds = time.monotonic() - begun
     result = mp.evaluate(learner, samplers["test"], episodes)
     write(row, data, kind, seed, result, setting, chosen, seconds, log)
@@ -121,11 +134,21 @@ def training_sampler(setting: Setting, sampler: Any) -> Any:
     """The training episodes of a row: those of the test, or of more ways."""
     if setting.ways is None:
         return sampler
-    return mp.EpisodeSampler(sampler.dataset, setting.ways, 1, setting.queries, seed=sampler.seed, shift=sampler.shift)
+    return mp.EpisodeSampler(
+        sampler.dataset, setting.ways, 1, setting.queries, seed=sampler.seed, shift=sampler.shift
+    )
 
 
 def write(
-    row: str, data: str, kind: str, seed: int, result: Any, setting: Setting, chosen: dict[str, Any], seconds: float, log: list[dict[str, Any]]
+    row: str,
+    data: str,
+    kind: str,
+    seed: int,
+    result: Any,
+    setting: Setting,
+    chosen: dict[str, Any],
+    seconds: float,
+    log: list[dict[str, Any]],
 ) -> None:
     """Keep a row as benchmarks/results/few_shot/<data>-<kind>-<row>-<seed>.json, and print it."""
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -42,10 +42,16 @@ class Setting:
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON can say them."""
         plain = {name: value for name, value in asdict(self).items() if name not in ("make", "options")}
-        return {**plain, "method": self.make.__name__, "options": {n: repr(v) for n, v in self.options.items()}}
+        return {
+            **plain,
+            "method": self.make.__name__,
+            "options": {n: repr(v) for n, v in self.options.items()},
+        }
 
 
-def build(setting: Setting, start: nn.Module, preprocess: Any, validation: Any) -> tuple[Learner, dict[str, Any]]:
+def build(
+    setting: Setting, start: nn.Module, preprocess: Any, validation: Any
+) -> tuple[Learner, dict[str, Any]]:
     """The learner of a row; inner rate and steps are the best of its grid on 100 validation episodes."""
 
     def make(lr: float | None = None, steps: int | None = None) -> Learner:

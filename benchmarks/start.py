@@ -32,7 +32,11 @@ def seconds(code: str) -> float:
 def imports(repeats: int) -> dict[str, float]:
     """Importing torch, metapeft on top of it, and answering --help in all."""
     timed = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
-    whole = "import subprocess, sys, time; start = time.perf_counter(); subprocess.run([sys.executable, '-m', 'metapeft', '--help'], capture_output=True); print(time.perf_counter() - start)"
+    whole = (
+        "import subprocess, sys, time; start = time.perf_counter(); "
+        "subprocess.run([sys.executable, '-m', 'metapeft', '--help'], capture_output=True); "
+        "print(time.perf_counter() - start)"
+    )
     return {
         "import torch, s": statistics.median(seconds(timed.format("import torch")) for _ in range(repeats)),
         "import metapeft after torch, s": statistics.median(

@@ -29,7 +29,9 @@ def main_job(path: Path) -> str:
     for name, row in found["rows"].items():
         own = [percent(row["columns"][c]["accuracy"], row["columns"][c]["ci95"]) for c in columns]
         differences = found["differences"][reference].get(name)
-        paired = [percent(*differences[c], sign=True) if differences else "-" for c in columns]
+        paired = [
+            percent(differences[c][0], differences[c][1], sign=True) if differences else "-" for c in columns
+        ]
         lines.append(f"| {name} | {' | '.join([*own, *paired])} |")
     where = found["environment"]
     note = (
@@ -79,7 +81,9 @@ def main(*, check: bool = False) -> None:
     readme = path.read_text(encoding="utf-8")
     wanted = filled(readme)
     if check and wanted != readme:
-        raise SystemExit("README.md: its table is not what benchmarks/results say: run python -m benchmarks.tables")
+        raise SystemExit(
+            "README.md: its table is not what benchmarks/results say: run python -m benchmarks.tables"
+        )
     if not check:
         path.write_text(wanted, encoding="utf-8")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 
 from metapeft import backbones
 from metapeft.checkpoint import load, save
+from metapeft.comparison import METHODS, Method, check_method, rank_option, round_ranks
 from metapeft.config import TrainConfig
 from metapeft.datasets.loading import load_dataset
 from metapeft.episodes.sampler import EpisodeSampler
@@ -25,64 +25,10 @@ from metapeft.methods import recipes
 from metapeft.pretraining import pretrain
 from metapeft.trainer import BilevelTrainer
 from metapeft.tuning import Tuned, grid, tune
-from metapeft.updates.cp import CP
-from metapeft.updates.ranking import ranks
 from metapeft.updates.selection import at_ranks
 
 COLUMNS = ("plain", "shifted")
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the table.
-
-    Attributes:
-        make: recipe. about: one line. trains: whether it is meta-trained from the common start; else it gets the
-            continued retraining. options: of the recipe. adapts: whether it has inner steps to choose.
-        control_of: a trained method whose weights it takes, only evaluated otherwise.
-        rule: how the selection variables of `"metapeft"` are rounded to the ranks that it is trained at, anew.
-    """
-
-    make: Callable[..., Learner]
-    about: str
-    trains: bool = True
-    adapts: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
-    control_of: str | None = None
-    rule: str | None = None
-
-    @property
-    def needs(self) -> str | None:
-        """The method that has to be trained before."""
-        return self.control_of or ("metapeft" if self.rule is not None else None)
-
-
-METHODS = {
-    "metapeft": Method(recipes.metapeft, "CP: generated, selected, adapted; W0, generator, selection and rates trained"),
-    "lora-ml": Method(recipes.lora_ml, "LoRA adapted; W0, starts and rates trained through it"),
-    "sr+lora": Method(recipes.sr_lora, "continued retraining, then LoRA and head fitted at test", trains=False),
-    "metalora-cp": Method(recipes.metalora_cp, "W0 frozen, CP factors trained, seeds generated, no inner loop", adapts=False),
-    "centroids": Method(recipes.centroids, "continued retraining, nearest centroids, nothing adapts", trains=False, adapts=False),
-    "maml": Method(recipes.maml, "full updates adapted, W0 trained", options={"norm": "running", "head": "prototype-init"}),
-    "protonet": Method(recipes.protonet, "nothing adapts, W0 trained episodically", adapts=False),
-    "generator-off": Method(recipes.metapeft, "metapeft with a constant seed", options={"generator": None}),
-    "selection-off": Method(recipes.metapeft, "metapeft without selection variables", options={"selection": None}),
-    "inner-off": Method(
-        recipes.metalora_cp, "metapeft without inner loop: W0, factors and generator trained", adapts=False,
-        options={"outer": ("weights", "factors", "generator")},
-    ),
-    "other-task": Method(
-        recipes.metapeft, "metapeft, its generator fed another task's support set at test", control_of="metapeft"
-    ),
-    **{
-        f"retrained-{rule}": Method(
-            recipes.metapeft, f"metapeft trained anew at ranks by the rule {rule!r}, no selection variables",
-            options={"selection": None}, rule=rule,
-        )
-        for rule in ("threshold", "total", "uniform", "shuffled", "random")
-    },
-}  # fmt: skip
 
 
 @dataclass
@@ -131,7 +77,9 @@ def samplers(config: TrainConfig) -> dict[str, Any]:
     found["train"] = EpisodeSampler(data["train"], *sizes, seed=config.seed, shift=training_styles())
     for offset, split in enumerate(("val", "test"), 1):
         for column, shift in zip(COLUMNS, (False, True)):
-            found[f"{split} {column}"] = EpisodeSampler(data[split], *sizes, seed=config.seed + offset, shift=shift)
+            found[f"{split} {column}"] = EpisodeSampler(
+                data[split], *sizes, seed=config.seed + offset, shift=shift
+            )
     return found
 
 
@@ -145,7 +93,9 @@ def make_backbone(config: TrainConfig, data: Any) -> nn.Module:
     """The configured backbone for images of the data's shape, with random weights."""
     channels, size = data.images.shape[1], data.images.shape[2]
     factory = backbones.registry.resolve(config.backbone)
-    module: nn.Module = factory(config.ways, channels=channels, width=config.width, size=size, seed=config.seed)
+    module: nn.Module = factory(
+        config.ways, channels=channels, width=config.width, size=size, seed=config.seed
+    )
     return module
 
 
@@ -159,11 +109,13 @@ def run(config: TrainConfig, folder: Path, say: Say = print, progress: bool = Tr
     Returns: evaluations of every method on the same test episodes, with their logs.
     """
     for name in config.methods:
-        _check_method(name, config.methods)
+        check_method(name, config.methods)
     found = samplers(config)
     data = found["data"]["train"]
     say(f"{data}: standard retraining on all training classes")
-    start, sr_log = _retrained(config, folder / "sr", make_backbone(config, data), data, config.pretrain_steps, 128, 1, progress)
+    start, sr_log = _retrained(
+        config, folder / "sr", make_backbone(config, data), data, config.pretrain_steps, 128, 1, progress
+    )
     continued: nn.Module | None = None
     rows: dict[str, Row] = {}
     ordered = sorted(config.methods, key=lambda name: METHODS[name].needs is not None)
@@ -174,35 +126,24 @@ def run(config: TrainConfig, folder: Path, say: Say = print, progress: bool = Tr
         if not method.trains:
             if continued is None:
                 images = config.tasks_per_step, config.ways * (config.shots + config.queries)
-                continued, _ = _retrained(config, folder / "sr-continued", start, data, config.steps, images[1], images[0], progress)
+                continued, _ = _retrained(
+                    config, folder / "sr-continued", start, data, config.steps, images[1], images[0], progress
+                )
             body = continued
         rows[name] = _row(name, method, body, config, folder, found, progress, rows)
     rows = {name: rows[name] for name in config.methods}
     return Results(config, rows, sr_log, found)
 
 
-def _check_method(name: str, methods: tuple[str, ...]) -> None:
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"methods has {name!r}: known are {', '.join(METHODS)}{hint}")
-    needed = METHODS[name].needs
-    if needed is not None and needed not in methods:
-        raise ValueError(f"methods has {name!r}, which builds on {needed!r}: add that too")
-
-
-def round_ranks(learner: Learner, rule: str, seed: int = 0) -> dict[str, int]:
-    """A learner's selection variables rounded by a rule; budgets are half of all terms."""
-    logits = {name: learner.variables[f"selection.{name}"] for name in learner.selected}
-    half = sum(len(value) for value in logits.values()) // 2
-    options: dict[str, Any] = {"total": half} if rule in ("total", "uniform", "shuffled", "random") else {}
-    if rule in ("shuffled", "random"):
-        options["seed"] = seed
-    return ranks(logits, rule, **options)
-
-
 def _retrained(
-    config: TrainConfig, folder: Path, body: nn.Module, data: Any, steps: int, group: int, groups: int, progress: bool
+    config: TrainConfig,
+    folder: Path,
+    body: nn.Module,
+    data: Any,
+    steps: int,
+    group: int,
+    groups: int,
+    progress: bool,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Standard retraining, or its result where it has been done."""
     done = folder / "done.safetensors"
@@ -219,27 +160,34 @@ def _retrained(
 
 
 def _row(
-    name: str, method: Method, body: nn.Module, config: TrainConfig, folder: Path, found: dict[str, Any], progress: bool,
+    name: str,
+    method: Method,
+    body: nn.Module,
+    config: TrainConfig,
+    folder: Path,
+    found: dict[str, Any],
+    progress: bool,
     rows: dict[str, Row],
-) -> Row:  # fmt: skip
+) -> Row:
     """Choose, train, choose again, evaluate: one method."""
     row = Row(name)
     preprocess = found["data"]["train"].preprocess
-
-    def make(lr: float | None = None, steps: int | None = None, **more: Any) -> Learner:
-        options: dict[str, Any] = {**_rank(method, config.rank), **method.options, **more}
-        if method.rule is not None:
-            options["format"] = at_ranks(searched.model, chosen_ranks)
-        if method.adapts and lr is not None and steps is not None:
-            options["inner"] = SGD(steps, lr, rates="step" if method.trains and method.make is not recipes.maml else None)
-        return method.make(body, preprocess=preprocess, seed=config.seed, name=name, **options)
-
+    extra: dict[str, Any] = {}
     if method.rule is not None:
         searched = rows["metapeft"].learner
         if searched is None:
             raise ValueError(f"{name!r} needs the learner of 'metapeft'")
         chosen_ranks = round_ranks(searched, method.rule, config.seed)
-        row.ranks = {method.rule: chosen_ranks}
+        row.ranks, extra = {method.rule: chosen_ranks}, {"format": at_ranks(searched.model, chosen_ranks)}
+
+    def make(lr: float | None = None, steps: int | None = None, **more: Any) -> Learner:
+        options: dict[str, Any] = {**rank_option(method, config.rank), **method.options, **extra, **more}
+        if method.adapts and lr is not None and steps is not None:
+            options["inner"] = SGD(
+                steps, lr, rates="step" if method.trains and method.make is not recipes.maml else None
+            )
+        return method.make(body, preprocess=preprocess, seed=config.seed, name=name, **options)
+
     if method.control_of is not None:
         return _control(row, method, make, config, found, rows)
     training_steps = min(config.inner_steps, key=lambda steps: (abs(steps - 5), steps))
@@ -258,7 +206,10 @@ def _row(
     for column in COLUMNS:
         steps = None
         if method.adapts:
-            scores = {s: evaluate(row.learner, found[f"val {column}"], budget, steps=s).accuracy for s in config.inner_steps}
+            scores = {
+                s: evaluate(row.learner, found[f"val {column}"], budget, steps=s).accuracy
+                for s in config.inner_steps
+            }
             steps = max(scores, key=lambda s: scores[s])
             row.chosen[column] = {"steps": steps, "validation": scores}
         row.evaluations[column] = evaluate(row.learner, found[f"test {column}"], config.episodes, steps=steps)
@@ -266,7 +217,12 @@ def _row(
 
 
 def _control(
-    row: Row, method: Method, make: Callable[..., Learner], config: TrainConfig, found: dict[str, Any], rows: dict[str, Row]
+    row: Row,
+    method: Method,
+    make: Callable[..., Learner],
+    config: TrainConfig,
+    found: dict[str, Any],
+    rows: dict[str, Row],
 ) -> Row:
     """A trained method, evaluated with its generator fed another task's support set."""
     original = rows[str(method.control_of)]
@@ -282,7 +238,9 @@ def _control(
     return row
 
 
-def _trained(learner: Learner, config: TrainConfig, folder: Path, episodes: Any, progress: bool) -> list[dict[str, Any]]:
+def _trained(
+    learner: Learner, config: TrainConfig, folder: Path, episodes: Any, progress: bool
+) -> list[dict[str, Any]]:
     rates = {"weights": config.weights_lr, "default": config.lr}
     lr = {group: rate for group, rate in rates.items() if group == "default" or group in learner.outer}
     trainer = BilevelTrainer(
@@ -291,14 +249,6 @@ def _trained(learner: Learner, config: TrainConfig, folder: Path, episodes: Any,
     if trainer.has_run(folder):
         return trainer.resume(folder, episodes)
     return trainer.fit(episodes, config.steps, run_dir=folder, checkpoint_every=25)
-
-
-def _rank(method: Method, rank: int) -> dict[str, Any]:
-    if method.make is recipes.metapeft:
-        return {"format": CP(rank)}
-    if method.make in (recipes.lora_ml, recipes.sr_lora, recipes.metalora_cp):
-        return {"rank": rank}
-    return {}
 
 
 def adapted_parameters(learner: Learner) -> int:
@@ -315,7 +265,10 @@ def _told(tuned: Tuned) -> dict[str, Any]:
 def as_json(results: Results) -> dict[str, Any]:
     """Everything that a table needs, as JSON can say it."""
     return {
-        "config": {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(results.config).items()},
+        "config": {
+            name: str(v) if isinstance(v, Path) else v
+            for name, v in dataclasses.asdict(results.config).items()
+        },
         "rows": {
             name: {
                 "about": METHODS[name].about,

@@ -35,7 +35,11 @@ class Progress:
         self.count += 1
         fields: dict[str, Any] = {}
         if row:
-            shown = [("loss", "loss {:.3f}"), ("accuracy", "acc {:.3f}"), ("validation_accuracy", "val {:.3f}")]
+            shown = [
+                ("loss", "loss {:.3f}"),
+                ("accuracy", "acc {:.3f}"),
+                ("validation_accuracy", "val {:.3f}"),
+            ]
             fields["numbers"] = "  ".join(text.format(row[name]) for name, text in shown if name in row)
             fields["rate"] = self.count * self.tasks / max(time.monotonic() - self.begun, 1e-9)
         self.bar.update(self.id, advance=1, **fields)
@@ -44,5 +48,7 @@ class Progress:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.stop()

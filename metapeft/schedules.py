@@ -9,7 +9,9 @@ import torch
 
 
 def resolve_schedule(
-    schedule: str | Callable[[torch.optim.Optimizer, int], Any] | None, optimizer: torch.optim.Optimizer, steps: int
+    schedule: str | Callable[[torch.optim.Optimizer, int], Any] | None,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
 ) -> Any:
     """The scheduler that `schedule` stands for: None, `"cosine"`, or what a function `(optimizer, steps)` gives.
 
@@ -22,4 +24,6 @@ def resolve_schedule(
         return schedule(optimizer, steps)
     if schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    raise ValueError(f'schedule={schedule!r}: allowed are None, "cosine", or a function (optimizer, steps) -> scheduler')
+    raise ValueError(
+        f'schedule={schedule!r}: allowed are None, "cosine", or a function (optimizer, steps) -> scheduler'
+    )

@@ -70,7 +70,9 @@ def run(steps: int, seed: int, folder: Path, progress: bool = True) -> Sinusoids
             trainer.resume(folder / name, sampler["train"])
         else:
             trainer.fit(sampler["train"], steps, run_dir=folder / name, checkpoint_every=200)
-        evaluations[name] = {k: evaluate(learner, sampler["test"], EPISODES, steps=k, tasks_per_batch=50) for k in STEPS}
+        evaluations[name] = {
+            k: evaluate(learner, sampler["test"], EPISODES, steps=k, tasks_per_batch=50) for k in STEPS
+        }
         if not fits:
             fits = pictures(learner, sampler["test"])
     return Sinusoids(evaluations, fits)
@@ -84,7 +86,10 @@ def pictures(learner: Learner, sampler: EpisodeSampler, count: int = 3) -> list[
         x = torch.linspace(-5, 5, 101).unsqueeze(1)
         before = learner.adapt(episode.support_x, episode.support_y, steps=0)(x)
         after = learner.adapt(episode.support_x, episode.support_y, steps=STEPS[-1])(x)
-        points = torch.cat([episode.support_x, episode.query_x]), torch.cat([episode.support_y, episode.query_y])
+        points = (
+            torch.cat([episode.support_x, episode.query_x]),
+            torch.cat([episode.support_y, episode.query_y]),
+        )
         shown.append(
             {
                 "x": x.flatten(),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Json, Toml, Yaml
@@ -37,12 +38,15 @@ _FORMATS = {".toml": Toml, ".yaml": Yaml, ".yml": Yaml, ".json": Json}
 @app.meta.default
 def _with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(help="File with options of the command: TOML, YAML or JSON.")] = None,
+    config: Annotated[
+        Path | None, Parameter(help="File with options of the command: TOML, YAML or JSON.")
+    ] = None,
 ) -> object:
     if config is not None:
         if config.suffix not in _FORMATS:
             raise ValueError(f"config={str(config)!r}: allowed are files that end in {', '.join(_FORMATS)}")
-        app.config = _FORMATS[config.suffix](config, must_exist=True, use_commands_as_keys=False)
+        reader: Callable[..., Any] = _FORMATS[config.suffix]
+        app.config = reader(config, must_exist=True, use_commands_as_keys=False)
     return app(tokens, exit_on_error=False, print_error=False)
 
 

@@ -51,7 +51,9 @@ def dump(
     from metapeft.episodes.listing import dump as write
 
     options = {} if root is None else {"root": root}
-    sampler = mp.EpisodeSampler(mp.load_dataset(data, split=split, **options), ways, shots, queries, seed=seed)
+    sampler = mp.EpisodeSampler(
+        mp.load_dataset(data, split=split, **options), ways, shots, queries, seed=seed
+    )
     print(f"{path}: {write(sampler, episodes, path)}")
     return 0
 

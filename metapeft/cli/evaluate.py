@@ -55,6 +55,8 @@ def evaluate(
 
     options = {} if root is None else {"root": root}
     learner = mp.load(run, checkpoint=checkpoint)
-    sampler = mp.EpisodeSampler(mp.load_dataset(data, split=split, **options), ways, shots, queries, seed=seed, shift=shift)
+    sampler = mp.EpisodeSampler(
+        mp.load_dataset(data, split=split, **options), ways, shots, queries, seed=seed, shift=shift
+    )
     print(mp.evaluate(learner, sampler, episodes, steps=steps))
     return 0

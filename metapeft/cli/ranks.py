@@ -27,7 +27,9 @@ def ranks(run: Path, *, total: int | None = None, checkpoint: str = "latest") ->
     learner = mp.load(run, checkpoint=checkpoint)
     logits = {name: learner.variables[f"selection.{name}"] for name in learner.selected}
     if not logits:
-        raise ValueError(f"{run} has no selection variables: train with selection, such as the method metapeft")
+        raise ValueError(
+            f"{run} has no selection variables: train with selection, such as the method metapeft"
+        )
     budget = sum(len(value) for value in logits.values()) // 2 if total is None else total
     found = {
         "threshold": mp.ranks(logits, "threshold"),

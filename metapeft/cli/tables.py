@@ -24,27 +24,37 @@ def percent(value: float, half: float, sign: bool = False) -> str:
 def protocol_line(found: Found) -> str:
     """The protocol that all numbers of the table share."""
     row = next(iter(found["rows"].values()))
-    lines = [Protocol.from_dict({**cell["protocol"], "inner_steps": None, "head": None}) for cell in row["columns"].values()]
+    lines = [
+        Protocol.from_dict({**cell["protocol"], "inner_steps": None, "head": None})
+        for cell in row["columns"].values()
+    ]
     return "; ".join(str(line) for line in lines)
 
 
 def tables(found: Found) -> list[Table]:
     """All tables of a run."""
-    shown = [table(found), *[differences_table(found, name) for name, rows in found["differences"].items() if rows]]
+    shown = [
+        table(found),
+        *[differences_table(found, name) for name, rows in found["differences"].items() if rows],
+    ]
     return [*shown, sinusoid_table(found)] if "sinusoid" in found else shown
 
 
 def table(found: Found) -> Table:
     """Accuracy by method and column, with inner steps and the numbers of a task."""
     columns = list(next(iter(found["rows"].values()))["columns"])
-    result = Table(title="accuracy in %, mean ± half-width of the 95 % t-interval", caption=protocol_line(found))
+    result = Table(
+        title="accuracy in %, mean ± half-width of the 95 % t-interval", caption=protocol_line(found)
+    )
     result.add_column("method")
     for column in columns:
         result.add_column(column, justify="right")
     result.add_column("inner steps", justify="right")
     result.add_column("numbers a task", justify="right")
     for name, row in found["rows"].items():
-        cells = [percent(row["columns"][column]["accuracy"], row["columns"][column]["ci95"]) for column in columns]
+        cells = [
+            percent(row["columns"][column]["accuracy"], row["columns"][column]["ci95"]) for column in columns
+        ]
         steps = [str(row["chosen"][column]["steps"]) for column in columns if column in row["chosen"]]
         result.add_row(name, *cells, " / ".join(steps) or "-", str(row["parameters"]))
     return result
@@ -59,7 +69,7 @@ def differences_table(found: Found, reference: str) -> Table:
     for column in columns:
         result.add_column(column, justify="right")
     for name, cells in rows.items():
-        result.add_row(name, *[percent(*cells[column], sign=True) for column in columns])
+        result.add_row(name, *[percent(cells[column][0], cells[column][1], sign=True) for column in columns])
     return result
 
 

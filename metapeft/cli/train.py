@@ -66,7 +66,10 @@ def start(config: TrainConfig, out: Path | None, resume: bool, quiet: bool) -> i
 def plain_config(config: TrainConfig) -> dict[str, Any]:
     """The settings as JSON can say them."""
     fields = dataclasses.asdict(config)
-    return {name: str(v) if isinstance(v, Path) else [*v] if isinstance(v, tuple) else v for name, v in fields.items()}
+    return {
+        name: str(v) if isinstance(v, Path) else [*v] if isinstance(v, tuple) else v
+        for name, v in fields.items()
+    }
 
 
 def configured(stored: dict[str, Any], given: dict[str, Any] | None = None) -> TrainConfig:
@@ -74,15 +77,19 @@ def configured(stored: dict[str, Any], given: dict[str, Any] | None = None) -> T
     default = plain_config(_DEFAULT)
     for name, value in (given or {}).items():
         if value != default[name] and value != stored[name]:
-            raise ValueError(f"{name}={value!r}, but the run was started with {stored[name]!r}: leave it out, or start anew")
-    fields = {name: tuple(value) if isinstance(value, builtins.list) else value for name, value in stored.items()}
+            raise ValueError(
+                f"{name}={value!r}, but the run was started with {stored[name]!r}: leave it out, or start anew"
+            )
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, builtins.list) else value for name, value in stored.items()
+    }
     if fields.get("root") is not None:
         fields["root"] = Path(fields["root"])
     return TrainConfig(**fields)
 
 
 def _list() -> int:
-    from metapeft.experiment import METHODS
+    from metapeft.comparison import METHODS
 
     for name, method in METHODS.items():
         print(f"{name:16}{method.about}")

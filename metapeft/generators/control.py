@@ -37,8 +37,12 @@ class OtherTask(Generator):
     def start(self, seeds: Shapes, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         return self.generator.start(seeds, size, generator)
 
-    def __call__(self, parameters: Tensors, seeds: Shapes, features: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    def __call__(
+        self, parameters: Tensors, seeds: Shapes, features: Tensor, mask: Tensor | None
+    ) -> dict[str, Tensor]:
         if features.shape[0] < 2:
-            raise ValueError("the batch has one task, there is no other to take features from: tasks_per_batch >= 2")
+            raise ValueError(
+                "the batch has one task, there is no other to take features from: tasks_per_batch >= 2"
+            )
         rolled = None if mask is None else mask.roll(1, 0)
         return self.generator(parameters, seeds, features.roll(1, 0), rolled)

@@ -16,7 +16,9 @@ from metapeft.report.pictures import episode_grid
 from metapeft.report.regression import fits as draw_fits
 
 
-def write(folder: Path, environment: Mapping[str, Any], found: dict[str, Any], samplers: Mapping[str, Any]) -> Path:
+def write(
+    folder: Path, environment: Mapping[str, Any], found: dict[str, Any], samplers: Mapping[str, Any]
+) -> Path:
     """Write `report.html` into a run folder, from what its `results.json` holds; returns the file.
 
     Args:
@@ -27,8 +29,9 @@ def write(folder: Path, environment: Mapping[str, Any], found: dict[str, Any], s
     if "sinusoid" in found:
         sections.append(_sinusoid(found["sinusoid"]))
     config = found["config"]
+    episodes = f"{config['ways']}-way {config['shots']}-shot"
     facts = {
-        "data": f"{config['data']}, {config['ways']}-way {config['shots']}-shot, {config['backbone']} of width {config['width']}",
+        "data": f"{config['data']}, {episodes}, {config['backbone']} of width {config['width']}",
         "seed": str(config["seed"]),
         "commit": str(environment.get("commit") or "not from a checkout"),
         "machine": f"{environment.get('cpu')}, {environment.get('threads')} threads",
@@ -40,7 +43,10 @@ def write(folder: Path, environment: Mapping[str, Any], found: dict[str, Any], s
 def _accuracy(found: dict[str, Any]) -> Section:
     rows = found["rows"]
     groups = {
-        column: {name: (row["columns"][column]["accuracy"], row["columns"][column]["ci95"]) for name, row in rows.items()}
+        column: {
+            name: (row["columns"][column]["accuracy"], row["columns"][column]["ci95"])
+            for name, row in rows.items()
+        }
         for column in COLUMNS
     }
     protocol = protocol_line(found)
@@ -60,7 +66,10 @@ def _accuracy(found: dict[str, Any]) -> Section:
         tables.append(
             Table(
                 [f"minus {reference}", *COLUMNS],
-                [[name, *[percent(*cells[column], sign=True) for column in COLUMNS]] for name, cells in others.items()],
+                [
+                    [name, *[percent(cells[column][0], cells[column][1], sign=True) for column in COLUMNS]]
+                    for name, cells in others.items()
+                ],
                 "points, paired over the same episodes, 95 % t-intervals",
             )
         )
@@ -94,7 +103,9 @@ def _series(log: list[dict[str, Any]], name: str) -> tuple[list[Any], list[Any]]
 
 def _ranks(found: dict[str, Any]) -> list[Section]:
     figures = [
-        Figure(rank_bars(row["ranks"], found["config"]["rank"]), f"{name}: selection variables rounded to ranks.")
+        Figure(
+            rank_bars(row["ranks"], found["config"]["rank"]), f"{name}: selection variables rounded to ranks."
+        )
         for name, row in found["rows"].items()
         if row["ranks"]
     ]
@@ -118,7 +129,8 @@ def _episodes(samplers: Mapping[str, Any]) -> Section:
 
 def _sinusoid(found: dict[str, Any]) -> Section:
     rows = [
-        [name, *[f"{mean:.3f} ± {half:.3f}" for mean, half in row.values()]] for name, row in found["rows"].items()
+        [name, *[f"{mean:.3f} ± {half:.3f}" for mean, half in row.values()]]
+        for name, row in found["rows"].items()
     ]
     counts = list(next(iter(found["rows"].values())))
     table = Table(["mean squared error", *[f"{count} steps" for count in counts]], rows, found["protocol"])

@@ -119,7 +119,9 @@ def convolve_dense(options: Spatial, x: Tensor, weights: Tensor, bias: Tensor | 
     return y if bias is None else y + bias.view(-1, *[1] * (y.dim() - 2))
 
 
-def convolve_low_rank(options: Spatial, x: Tensor, weight: Tensor, bias: Tensor | None, update: Update) -> Tensor:
+def convolve_low_rank(
+    options: Spatial, x: Tensor, weight: Tensor, bias: Tensor | None, update: Update
+) -> Tensor:
     """`W0 * x + up (down * x)`: beside the shared convolution a spatial map to a few channels and a pointwise one.
 
     Every group of the layer sees the same `down`; group `g` of the output uses its own rows of `up`. Where the
@@ -132,9 +134,13 @@ def convolve_low_rank(options: Spatial, x: Tensor, weight: Tensor, bias: Tensor 
     rows, positions = x.shape[0], base.shape[2:].numel()
     if groups > 1:  # the groups of an input become rows of their own
         x = torch.unflatten(x, 1, (groups, -1)).flatten(0, 1)
-    hidden = _down(replace(options, groups=1, explicit=()), x, update.down, positions)  # (rows*groups, channels, L)
+    hidden = _down(
+        replace(options, groups=1, explicit=()), x, update.down, positions
+    )  # (rows*groups, channels, L)
     if groups == 1:  # one product a task, on rows of positions
-        by_position = update.mix(hidden.transpose(1, 2).reshape(tasks, rows // tasks * positions, hidden.shape[1]))
+        by_position = update.mix(
+            hidden.transpose(1, 2).reshape(tasks, rows // tasks * positions, hidden.shape[1])
+        )
         flat = base.flatten(2).transpose(1, 2).reshape(tasks, -1, base.shape[1])
         y = torch.baddbmm(flat, by_position, update.up.transpose(1, 2))
         return torch.unflatten(y.view(rows, positions, y.shape[2]).transpose(1, 2), 2, base.shape[2:])

@@ -26,7 +26,8 @@ def copied(
     Returns: the copy, and the names of the parameters that an outer loop may train: those that asked for
         gradients, less a dropped classifier's.
     """
-    module = copy.deepcopy(model.module).to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    module = copy.deepcopy(model.module).to(device=device, dtype=dtype)
+    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
     dropped = (
         set()
         if keep_classifier or model.classifier is None

@@ -11,10 +11,11 @@ from metapeft.cli import run
 from metapeft.cli.train import configured, plain_config
 from metapeft.config import TrainConfig
 
-TINY = (
-    "--width 4 --pretrain-steps 2 --steps 2 --tasks-per-step 1 --episodes 2 --validation-episodes 2 --queries 2 "
-    "--inner-lrs 0.01 --inner-steps 1 --sinusoid-steps 2 --quiet"
-).split()
+TINY = [
+    *("--width", "4", "--pretrain-steps", "2", "--steps", "2", "--tasks-per-step", "1", "--episodes", "2"),
+    *("--validation-episodes", "2", "--queries", "2", "--inner-lrs", "0.01", "--inner-steps", "1"),
+    *("--sinusoid-steps", "2", "--quiet"),
+]
 
 
 def shell(*arguments, **options):
@@ -33,7 +34,9 @@ def test_help_lists_the_commands_without_loading_torch():
         assert f" {command} " in found.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "bench", "ranks", "data", "episodes", "export", "report"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "bench", "ranks", "data", "episodes", "export", "report"]
+)
 def test_every_command_has_help_with_its_options(command, capsys):
     assert run([command, "--help"]) == 0
     assert "Usage: metapeft" in capsys.readouterr().out
@@ -70,7 +73,7 @@ def test_bad_input_gives_one_sentence_and_exit_code_2(arguments, sentence, tmp_p
 
 def test_options_come_from_a_file_and_unknown_ones_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "good.toml").write_text('list = true\nways = 3\n')
+    (tmp_path / "good.toml").write_text("list = true\nways = 3\n")
     assert run(["--config", "good.toml", "train"]) == 0
     assert "metapeft" in capsys.readouterr().out
     (tmp_path / "bad.toml").write_text("wayz = 3\n")
