@@ -107,8 +107,8 @@ def load(
         if found is None or list(found.shape) != shape:
             what = "no such tensor" if found is None else f"shape {tuple(found.shape)}"
             raise ValueError(
-                f"the run has {name} of shape {tuple(shape)}, what was built has {what}: backbone= is another "
-                "network than that of the run, or was changed after it was made"
+                f"the run has {name} of shape {tuple(shape)}, what was built has {what}: backbone= is "
+                "another network than that of the run, or was changed after it was made"
             )
     learner.load_state(state)
     return learner
@@ -128,9 +128,7 @@ def _backbone(spec: Mapping[str, Any], given: nn.Module | None) -> nn.Module:
         specs.refuse_difference("backbone", dict(spec), specs.of_backbone(given))
         return given
     if "custom" in spec:
-        raise ValueError(
-            f"backbone= is missing: the run had a {spec['custom']}, a module of your own"
-        )
+        raise ValueError(f"backbone= is missing: the run had a {spec['custom']}, a module of your own")
     module: nn.Module = backbones.registry.resolve(spec["name"])(**spec["arguments"])
     return module
 

@@ -99,17 +99,18 @@ def groups(learner: Learner, starts: Mapping[str, Tensor]) -> dict[str, Mapping[
     if learner.selection is not None:
         found["selection"] = learner.selection.start(learner.model.sites)
     if learner.inner is not None:
-        found["rates"] = _rates(learner.inner, starts, learner.adapted, learner.adapts_head)
+        like = next(learner.model.backbone.parameters())
+        found["rates"] = _rates(learner.inner, starts, learner.adapted, learner.adapts_head, like)
     return found
 
 
 def _rates(
-    solver: Solver, starts: Mapping[str, Tensor], adapted: Sequence[str], head: bool
+    solver: Solver, starts: Mapping[str, Tensor], adapted: Sequence[str], head: bool, like: Tensor
 ) -> dict[str, Tensor]:
     """First values of the solver's rates by inner variable; a head's have axes of 1 for ways and features."""
     moved = {name: starts[name] for name in adapted}
     if head:
-        moved.update(zip(HEAD, (torch.zeros(1, 1, 1), torch.zeros(1, 1))))
+        moved.update(zip(HEAD, (like.new_zeros(1, 1, 1), like.new_zeros(1, 1))))
     return {name.removeprefix("rates."): value for name, value in solver.rates(moved).items()}
 
 
@@ -142,8 +143,11 @@ def check_parts(learner: Learner) -> None:
             raise ValueError(
                 "inner= has nothing to move: no factor is adapted and the head is not an inner one"
             )
-    if not learner.head.differentiable and learner.outer:
-        raise ValueError(f'head="{head}" is for evaluation only: train with another, outer=() here')
+    if not learner.head.differentiable and (learner.outer or inner is not None):
+        raise ValueError(
+            f'head="{head}" has no gradients and is for evaluation only: outer=() and inner=None here, train and '
+            "adapt with another"
+        )
     if learner.generator is not None and not learner.seeds:
         raise ValueError("generator= has no seed to write: use a format with one, CP or TensorRing")
     clash = [name for name in learner.adapted if name in learner.seeds]

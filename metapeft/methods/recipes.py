@@ -123,7 +123,7 @@ def boil(backbone: nn.Module, **options: Any) -> Learner:
 
 
 def protonet(backbone: nn.Module, *, norm: str = "running", **options: Any) -> Learner:
-    """Prototypical networks: nothing adapts; classes are the means of their features. Source: Snell et al. 2017.
+    """Prototypical networks: nothing adapts, classes are means of features. Source: Snell et al. 2017.
 
     Example:
         >>> import metapeft as mp
@@ -162,7 +162,7 @@ def sr_lora(
     head: str = "prototype-init",
     **options: Any,
 ) -> Learner:
-    """SR + LoRA: a backbone from `mp.pretrain`, LoRA and a head fitted to each task at test; nothing is meta-trained.
+    """SR + LoRA: a backbone from `mp.pretrain`, LoRA and a head fitted at test; nothing is meta-trained.
 
     Source: the baseline of Block et al. 2025, arXiv 2410.22264.
 
@@ -298,7 +298,7 @@ def metapeft(
     generator: Any = "default",
     **options: Any,
 ) -> Learner:
-    """The whole: seeds generated from the support set, terms selected, factors adapted from the generated start.
+    """The whole: seeds generated from the support set, terms selected, factors adapted from that start.
 
     Args:
         format: `CP(rank=4)` unless said; `TensorRing` likewise.

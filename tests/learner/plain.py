@@ -1,4 +1,4 @@
-"""An independent computation of what a learner does: a plain loop over tasks in torch.func, on merged weights.
+"""An independent computation of what a learner does: a plain loop over tasks, on merged weights.
 
 Nothing of it batches tasks, and nothing of it uses the library's objectives, engines or attached forward: an
 update is added to W0 by its formula, the plain module runs through `functional_call`, the inner loop is SGD.
@@ -19,7 +19,7 @@ Tensors = dict[str, Tensor]
 
 
 class Net(nn.Module):
-    """A convolution, a batch norm and a classifier, with smooth activations, so that all derivatives exist."""
+    """A convolution, a batch norm and a classifier; activations are smooth, so that all derivatives exist."""
 
     def __init__(self, ways: int = 3, norm: bool = True, seed: int = 0) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ SOLVED = mp.hypergradients
         ("recompute", SGD(2, 0.1)),
         (SOLVED.Truncated(window=2), SGD(2, 0.1)),
         ("finite-difference", SGD(1, 0.1)),
-        (SOLVED.CG(iterations=200), SGD(600, 0.1, proximal=3.0)),
+        (SOLVED.CG(iterations=50), SGD(40, 0.2, proximal=4.0)),
     ],
     ids=["unroll", "recompute", "truncated", "finite-difference", "cg"],
 )
@@ -72,17 +72,17 @@ def test_forward_mode_agrees(norm: str) -> None:
     assert_same(dict(second.grads), dict(first.grads), 1e-9)
 
 
-@pytest.mark.parametrize("method", [SOLVED.CG(iterations=300), "exact", SOLVED.Neumann(terms=2000, lr=0.1)])
+@pytest.mark.parametrize("method", [SOLVED.CG(iterations=60), "exact", SOLVED.Neumann(terms=60, lr=0.2)])
 def test_implicit_engines_reach_the_unrolled_limit(method: Any) -> None:
     """At a stationary point with a strong proximal term both are the derivative of the same solution."""
     options: dict[str, Any] = {
-        "inner": SGD(400, 0.1, proximal=4.0), "head": "prototype-init", "outer": ("weights", "factors"),
+        "inner": SGD(40, 0.2, proximal=4.0), "head": "prototype-init", "outer": ("weights", "factors"),
     }  # fmt: skip
     batch = images()
     first, second = (
         learner_of("lora", hypergradient=m, **options)[0].hypergradient(batch) for m in ("unroll", method)
     )
-    # 400 steps shrink the error by at least (1 - 0.4)^400; what is left is the tolerance of the linear solve
+    # each step shrinks the error to about (1 - 0.2 * 4); what is left is the tolerance of the linear solve
     assert_same(dict(second.grads), dict(first.grads), 1e-6)
 
 
