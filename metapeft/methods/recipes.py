@@ -75,7 +75,14 @@ def fomaml(backbone: nn.Module, **options: Any) -> Learner:
 
 
 def meta_sgd(backbone: nn.Module, *, steps: int = 1, lr: float = 0.1, **options: Any) -> Learner:
-    """Meta-SGD: MAML with a learned rate for every element. Source: Li et al. 2017, arXiv 1707.09835."""
+    """Meta-SGD: MAML with a learned rate for every element. Source: Li et al. 2017, arXiv 1707.09835.
+
+    Example:
+        >>> import metapeft as mp
+        >>> learner = meta_sgd(mp.backbones.mlp(4, 3, hidden=(8,)))
+        >>> tuple(learner.variables["rates.classifier.weight.delta"].shape)  # (steps, *start)
+        (1, 1, 3, 8)
+    """
     options = {"inner": SGD(steps, lr, rates="element"), "outer": ("weights", "rates"), **options}
     return maml(backbone, **{"name": "meta-sgd", **options})
 
@@ -85,6 +92,12 @@ def reptile(backbone: nn.Module, **options: Any) -> Learner:
 
     As published it adapts to all data of a task: `inner_data="both"`.
     Source: Nichol et al. 2018, arXiv 1803.02999, algorithm 1.
+
+    Example:
+        >>> import metapeft as mp
+        >>> learner = reptile(mp.backbones.mlp(4, 3, hidden=(8,)))
+        >>> learner.method, learner.inner_data
+        ('reptile', 'both')
     """
     return maml(backbone, **{"hypergradient": "reptile", "inner_data": "both", "name": "reptile", **options})
 
@@ -95,6 +108,11 @@ def imaml(
     """iMAML: full updates held near 0 by a proximal term, differentiated implicitly with conjugate gradients.
 
     Source: Rajeswaran et al. 2019, arXiv 1909.04630, algorithm 1; `proximal` is its lambda.
+
+    Example:
+        >>> import metapeft as mp
+        >>> imaml(mp.backbones.mlp(4, 3, hidden=(8,))).engine.iterations
+        5
     """
     options = {"inner": SGD(steps, lr, proximal=proximal), "hypergradient": CG(iterations=5), **options}
     return maml(backbone, **{"name": "imaml", **options})
@@ -138,6 +156,11 @@ def r2d2(backbone: nn.Module, *, norm: str = "running", **options: Any) -> Learn
     """R2-D2: a ridge regression on the features, whose penalty and scale are learned with W0.
 
     Source: Bertinetto et al. 2019, arXiv 1805.08136.
+
+    Example:
+        >>> import metapeft as mp
+        >>> r2d2(mp.backbones.mlp(4, 3, hidden=(8,))).outer
+        ('weights', 'head')
     """
     options = {"head": "ridge", "outer": ("weights", "head"), **options}
     return recipe(backbone, {}, options.pop("name", "r2d2"), norm=norm, **options)
