@@ -23,6 +23,7 @@ from metapeft.inner.loop import solve
 from metapeft.inner.solver import Solver
 from metapeft.items import Items, moved, number_of_ways, row_loss
 from metapeft.objectives import Objectives
+from metapeft.precision import check_autocast
 from metapeft.updates import registry as update_registry
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.copying import copied, viewed
@@ -53,6 +54,7 @@ class Learner:
         loss: `loss(outputs (rows, ...), targets (rows, ...), reduction="none")`, one value a row.
         test_steps: inner steps outside training; None for those of `inner`.
         device, dtype: of the learner's copies; None for the backbone's.
+        autocast: `torch.bfloat16` for forwards in that type, with float32 weights, inner variables and losses.
         seed: of the generator's random start.
         name: what tables call it.
 
@@ -87,6 +89,7 @@ class Learner:
         test_steps: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        autocast: torch.dtype | None = None,
         seed: int = 0,
         name: str = "learner",
     ) -> None:
@@ -107,6 +110,8 @@ class Learner:
         self.source = model
         self.model, self.trainable = copied(model, self.head_name == "learned", device, dtype)
         self.dropped = [] if self.head_name == "learned" else roles.classifier_parameters(self.model)
+        check_autocast(autocast, self._like)
+        self.autocast = autocast
         self._name_variables()
         roles.check_parts(self)
         roles.check_engine(self)

@@ -96,6 +96,7 @@ def load(
         test_steps=settings["test_steps"],
         device=device,
         dtype=getattr(torch, settings["dtype"]),
+        autocast=None if settings.get("autocast") is None else getattr(torch, settings["autocast"]),
         seed=settings["seed"],
         name=settings["method"],
     )

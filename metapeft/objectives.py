@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapeft.items import Items, correct, losses
+from metapeft.precision import forward_precision
+from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import leaves, mapped
 
 if TYPE_CHECKING:
@@ -189,7 +191,7 @@ class Objectives:
             options["support"] = (self.support.x, {}, self.support.mask)
         elif learner.model.norm == "transductive":
             options["mask"] = items.mask
-        return learner.body.features(items.x, {}, **options)
+        return self._forward(learner.body, items, {}, True, **options)
 
     def _compose(self, u: Tensors, w: Tensors, derived: Tensors, part: str | None) -> dict[str, Tensor]:
         """The factors that the model runs with: inner values, generated seeds or starts; then the selection.
@@ -232,7 +234,17 @@ class Objectives:
             options["support"] = (own, of_support, self.support.mask)
         elif model.norm == "transductive":
             options["mask"] = items.mask
-        return model.features(items.x, factors, **options) if features else model(items.x, factors, **options)
+        return self._forward(model, items, factors, features, **options)
+
+    def _forward(
+        self, model: AttachedModel, items: Items, factors: Tensors, features: bool, **options: Any
+    ) -> Tensor:
+        """Features or logits in the weights' type, computed in the learner's `autocast`."""
+        like = next(iter(model.parameters.values()))
+        with forward_precision(self.learner.autocast, like):
+            run = model.features if features else model
+            output: Tensor = run(items.x, factors, **options)
+        return output.to(like.dtype)
 
     def _logits(self, u: Tensors, w: Tensors, derived: Tensors, part: str) -> Tensor:
         """Logits `(T, B, N)` of the items of `part`, by the head that the learner has.

@@ -136,6 +136,7 @@ def of_learner(learner: Learner) -> dict[str, Any]:
         "generator": of(learner.generator),
         "selection": of(learner.selection),
         "inner_data": learner.inner_data,
+        "autocast": None if learner.autocast is None else str(learner.autocast).removeprefix("torch."),
         "loss": of_loss(learner.loss),
         "test_steps": learner.test_steps,
         "seed": learner.seed,

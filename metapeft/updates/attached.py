@@ -198,7 +198,10 @@ class AttachedModel:
         updates = _factors.updates_of(self.sites, factors, {**self.parameters, **weights}, tasks, items)
         call = Call(tasks, items, updates, reference, mask, features)
         if not self._checked:
-            check.first_batch(self, prepared, call)
+            with torch.autocast(
+                inputs.leaves(prepared)[0].device.type, enabled=False
+            ):  # a check needs digits
+                check.first_batch(self, prepared, call)
             self._checked = True
         output = self.execute(prepared, call, weights)
         if statistics is not None:
