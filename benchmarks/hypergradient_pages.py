@@ -29,68 +29,95 @@ def by_engine(found: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Time and peak memory of each engine at each K, the growth of memory, and cosines with the exact one."""
+    """Time and peak memory of each engine at each K, and the growth of memory."""
     engines = by_engine(found)
     counts = sorted({row["steps"] for row in found["rows"]})
     first, last = counts[0], counts[-1]
     heads = [*(f"s, K = {k}" for k in counts), *(f"MiB, K = {k}" for k in counts)]
     lines = [
-        f"| engine | {' | '.join(heads)} | MiB, K = {last} over {first} | cosine, K = {first} | K = {last} |",
-        f"| --- |{' ---: |' * (2 * len(counts) + 3)}",
+        f"| engine | {' | '.join(heads)} | MiB, K = {last} over {first} |",
+        f"| --- |{' ---: |' * (2 * len(counts) + 1)}",
     ]
     for name, rows in engines.items():
         seconds = [f"{rows[k]['seconds']:.2f}" if k in rows else "" for k in counts]
         memory = [f"{rows[k]['bytes'] / 2**20:.1f}" if k in rows else "" for k in counts]
         both = first in rows and last in rows
         growth = f"{rows[last]['bytes'] / rows[first]['bytes']:.2f}" if both else ""
-        cosine = [f"{rows[k]['cosine']:.4f}" if "cosine" in rows.get(k, {}) else "" for k in (first, last)]
-        lines.append(f"| `{name}` | {' | '.join([*seconds, *memory, growth, *cosine])} |")
+        lines.append(f"| `{name}` | {' | '.join([*seconds, *memory, growth])} |")
     where = found["environment"]
     note = (
-        f"{found['problem']}. Memory: {found['memory']}. Cosine: with the gradient of `unroll` at the same K. "
-        f"Commit {str(where['commit'])[:9]}, {where['cpu']}, one thread, torch {where['torch']}; "
-        f"from `benchmarks/results/{RESULT.name}`, by `python -m benchmarks.hypergradients run`."
+        f"{found['problem']}. Time: of the processor, one thread. Memory: {found['memory']}. Commit "
+        f"{str(where['commit'])[:9]}, {where['cpu']}, torch {where['torch']}; from "
+        f"`benchmarks/results/{RESULT.name}`, by `python -m benchmarks.hypergradients run`."
     )
-    return "\n".join([*lines, "", note])
+    return "\n".join([*lines, "", note, "", distances(found)])
+
+
+def distances(found: dict[str, Any]) -> str:
+    """Cosine with the exact gradient, and its norm relative to that, on both problems."""
+    counts = sorted({row["steps"] for row in found["distances"]})
+    lines = [
+        f"| problem | engine | {' | '.join(f'cosine (norm), K = {k}' for k in counts)} |",
+        f"| --- | --- |{' ---: |' * len(counts)}",
+    ]
+    for setting, values in found["settings"].items():
+        said = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        rows = [row for row in found["distances"] if row["setting"] == setting]
+        for name in dict.fromkeys(row["engine"] for row in rows):
+            own = {row["steps"]: row for row in rows if row["engine"] == name}
+            cells = [
+                "fails" if "failed" in own[k] else f"{own[k]['cosine']:.4f} ({own[k]['relative_norm']:.2f})"
+                for k in counts
+            ]
+            lines.append(f"| {said} | `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def figure(found: dict[str, Any], path: Path) -> None:
-    """Four panels against K: time, memory, cosine with the exact gradient, norm relative to it."""
+    """Panels against K: time, memory; distance from the exact gradient and its norm, on both problems."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "hypergradients"  # the same file for the same numbers
-    panels = {
-        "seconds": ("time of one gradient, s", 1.0),
-        "bytes": ("peak memory, MiB", 2.0**20),
-        "cosine": ("cosine with the exact gradient", 1.0),
-        "relative_norm": ("norm over that of the exact one", 1.0),
-    }
-    engines = {name: rows for name, rows in by_engine(found).items() if len(rows) > 1}
-    drawing, grid = pyplot.subplots(2, 2, figsize=(9.5, 7.2), layout="constrained")
-    for axes, (key, (label, unit)) in zip(grid.flat, panels.items()):
-        for index, (name, rows) in enumerate(engines.items()):
-            points = [(k, row[key] / unit) for k, row in sorted(rows.items()) if key in row]
-            if points and not (
-                key in ("cosine", "relative_norm") and name.startswith(("unroll", "recompute"))
-            ):
-                style = ("o-", "s--", "^:", "D-.")[index // 4 % 4]
-                axes.plot(
-                    *zip(*points), style, color=series_colour(index), markersize=4, linewidth=1.4, label=name
-                )
-        axes.set(xscale="log", xlabel="inner steps K", ylabel=label)
-        counts = sorted({row["steps"] for row in found["rows"]})
+    names = [name for name, rows in by_engine(found).items() if len(rows) > 1]
+    look = {name: (("o-", "s--", "^:", "D-.")[i // 4 % 4], series_colour(i)) for i, name in enumerate(names)}
+    counts = sorted({row["steps"] for row in found["rows"]})
+
+    def draw(axes: Any, rows: list[dict[str, Any]], value: Any, label: str, title: str = "") -> None:
+        for name in names:
+            own = sorted((row["steps"], value(row)) for row in rows if row["engine"] == name and value(row))
+            style, colour = look[name]
+            axes.plot(
+                [k for k, _ in own],
+                [y for _, y in own],
+                style,
+                color=colour,
+                markersize=4,
+                linewidth=1.3,
+                label=name,
+            )
+        axes.set(xscale="log", xlabel="inner steps K", ylabel=label, title=title)
         axes.set_xticks(counts, [str(k) for k in counts])
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
-        if key != "cosine":
-            axes.set_yscale("log")
-        if key in ("cosine", "relative_norm"):
-            axes.axhline(1.0, color="0.6", linewidth=0.8)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+
+    drawing, grid = pyplot.subplots(3, 2, figsize=(9.5, 10.0), layout="constrained")
+    draw(grid[0, 0], found["rows"], lambda row: row["seconds"], "processor time of one gradient, s")
+    draw(grid[0, 1], found["rows"], lambda row: row["bytes"] / 2**20, "peak memory, MiB")
+    for line, setting in zip(grid[1:], found["settings"]):
+        rows = [row for row in found["distances"] if row["setting"] == setting]
+        said = ", ".join(f"{name} {value:g}" for name, value in found["settings"][setting].items())
+        draw(
+            line[0], rows, lambda row: 1 - row.get("cosine", 1.0), "1 - cosine with the exact gradient", said
+        )
+        draw(line[1], rows, lambda row: row.get("relative_norm"), "norm over that of the exact one", said)
+        line[1].axhline(1.0, color="0.6", linewidth=0.8)
+    for axes in grid[:, 0].tolist() + [grid[0, 1]]:
+        axes.set_yscale("log")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     drawing.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(drawing)
 
