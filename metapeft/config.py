@@ -69,16 +69,16 @@ class TrainConfig:
     backbone: BackboneName = "conv4"
     width: int = 32
     rank: int = 4
-    pretrain_steps: int = 300
-    steps: int = 100
+    pretrain_steps: int = 250
+    steps: int = 80
     tasks_per_step: int = 4
     lr: float = 1e-3
     weights_lr: float = 3e-4
     inner_lrs: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
     inner_steps: tuple[int, ...] = (1, 3, 5, 10)
-    episodes: int = 150
+    episodes: int = 120
     validation_episodes: int = 24
-    sinusoid_steps: int = 1000
+    sinusoid_steps: int = 800
     seed: int = 0
     threads: int = 0
 
