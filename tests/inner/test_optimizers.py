@@ -1,7 +1,6 @@
 """The inner optimisers against torch.optim and higher step by step, and their gradients."""
 
-from __future__ import re
-
+import re
 import warnings
 
 import pytest
@@ -13,6 +12,13 @@ from metapeft.hypergradients import Recompute, hypergradient
 from tests.inner.problems import curved, torch_trajectory
 
 OPTIM = torch.optim
+
+
+def named(value: object) -> str:
+    """A test's id: the same in every process, so without the addresses of functions."""
+    return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", repr(value))
+
+
 PAIRS = [
     (mi.SGD(8, 0.3), OPTIM.SGD, {"lr": 0.3}),
     (mi.SGD(8, 0.3, weight_decay=0.1), OPTIM.SGD, {"lr": 0.3, "weight_decay": 0.1}),
