@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metapeft.episodes.protocol import Protocol
+from metapeft.errors import NumericalError
 from metapeft.intervals import mean_interval
 from metapeft.items import correct
 
@@ -102,6 +103,12 @@ def evaluate(
         with torch.no_grad():
             loss, logits = objectives.scored(w, derived)
         losses.append(loss.cpu())
+        bad = (~losses[-1].isfinite()).nonzero().flatten()
+        if len(bad):
+            raise NumericalError(
+                f"the loss of episode(s) {(bad + start).tolist()} is not finite: adaptation has probably diverged "
+                "(lower the inner rate), or images or weights are not finite"
+            )
         right = correct(logits, objectives.query) if objectives.query is not None else None
         if right is not None:
             hits.append(right.cpu())

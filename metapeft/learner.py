@@ -106,7 +106,7 @@ class Learner:
         self.test_steps, self.adapt_patterns = test_steps, adapt
         self.method = ("direct" if inner is None else "unroll") if hypergradient is None else hypergradient
         self.engine = resolve(self.method)
-        #: what the copies were made of, and stay comparable to
+        # what the copies were made of, and stay comparable to
         self.source = model
         self.model, self.trainable = copied(model, self.head_name == "learned", device, dtype)
         self.dropped = [] if self.head_name == "learned" else roles.classifier_parameters(self.model)
@@ -136,7 +136,7 @@ class Learner:
         roles.check_groups(self.outer, groups)
         self.trained = {n: v for n, v in self.variables.items() if n.partition(".")[0] in self.outer}
         generated = {f"factors.{name}" for name in self.seeds} if self.generator is not None else set()
-        #: outer variables that only what is derived reads
+        # outer variables that only what is derived reads
         self.only_derived = {n for n in self.trained if n in generated or n.startswith("generator.")}
 
     @property
@@ -188,8 +188,7 @@ class Learner:
     def load_state(self, given: Tensors) -> None:
         """Take over the tensors of another learner, or of a checkpoint, that both have.
 
-        Raises:
-            ValueError: no name in common, or shapes that differ; nothing is changed then.
+        Raises ValueError, and changes nothing, where no name is common or shapes differ.
         """
         state.take_over(self._own(), given, partly=True)
 

@@ -45,7 +45,9 @@ class GroupSampler:
         ValueError: a group size that the data set cannot serve.
     """
 
-    def __init__(self, dataset: Any, size: int, seed: int = 0, augment: Any = None, shift: Any = None) -> None:
+    def __init__(
+        self, dataset: Any, size: int, seed: int = 0, augment: Any = None, shift: Any = None
+    ) -> None:
         if not 1 <= size <= len(dataset):
             raise ValueError(f"size={size}: a group has 1 to {len(dataset)} images, all of the data set")
         self.dataset, self.size, self.seed = dataset, size, seed
@@ -81,9 +83,13 @@ class Pretraining:
         size = feature_size(self.model)
         like = next(self.model.backbone.parameters())
         bound = size**-0.5
-        weight = torch.empty(classes, size).uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+        weight = torch.empty(classes, size).uniform_(
+            -bound, bound, generator=torch.Generator().manual_seed(seed)
+        )
         self.variables: dict[str, Tensor] = {
-            **{f"weights.{name}": value for name, value in ((n, self.model.parameters[n]) for n in trainable)},
+            **{
+                f"weights.{name}": value for name, value in ((n, self.model.parameters[n]) for n in trainable)
+            },
             "softmax.weight": weight.to(like),
             "softmax.bias": torch.zeros(classes).to(like),
         }
@@ -103,7 +109,9 @@ class Pretraining:
             loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y).mean(1)
             return loss, {"accuracy": (logits.argmax(-1) == y).to(loss.dtype).mean(1)}
 
-        found = self._direct(Problem(outer, None, self.trained, {}, method="direct", task_axis=True, has_aux=True))
+        found = self._direct(
+            Problem(outer, None, self.trained, {}, method="direct", task_axis=True, has_aux=True)
+        )
         log = {**found.log, **found.aux, "statistics": statistics}
         return Result(found.value, found.grads, found.w, None, log)
 
@@ -113,7 +121,10 @@ class Pretraining:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
-        own = {**self.variables, **{f"buffers.{name}": value for name, value in self.model.backbone.named_buffers()}}
+        own = {
+            **self.variables,
+            **{f"buffers.{name}": value for name, value in self.model.backbone.named_buffers()},
+        }
         for name, value in own.items():
             value.copy_(state[name])
 
@@ -159,7 +170,8 @@ def pretrain(
     Example:
         >>> import metapeft as mp
         >>> from metapeft.datasets.images import ImageData
-        >>> data = ImageData(torch.randint(0, 256, (16, 1, 28, 28), dtype=torch.uint8), torch.arange(16) % 4, list("abcd"))
+        >>> images = torch.arange(16 * 784).remainder(251).view(16, 1, 28, 28).to(torch.uint8)
+        >>> data = ImageData(images, torch.arange(16) % 4, list("abcd"))
         >>> body, log = pretrain(mp.backbones.conv4(width=4), data, steps=2, group=8, groups=1, progress=False)
         >>> log[-1]["step"]
         2
@@ -183,7 +195,9 @@ def pretrain(
 
 
 @torch.no_grad()
-def calibrate(model: AttachedModel, data: Any, *, groups: int = 50, group: int = 64, seed: int = 0) -> AttachedModel:
+def calibrate(
+    model: AttachedModel, data: Any, *, groups: int = 50, group: int = 64, seed: int = 0
+) -> AttachedModel:
     """Measure batch-norm statistics afresh: the mean over `groups` groups of images.
 
     Args:
@@ -208,4 +222,3 @@ def calibrate(model: AttachedModel, data: Any, *, groups: int = 50, group: int =
             module.running_mean.copy_(mean)  # type: ignore[operator]
             module.running_var.copy_(variance)  # type: ignore[operator]
     return own
-

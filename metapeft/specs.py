@@ -65,7 +65,7 @@ def built(spec: Any, part: str) -> Any:
         LoRA(rank=2, alpha=None)
     """
     if isinstance(spec, list):
-        return [built(item, part) for item in spec]
+        return tuple(built(item, part) for item in spec)
     if not isinstance(spec, Mapping):
         return spec
     if "tensor" in spec:

@@ -39,7 +39,9 @@ class Generator:
         """Initial parameters, name -> tensor, for seeds of the given names and shapes and `size` features."""
         raise NotImplementedError(f"{type(self).__name__} gives no start")
 
-    def __call__(self, parameters: Tensors, seeds: Shapes, features: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    def __call__(
+        self, parameters: Tensors, seeds: Shapes, features: Tensor, mask: Tensor | None
+    ) -> dict[str, Tensor]:
         """What is added to each seed's start: name -> `(T, *shape)`, per input `(T, B, *shape)`.
 
         Args:

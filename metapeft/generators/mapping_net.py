@@ -60,7 +60,9 @@ class MappingNet(Generator):
             parameters[f"{name}.bias"] = torch.zeros(math.prod(shape))
         return parameters
 
-    def __call__(self, parameters: Tensors, seeds: Shapes, features: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    def __call__(
+        self, parameters: Tensors, seeds: Shapes, features: Tensor, mask: Tensor | None
+    ) -> dict[str, Tensor]:
         if self.per == "task":
             if mask is None:
                 features = features.mean(1)
@@ -70,6 +72,8 @@ class MappingNet(Generator):
         z = F.layer_norm(features, features.shape[-1:])
         hidden = F.relu(F.linear(z, parameters["hidden.weight"], parameters["hidden.bias"]))
         return {
-            name: F.linear(hidden, parameters[f"{name}.weight"], parameters[f"{name}.bias"]).unflatten(-1, shape)
+            name: F.linear(hidden, parameters[f"{name}.weight"], parameters[f"{name}.bias"]).unflatten(
+                -1, shape
+            )
             for name, shape in seeds.items()
         }

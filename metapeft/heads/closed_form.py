@@ -27,7 +27,12 @@ class Prototypes(Head):
     """
 
     def start(
-        self, features: Tensor, y: Tensor, ways: int, mask: Tensor | None = None, learned: Tensors | None = None
+        self,
+        features: Tensor,
+        y: Tensor,
+        ways: int,
+        mask: Tensor | None = None,
+        learned: Tensors | None = None,
     ) -> dict[str, Tensor]:
         return PrototypeInit().start(features, y, ways, mask)
 
@@ -66,13 +71,18 @@ class Ridge(Head):
 
     def learned(self) -> dict[str, Tensor]:
         return {
-            "log_penalty": torch.tensor(math.log(self.penalty)),
-            "log_scale": torch.tensor(math.log(self.scale)),
-            "bias": torch.tensor(float(self.bias)),
+            "log_penalty": torch.tensor(math.log(self.penalty), dtype=torch.float64),
+            "log_scale": torch.tensor(math.log(self.scale), dtype=torch.float64),
+            "bias": torch.tensor(float(self.bias), dtype=torch.float64),
         }
 
     def start(
-        self, features: Tensor, y: Tensor, ways: int, mask: Tensor | None = None, learned: Tensors | None = None
+        self,
+        features: Tensor,
+        y: Tensor,
+        ways: int,
+        mask: Tensor | None = None,
+        learned: Tensors | None = None,
     ) -> dict[str, Tensor]:
         own = self.learned() if learned is None else learned
         values = {name: value.to(features) for name, value in own.items()}
@@ -108,7 +118,12 @@ class KNN(Head):
             raise ValueError(f"k={self.k!r}: the number of neighbours is a whole number of at least 1")
 
     def start(
-        self, features: Tensor, y: Tensor, ways: int, mask: Tensor | None = None, learned: Tensors | None = None
+        self,
+        features: Tensor,
+        y: Tensor,
+        ways: int,
+        mask: Tensor | None = None,
+        learned: Tensors | None = None,
     ) -> dict[str, Tensor]:
         rows = one_hot(y, ways, mask, features)
         return {"head.features": features, "head.labels": rows}
@@ -126,5 +141,3 @@ class KNN(Head):
         own = labels.unsqueeze(1).expand(-1, features.shape[1], -1, -1)
         chosen = own.gather(2, index.unsqueeze(-1).expand(*index.shape, labels.shape[-1]))
         return (chosen * votes.unsqueeze(-1)).sum(2)
-
-

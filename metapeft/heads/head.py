@@ -35,7 +35,12 @@ class Head:
         return {}
 
     def start(
-        self, features: Tensor, y: Tensor, ways: int, mask: Tensor | None = None, learned: Tensors | None = None
+        self,
+        features: Tensor,
+        y: Tensor,
+        ways: int,
+        mask: Tensor | None = None,
+        learned: Tensors | None = None,
     ) -> dict[str, Tensor]:
         """The head's tensors for each task: `head.weight (T, N, F)` and `head.bias (T, N)`."""
         raise NotImplementedError(f"{type(self).__name__} gives no start")

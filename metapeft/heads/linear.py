@@ -36,7 +36,12 @@ class Zero(Head):
     inner: ClassVar[bool] = True
 
     def start(
-        self, features: Tensor, y: Tensor, ways: int, mask: Tensor | None = None, learned: Tensors | None = None
+        self,
+        features: Tensor,
+        y: Tensor,
+        ways: int,
+        mask: Tensor | None = None,
+        learned: Tensors | None = None,
     ) -> dict[str, Tensor]:
         tasks, _, width = features.shape
         bias = absent_bias(one_hot(y, ways, mask, features))
@@ -61,7 +66,12 @@ class PrototypeInit(Head):
     inner: ClassVar[bool] = True
 
     def start(
-        self, features: Tensor, y: Tensor, ways: int, mask: Tensor | None = None, learned: Tensors | None = None
+        self,
+        features: Tensor,
+        y: Tensor,
+        ways: int,
+        mask: Tensor | None = None,
+        learned: Tensors | None = None,
     ) -> dict[str, Tensor]:
         rows = one_hot(y, ways, mask, features)
         centre = class_means(features, rows)

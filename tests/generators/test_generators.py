@@ -1,0 +1,103 @@
+"""The mapping net by its formula, its start, masks, and the control that feeds it another task."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import metapeft as mp
+from metapeft.generators import MappingNet, OtherTask
+from tests.learner.helpers import images, learner_of
+
+SEEDS = {"a.seed": (3,), "b.seed": (2, 2)}
+
+
+def parameters(net: MappingNet) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    start = net.start(SEEDS, 5, random)
+    return {name: torch.randn(value.shape, generator=random) for name, value in start.items()}
+
+
+def test_the_formula_per_task_and_per_input() -> None:
+    features = torch.randn(2, 4, 5)
+    for per in ("task", "input"):
+        net = MappingNet(hidden=6, per=per)
+        p = parameters(net)
+        found = net(p, SEEDS, features, None)
+        for t in range(2):
+            for b in range(4):
+                z = features[t].mean(0) if per == "task" else features[t, b]
+                z = (z - z.mean()) / (z.var(correction=0) + 1e-5).sqrt()
+                h = torch.relu(p["hidden.weight"] @ z + p["hidden.bias"])
+                own = (p["b.seed.weight"] @ h + p["b.seed.bias"]).reshape(2, 2)
+                torch.testing.assert_close(
+                    found["b.seed"][t] if per == "task" else found["b.seed"][t, b], own
+                )
+
+
+def test_training_starts_as_lora() -> None:
+    net = MappingNet(hidden=6)
+    start = net.start(SEEDS, 5, torch.Generator().manual_seed(0))
+    assert all(
+        float(value.abs().max()) == 0 for value in net(start, SEEDS, torch.randn(2, 4, 5), None).values()
+    )
+    again = net.start(SEEDS, 5, torch.Generator().manual_seed(0))
+    assert all(torch.equal(value, again[name]) for name, value in start.items())
+
+
+def test_masked_items_do_not_count() -> None:
+    net, features = MappingNet(hidden=6), torch.randn(2, 4, 5)
+    mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    found = net(parameters(net), SEEDS, features, mask)
+    first = net(parameters(net), SEEDS, features[:1, :2], None)
+    torch.testing.assert_close(found["a.seed"][:1], first["a.seed"])
+
+
+def test_the_control_feeds_the_next_tasks_features() -> None:
+    net, features = MappingNet(hidden=6), torch.randn(3, 4, 5)
+    p = parameters(net)
+    own, other = net(p, SEEDS, features, None), OtherTask(net)(p, SEEDS, features, None)
+    torch.testing.assert_close(other["a.seed"], own["a.seed"][[2, 0, 1]])
+    with pytest.raises(ValueError, match="no other"):
+        OtherTask(net)(p, SEEDS, features[:1], None)
+
+
+def test_features_of_a_module_of_its_own() -> None:
+    own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 7)).double()
+    net = MappingNet(hidden=4, features=own, size=7)
+    learner, _ = learner_of(
+        "cp", inner=mp.inner.SGD(1, 0.1), head="prototype-init", generator=net, outer=("generator",)
+    )
+    batch = images()
+    found = learner.objectives(batch, training=True).generator_features["seed"]
+    expected = torch.stack([own(batch.support_x[t]) for t in range(2)]).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert not found.requires_grad
+    assert learner.hypergradient(batch).grads["generator.hidden.weight"].shape == (4, 7)
+    assert all(value.grad is None for value in own.parameters())
+    with pytest.raises(ValueError, match="size="):
+        MappingNet(features=own)
+
+
+@pytest.mark.parametrize("change", [{"hidden": 0}, {"hidden": True}, {"per": "tasks"}])
+def test_bad_settings(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        MappingNet(**change)  # type: ignore[arg-type]
+
+
+def test_seeds_follow_the_current_weights_without_a_gradient() -> None:
+    """Features come from the body with the current W0; W0 gets no gradient through them."""
+    learner, net = learner_of("cp", head="prototypes", generator=MappingNet(hidden=4), outer=("generator",))
+    batch = images()
+    before = learner.objectives(batch, training=False).generator_features["seed"]
+    torch.testing.assert_close(
+        before,
+        torch.stack([net.eval().features(batch.support_x[t]) for t in range(2)]).detach(),
+        rtol=1e-12,
+        atol=0,
+    )
+    learner.variables["weights.hidden.weight"].mul_(2.0)
+    after = learner.objectives(batch, training=False).generator_features["seed"]
+    assert not torch.allclose(before, after)
+    assert F.layer_norm(after, after.shape[-1:]).shape == before.shape

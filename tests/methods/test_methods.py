@@ -1,0 +1,170 @@
+"""Each recipe is the row of the table: which tensors are frozen, outer, inner and generated, by which gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import metapeft as mp
+from tests.conftest import import_peer
+from tests.learner.helpers import assert_same, images
+
+W0, RATES = "weights", "rates"
+# name -> formats, adapted factors, outer groups, generated, hypergradient, head, norm
+TABLE: dict[str, tuple[set[str], str, set[str], bool, str, str]] = {
+    "maml": ({"Full"}, "all", {W0}, False, "unroll", "learned"),
+    "meta-sgd": ({"Full"}, "all", {W0, RATES}, False, "unroll", "learned"),
+    "fomaml": ({"Full"}, "all", {W0}, False, "first-order", "learned"),
+    "reptile": ({"Full"}, "all", {W0}, False, "reptile", "learned"),
+    "imaml": ({"Full"}, "all", {W0}, False, "CG", "learned"),
+    "anil": ({"Full"}, "head", {W0}, False, "unroll", "learned"),
+    "boil": ({"Full"}, "body", {W0}, False, "unroll", "learned"),
+    "protonet": (set(), "none", {W0}, False, "direct", "prototypes"),
+    "r2d2": (set(), "none", {W0, "head"}, False, "direct", "ridge"),
+    "centroids": (set(), "none", set(), False, "direct", "prototypes"),
+    "sr-lora": ({"LoRA"}, "body", set(), False, "unroll", "prototype-init"),
+    "lora-ml": ({"LoRA"}, "body", {W0, "factors", RATES}, False, "unroll", "prototype-init"),
+    "autolora": ({"LoRA"}, "body", {"selection"}, False, "unroll", "prototype-init"),
+    "metalora-cp": ({"CP"}, "none", {"factors", "generator"}, True, "direct", "prototypes"),
+    "metalora-tr": ({"TensorRing"}, "none", {"factors", "generator"}, True, "direct", "prototypes"),
+    "metapeft": (
+        {"CP"}, "body", {W0, "factors", "generator", "selection", RATES}, True, "unroll", "prototype-init",
+    ),
+}  # fmt: skip
+
+
+def body() -> torch.nn.Module:
+    return mp.backbones.conv4(ways=3, channels=1, width=4, size=16)
+
+
+def make(name: str, **options: Any) -> mp.Learner:
+    if name == "autolora":
+        options = {"targets": "conv*", **options}
+    if name == "imaml":  # so strong that the inner problem of this network with random weights is convex
+        options = {"proximal": 50.0, "lr": 0.01, **options}
+    learner: mp.Learner = mp.methods.registry.resolve(name)(body(), **options)
+    return learner
+
+
+def test_every_row_of_the_table_is_a_method() -> None:
+    assert set(TABLE) <= set(mp.methods.registry.names)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_roles(name: str) -> None:
+    formats, adapted, outer, generated, method, head = TABLE[name]
+    learner = make(name)
+    assert {type(site.format).__name__ for site in learner.model.sites.values()} == formats
+    of_head = {factor for factor in learner.factor_names if factor.startswith("classifier")}
+    expected = {
+        "all": set(learner.factor_names), "none": set(), "head": of_head, "body": set(learner.factor_names) - of_head,
+    }[adapted]  # fmt: skip
+    assert set(learner.adapted) == expected
+    assert (adapted == "none") or learner.adapted
+    assert ("head" in adapted or adapted == "all") == bool(of_head & set(learner.adapted))
+    assert set(learner.outer) == outer
+    assert (learner.generator is not None) == generated
+    said = learner.method if isinstance(learner.method, str) else type(learner.method).__name__
+    assert said == method
+    assert learner.head_name == head
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_each_one_trains_and_predicts(name: str) -> None:
+    learner = make(name)
+    batch = images()
+    x = torch.nn.functional.interpolate(batch.support_x.flatten(0, 1), size=16).unflatten(0, (2, -1)).float()
+    batch = dataclasses.replace(batch, support_x=x, query_x=x.flip(1), query_y=batch.support_y.flip(1))
+    if learner.outer:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # iMAML at a point that is not converged says so
+            found = learner.hypergradient(batch)
+        assert set(found.grads) == set(learner.trained)
+        assert all(bool(value.isfinite().all()) for value in found.grads.values())
+    assert learner.adapt_many(x, batch.support_y)(x).shape == (2, 6, 3)
+
+
+def test_published_lora_ml_is_an_envelope_on_all_data() -> None:
+    learner = make("lora-ml", hypergradient="envelope", inner_data="both", inner=mp.inner.SGD(2, 0.1))
+    assert learner.outer == ("weights",)
+    mp.BilevelTrainer(learner, warm_start=True, progress=False)
+
+
+def test_parts_of_metapeft_can_be_switched_off() -> None:
+    assert make("metapeft", generator=None).outer == ("weights", "factors", "selection", "rates")
+    assert make("metapeft", selection=None).outer == ("weights", "factors", "generator", "rates")
+    assert make("metapeft", inner=mp.inner.SGD(1, 0.1)).outer == (
+        "weights",
+        "factors",
+        "generator",
+        "selection",
+    )
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(TypeError, match="ranks"):
+        make("lora-ml", ranks=3)
+
+
+def test_imaml_is_its_formula() -> None:
+    """`(I + H / lambda)^-1 grad` at the point where the proximal inner problem is solved (its eq. 6)."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).double()
+    batch, lam = images(tasks=1), 2.0
+    learner = mp.methods.imaml(
+        net,
+        steps=400,
+        lr=0.2,
+        proximal=lam,
+        hypergradient=mp.hypergradients.CG(iterations=100),
+        norm="running",
+    )
+    found = learner.hypergradient(batch)
+    moved = {name: value[0] for name, value in found.w.items()}
+    point = torch.cat([(p + moved[f"{n}.delta"]).flatten() for n, p in net.named_parameters()]).detach()
+
+    def loss(theta: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(F.linear(x.flatten(1), theta[:48].view(3, 16), theta[48:]), y)
+
+    support = batch.support_x[0], batch.support_y[0]
+    hessian = torch.autograd.functional.hessian(lambda theta: loss(theta, *support), point)
+    grad = torch.func.grad(lambda theta: loss(theta, batch.query_x[0], batch.query_y[0]))(point)
+    expected = torch.linalg.solve(torch.eye(51).double() + hessian / lam, grad)
+    own = torch.cat([found.grads[f"weights.{n}"].flatten() for n, _ in net.named_parameters()])
+    torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-9)  # both solves end at about 1e-10
+
+
+def test_maml_agrees_with_higher() -> None:
+    higher = pytest.importorskip("higher")
+    net, batch = body().double(), images(tasks=2)
+    x = F.interpolate(batch.support_x.flatten(0, 1), size=16).unflatten(0, (2, -1))
+    batch = dataclasses.replace(batch, support_x=x, query_x=x.flip(2))
+    found = mp.methods.maml(net, steps=2, lr=0.1, norm="transductive").hypergradient(batch)
+    net.train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for t in range(2):
+        with higher.innerloop_ctx(net, optimizer, copy_initial_weights=False) as (fast, steps):
+            for _ in range(2):
+                steps.step(F.cross_entropy(fast(batch.support_x[t]), batch.support_y[t]))
+            (F.cross_entropy(fast(batch.query_x[t]), batch.query_y[t]) / 2).backward()
+    assert_same(dict(found.grads), {f"weights.{n}": p.grad for n, p in net.named_parameters()}, 1e-7)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("first_order", [False, True])
+def test_maml_agrees_with_learn2learn(first_order: bool) -> None:
+    learn2learn = import_peer("learn2learn")
+    net, batch = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).double(), images(tasks=2)
+    recipe = mp.methods.fomaml if first_order else mp.methods.maml
+    found = recipe(net, steps=2, lr=0.1, norm="running").hypergradient(batch)
+    peer = learn2learn.algorithms.MAML(net, lr=0.1, first_order=first_order)
+    for t in range(2):
+        clone = peer.clone()
+        for _ in range(2):
+            clone.adapt(F.cross_entropy(clone(batch.support_x[t]), batch.support_y[t]))
+        (F.cross_entropy(clone(batch.query_x[t]), batch.query_y[t]) / 2).backward()
+    assert_same(dict(found.grads), {f"weights.{n}": p.grad for n, p in net.named_parameters()})

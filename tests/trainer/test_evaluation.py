@@ -1,0 +1,115 @@
+"""Evaluations: intervals, pairs, protocols; tuning on them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import metapeft as mp
+from metapeft.intervals import mean_interval
+from metapeft.tuning import grid, tune
+from tests.trainer.helpers import learner, sampler
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=50), st.sampled_from([0.8, 0.95, 0.99]))
+def test_intervals_are_scipys(values: list[float], level: float) -> None:
+    mean, half = mean_interval(torch.tensor(values, dtype=torch.float64), level)
+    error = scipy.stats.sem(values)
+    expected = error * scipy.stats.t.ppf(0.5 + level / 2, len(values) - 1)
+    assert mean == pytest.approx(sum(values) / len(values), rel=1e-12, abs=1e-300)
+    assert half == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_one_episode_has_no_interval() -> None:
+    assert mean_interval(torch.tensor([0.5]))[1] == math.inf
+
+
+def test_an_evaluation_and_its_protocol() -> None:
+    own = learner()
+    result = mp.evaluate(own, sampler("val"), 7, steps=3, tasks_per_batch=3)
+    assert result.values.shape == (7,)
+    assert result.accuracy == pytest.approx(float(result.values.mean()), rel=1e-6)
+    protocol = result.protocol
+    assert protocol is not None
+    assert (protocol.ways, protocol.shots, protocol.queries, protocol.episodes) == (3, 1, 2, 7)
+    assert (protocol.split, protocol.norm, protocol.head, protocol.inner_steps) == (
+        "val",
+        "support",
+        "prototype-init",
+        3,
+    )
+    single = mp.evaluate(own, sampler("val"), 7, steps=3, tasks_per_batch=1)
+    torch.testing.assert_close(single.losses, result.losses, rtol=1e-4, atol=1e-5)
+
+
+def test_comparisons_are_paired() -> None:
+    own = learner()
+    a, b = (mp.evaluate(own, sampler("val"), 9, steps=steps) for steps in (0, 5))
+    found = mp.compare(a, b)
+    paired = scipy.stats.ttest_rel(a.values.double(), b.values.double()).confidence_interval(0.95)
+    assert found.difference == pytest.approx((paired.low + paired.high) / 2, abs=1e-12)
+    assert found.ci95 == pytest.approx((paired.high - paired.low) / 2, rel=1e-6)
+    same = mp.compare(a, a)
+    assert (same.difference, same.ci95) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"episodes": 8},
+        {"sampler": mp.EpisodeSampler(sampler("val").dataset, 3, 1, 2, seed=4)},
+        {"sampler": sampler()},
+    ],
+)
+def test_only_the_same_episodes_are_compared(other: dict[str, Any]) -> None:
+    own = learner("protonet")
+    a = mp.evaluate(own, sampler("val"), 9)
+    b = mp.evaluate(own, other.get("sampler", sampler("val")), other.get("episodes", 9))
+    with pytest.raises(ValueError, match="episodes"):
+        mp.compare(a, b)
+
+
+def regression() -> tuple[mp.Learner, mp.EpisodeSampler]:
+    body = mp.backbones.mlp(1, 1, hidden=(4,))
+    own = mp.methods.maml(body, norm="running", loss=torch.nn.functional.mse_loss, lr=0.01)
+    return own, mp.EpisodeSampler(mp.load_dataset("sinusoid", split="val"), 1, 5, 5)
+
+
+def test_regression_has_a_loss_and_no_accuracy() -> None:
+    own, episodes = regression()
+    result = mp.evaluate(own, episodes, 5)
+    assert not hasattr(result, "accuracy")
+    with pytest.raises(AttributeError, match="read"):
+        _ = result.accuracy
+    assert result.loss == pytest.approx(float(result.values.mean()), rel=1e-6)
+    with pytest.raises(ValueError, match="class labels"):
+        mp.evaluate(mp.methods.protonet(mp.backbones.mlp(1, 1)), episodes, 2)
+
+
+def test_numbers_that_are_not_finite_are_named() -> None:
+    own = learner("protonet")
+    own.variables["weights.conv1.weight"].fill_(float("inf"))
+    with pytest.raises((mp.NumericalError, ValueError), match="finite"):
+        mp.evaluate(own, sampler("val"), 4)
+    with pytest.raises(ValueError, match="episodes=0"):
+        mp.evaluate(own, sampler("val"), 0)
+
+
+def test_tuning_takes_the_best_on_validation_and_survives_divergence() -> None:
+    own, episodes = regression()
+
+    def make(lr: float) -> mp.Learner:
+        return mp.Learner(own.source, mp.inner.SGD(5, lr), loss=own.loss)
+
+    tuned = tune(make, grid(lr=[0.0, 0.01, 1e6]), episodes, 10)
+    assert tuned.settings == {"lr": 0.01}
+    assert [trial["score"] for trial in tuned.trials][2] == -math.inf
+    assert tuned.score == max(trial["score"] for trial in tuned.trials)
+    with pytest.raises(ValueError, match="nothing to choose from"):
+        tune(make, [], episodes)
