@@ -122,14 +122,12 @@ class Learner:
         starts = self.model.factors()
         self.factor_names = list(starts)
         self.seeds = roles.seeds_of(self.model, starts)
-        self.adapted = (
-            [] if self.inner is None else roles.adapted_names(self.adapt_patterns, self.factor_names)
-        )
+        names = self.factor_names
+        self.adapted = [] if self.inner is None else roles.adapted_names(self.adapt_patterns, names)
         groups = roles.groups(self, starts)
         self.generator_names, self.selected = list(groups["generator"]), list(groups["selection"])
-        like = self._like
         self.variables: dict[str, Tensor] = {
-            f"{group}.{name}": value if group == "weights" else value.detach().to(like).clone()
+            f"{group}.{name}": value if group == "weights" else value.detach().to(self._like).clone()
             for group, values in groups.items()
             for name, value in values.items()
         }
@@ -205,8 +203,6 @@ class Learner:
     def settings(self) -> dict[str, Any]:
         """What this learner was made of, as JSON can say it; `mp.load` builds it again from that."""
         return specs.of_learner(self)
-
-    # --- the two loops -------------------------------------------------------------------------------------
 
     def objectives(self, batch: EpisodeBatch, training: bool) -> Objectives:
         """The two objectives on a batch, its inputs on the learner's device and turned into floats once."""

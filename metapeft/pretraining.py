@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metapeft import state
 from metapeft.buffers import task_mean
+from metapeft.episode_specs import of_change, of_data
 from metapeft.episodes import counter
 from metapeft.hypergradients.problem import Problem, Result, resolve
 from metapeft.trainer import BilevelTrainer
@@ -53,6 +55,11 @@ class GroupSampler:
         self.dataset, self.size, self.seed = dataset, size, seed
         self.augment, self.shift = augment, shift
         self._root = counter.root(seed)
+
+    def settings(self) -> dict[str, Any]:
+        """What identifies these groups in a run folder."""
+        changes = {"shift": of_change(self.shift), "augment": of_change(self.augment)}
+        return {"groups": {"data": of_data(self.dataset), "size": self.size, "seed": self.seed, **changes}}
 
     def batch(self, start: int, count: int) -> Groups:
         """Groups `start .. start + count - 1`."""
@@ -115,18 +122,17 @@ class Pretraining:
         log = {**found.log, **found.aux, "statistics": statistics}
         return Result(found.value, found.grads, found.w, None, log)
 
-    def state(self) -> dict[str, Tensor]:
+    def _own(self) -> dict[str, Tensor]:
         buffers = {f"buffers.{name}": value for name, value in self.model.backbone.named_buffers()}
-        return {name: value.detach().clone() for name, value in {**self.variables, **buffers}.items()}
+        return {**self.variables, **buffers}
 
-    @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        own = {
-            **self.variables,
-            **{f"buffers.{name}": value for name, value in self.model.backbone.named_buffers()},
-        }
-        for name, value in own.items():
-            value.copy_(state[name])
+    def state(self) -> dict[str, Tensor]:
+        """Copies of weights, buffers and the temporary softmax."""
+        return state.copies(self._own())
+
+    def load_state(self, given: dict[str, Tensor]) -> None:
+        """Take over a checkpoint; raises ValueError where it does not fit."""
+        state.take_over(self._own(), given)
 
     def settings(self) -> dict[str, Any]:
         """What identifies this task in a run folder."""
@@ -185,12 +191,10 @@ def pretrain(
     else:
         log = trainer.fit(sampler, steps, run_dir=run_dir)
     trained = copy.deepcopy(backbone)
-    parameters, buffers = dict(trained.named_parameters()), dict(trained.named_buffers())
+    own = {**dict(task.model.module.named_parameters()), **dict(task.model.module.named_buffers())}
     with torch.no_grad():
-        for name, value in task.model.module.named_parameters():
-            parameters[name].copy_(value)
-        for name, value in task.model.module.named_buffers():
-            buffers[name].copy_(value)
+        for name, value in [*trained.named_parameters(), *trained.named_buffers()]:
+            value.copy_(own[name])
     return trained, log
 
 

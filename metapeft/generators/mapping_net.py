@@ -71,9 +71,8 @@ class MappingNet(Generator):
                 features = (features * weight).sum(1) / weight.sum(1)
         z = F.layer_norm(features, features.shape[-1:])
         hidden = F.relu(F.linear(z, parameters["hidden.weight"], parameters["hidden.bias"]))
-        return {
-            name: F.linear(hidden, parameters[f"{name}.weight"], parameters[f"{name}.bias"]).unflatten(
-                -1, shape
-            )
-            for name, shape in seeds.items()
-        }
+        found = {}
+        for name, shape in seeds.items():
+            added = F.linear(hidden, parameters[f"{name}.weight"], parameters[f"{name}.bias"])
+            found[name] = torch.unflatten(added, -1, shape)
+        return found

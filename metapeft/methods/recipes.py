@@ -6,138 +6,27 @@ Every recipe takes the backbone and settings, and returns a `Learner`; further k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from metapeft.generators.mapping_net import MappingNet
-from metapeft.hypergradients.cg import CG
 from metapeft.inner.descent import SGD
 from metapeft.inner.solver import Solver
 from metapeft.learner import Learner
-from metapeft.updates.attached import attach
+from metapeft.methods.building import learns_rates as learns_rates
+from metapeft.methods.building import recipe as recipe
+from metapeft.methods.full_updates import anil as anil
+from metapeft.methods.full_updates import boil as boil
+from metapeft.methods.full_updates import fomaml as fomaml
+from metapeft.methods.full_updates import imaml as imaml
+from metapeft.methods.full_updates import maml as maml
+from metapeft.methods.full_updates import meta_sgd as meta_sgd
+from metapeft.methods.full_updates import reptile as reptile
 from metapeft.updates.cp import CP
 from metapeft.updates.format import Format
-from metapeft.updates.full import Full
 from metapeft.updates.lora import LoRA
 from metapeft.updates.tensor_ring import TensorRing
-
-_ATTACH = ("preprocess", "classifier")
-Formats = Format | Mapping[str, Format | None]
-
-
-def learns_rates(inner: Solver) -> bool:
-    """Whether an inner solver has learnable rates."""
-    return bool(inner.rates({"x": torch.zeros(1)}))
-
-
-def recipe(
-    backbone: nn.Module,
-    format: Formats,
-    name: str,
-    *,
-    targets: Any = "all",
-    norm: str = "running",
-    **options: Any,
-) -> Learner:
-    """Attach a format and build a learner: what every recipe comes down to."""
-    given = {key: options.pop(key) for key in _ATTACH if key in options}
-    return Learner(attach(backbone, format, targets=targets, norm=norm, **given), name=name, **options)
-
-
-def maml(
-    backbone: nn.Module, *, steps: int = 5, lr: float = 0.1, norm: str = "support", **options: Any
-) -> Learner:
-    """MAML: full updates of all layers, differentiated through the inner loop.
-
-    Source: Finn et al. 2017, arXiv 1703.03400, algorithm 1.
-
-    Example:
-        >>> import metapeft as mp
-        >>> maml(mp.backbones.mlp(4, 3, hidden=(8,))).outer
-        ('weights',)
-    """
-    options = {"inner": SGD(steps, lr), "outer": ("weights",), **options}
-    return recipe(backbone, Full(), options.pop("name", "maml"), norm=norm, **options)
-
-
-def fomaml(backbone: nn.Module, **options: Any) -> Learner:
-    """First-order MAML: the inner gradients are constants. Source: Finn et al. 2017, section 5.2.
-
-    Example:
-        >>> import metapeft as mp
-        >>> fomaml(mp.backbones.mlp(4, 3, hidden=(8,))).method
-        'first-order'
-    """
-    return maml(backbone, **{"hypergradient": "first-order", "name": "fomaml", **options})
-
-
-def meta_sgd(backbone: nn.Module, *, steps: int = 1, lr: float = 0.1, **options: Any) -> Learner:
-    """Meta-SGD: MAML with a learned rate for every element. Source: Li et al. 2017, arXiv 1707.09835.
-
-    Example:
-        >>> import metapeft as mp
-        >>> learner = meta_sgd(mp.backbones.mlp(4, 3, hidden=(8,)))
-        >>> tuple(learner.variables["rates.classifier.weight.delta"].shape)  # (steps, *start)
-        (1, 1, 3, 8)
-    """
-    options = {"inner": SGD(steps, lr, rates="element"), "outer": ("weights", "rates"), **options}
-    return maml(backbone, **{"name": "meta-sgd", **options})
-
-
-def reptile(backbone: nn.Module, **options: Any) -> Learner:
-    """Reptile: the outer gradient is the way that adaptation went, `theta_0 - theta_K`.
-
-    As published it adapts to all data of a task: `inner_data="both"`.
-    Source: Nichol et al. 2018, arXiv 1803.02999, algorithm 1.
-
-    Example:
-        >>> import metapeft as mp
-        >>> learner = reptile(mp.backbones.mlp(4, 3, hidden=(8,)))
-        >>> learner.method, learner.inner_data
-        ('reptile', 'both')
-    """
-    return maml(backbone, **{"hypergradient": "reptile", "inner_data": "both", "name": "reptile", **options})
-
-
-def imaml(
-    backbone: nn.Module, *, steps: int = 16, lr: float = 0.1, proximal: float = 2.0, **options: Any
-) -> Learner:
-    """iMAML: full updates held near 0 by a proximal term, differentiated implicitly with conjugate gradients.
-
-    Source: Rajeswaran et al. 2019, arXiv 1909.04630, algorithm 1; `proximal` is its lambda.
-
-    Example:
-        >>> import metapeft as mp
-        >>> imaml(mp.backbones.mlp(4, 3, hidden=(8,))).engine.iterations
-        5
-    """
-    options = {"inner": SGD(steps, lr, proximal=proximal), "hypergradient": CG(iterations=5), **options}
-    return maml(backbone, **{"name": "imaml", **options})
-
-
-def anil(backbone: nn.Module, **options: Any) -> Learner:
-    """ANIL: only the classifier is adapted. Source: Raghu et al. 2020, arXiv 1909.09157.
-
-    Example:
-        >>> import metapeft as mp
-        >>> anil(mp.backbones.mlp(4, 3, hidden=(8,))).adapted
-        ['classifier.weight.delta', 'classifier.bias.delta']
-    """
-    return maml(backbone, **{"targets": "head", "name": "anil", **options})
-
-
-def boil(backbone: nn.Module, **options: Any) -> Learner:
-    """BOIL: all but the classifier is adapted. Source: Oh et al. 2021, arXiv 2008.08882.
-
-    Example:
-        >>> import metapeft as mp
-        >>> boil(mp.backbones.mlp(4, 3, hidden=(8,))).adapted
-        ['linear1.weight.delta', 'linear1.bias.delta']
-    """
-    return maml(backbone, **{"targets": "body", "name": "boil", **options})
 
 
 def protonet(backbone: nn.Module, *, norm: str = "running", **options: Any) -> Learner:
