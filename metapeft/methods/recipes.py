@@ -130,6 +130,11 @@ def autolora(
     `"finite-difference"` is the form of its equations, `"autolora"` that of its code; as published, the inner
     variables are kept: `BilevelTrainer(..., warm_start=True)`.
     Source: Zhang et al. 2024, arXiv 2403.09113.
+
+    Example:
+        >>> import metapeft as mp
+        >>> autolora(mp.backbones.mlp(4, 3, hidden=(8,)), rank=2, targets="linear1").outer
+        ('selection',)
     """
     options = {
         "inner": SGD(1, lr),

@@ -56,7 +56,7 @@ def learner_of(
     return learner, body
 
 
-def grid(*axes: Iterable[Any], quick: int = 4) -> list[Any]:
+def grid(*axes: Iterable[Any], quick: int = 7) -> list[Any]:
     """All combinations; every `quick`-th belongs to the quick tier, the others are marked slow.
 
     The offset moves with each sweep of the last axis, so that the quick ones show every value of every axis.

@@ -17,8 +17,7 @@ SGD = mp.inner.SGD
 SOLVED = mp.hypergradients
 
 
-@pytest.mark.parametrize("adapt", ["all", ["*.A", "*.B"]])
-@pytest.mark.parametrize("norm", ["running", "support"])
+@pytest.mark.parametrize(("norm", "adapt"), [("running", "all"), ("support", ["*.A", "*.B"])])
 @pytest.mark.parametrize(
     ("method", "inner"),
     [
@@ -58,7 +57,7 @@ def test_exact_engines_agree(method: Any) -> None:
     assert_same(dict(second.grads), dict(first.grads), 1e-9)
 
 
-@pytest.mark.parametrize("norm", ["running", "support"])
+@pytest.mark.parametrize("norm", ["running", pytest.param("support", marks=pytest.mark.slow)])
 def test_forward_mode_agrees(norm: str) -> None:
     options: dict[str, Any] = {
         "inner": SGD(2, 0.1, rates="step"), "head": "prototype-init", "adapt": ["*.A", "*.B"],

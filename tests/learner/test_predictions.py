@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import metapeft as mp
-from tests.learner.helpers import FORMATS, images, learner_of
+from tests.learner.helpers import FORMATS, grid, images, learner_of
 from tests.learner.plain import Net
 
 SGD = mp.inner.SGD
@@ -27,9 +27,9 @@ def make(kind: str, norm: str, head: str, **options: Any) -> mp.Learner:
     return learner_of(kind, norm, head=head, **given)[0]
 
 
-@pytest.mark.parametrize("norm", ["running", "support"])
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("per", [None, "task", "input"])
+@pytest.mark.parametrize(
+    ("per", "head", "norm"), grid([None, "task", "input"], HEADS, ["running", "support"], quick=2)
+)
 def test_other_queries_change_no_prediction(per: Any, head: str, norm: str) -> None:
     options: dict[str, Any] = {}
     if per is not None:
@@ -55,9 +55,10 @@ def test_transductive_predictions_do_depend_on_queries() -> None:
     assert not torch.allclose(first[:, 0], second[:, 0])
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("head", ["learned", "zero", "prototypes"])
-@pytest.mark.parametrize("norm", ["running", "support"])
+@pytest.mark.parametrize(
+    ("norm", "head", "kind"),
+    grid(["running", "support"], ["learned", "zero", "prototypes"], FORMATS, quick=3),
+)
 def test_adapted_equals_merged(norm: str, head: str, kind: str) -> None:
     learner, batch = make(kind, norm, head, selection=None if kind == "full" else "softmax"), images()
     many = learner.adapt_many(batch.support_x, batch.support_y)

@@ -143,10 +143,10 @@ def test_problems_with_stochastic_data_train_and_resume(tmp_path: Path) -> None:
         return mp.BilevelTrainer(problem(), torch.optim.SGD, lr=0.1, tasks_per_step=1, progress=False)
 
     whole = own()
-    whole.fit(Draws(), 200, run_dir=tmp_path / "whole")
+    whole.fit(Draws(), 80, run_dir=tmp_path / "whole")
     # noise of 1 / sqrt(32) a step, averaged over about 1 / lr steps
     assert float(whole.learner.trained["goal"]) == pytest.approx(2.0, abs=0.3)
-    own().fit(Draws(), 200, run_dir=tmp_path / "parts", stop_at=57)
+    own().fit(Draws(), 80, run_dir=tmp_path / "parts", stop_at=57)
     last = own()
     last.resume(tmp_path / "parts", Draws())
     assert torch.equal(last.learner.trained["goal"], whole.learner.trained["goal"])
