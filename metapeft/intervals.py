@@ -12,6 +12,7 @@ def mean_interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:
     """Mean of `values` `(n,)` and the half-width of its t-interval, `t_{n-1} s / sqrt(n)`; infinite for n = 1.
 
     Example:
+        >>> import torch
         >>> mean, half = mean_interval(torch.tensor([0.0, 1.0, 0.0, 1.0]))
         >>> round(mean, 3), round(half, 3)
         (0.5, 0.919)

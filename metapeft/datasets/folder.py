@@ -44,6 +44,10 @@ def read_folder(
     Raises:
         DataError: for a folder that is missing or empty, and for files that are no images.
         ValueError: for options that do not fit.
+
+    Example:
+        >>> read_folder("data/birds", "train", size=84, seed=0).classes[:2]  # doctest: +SKIP
+        ('albatross', 'auk')
     """
     check_split(split)
     if root is None:

@@ -51,6 +51,10 @@ def read_glyphs(
     Raises:
         DataError: where matplotlib's fonts are missing.
         ValueError: for options that do not fit.
+
+    Example:
+        >>> read_glyphs(split="val", per_class=2)
+        ImageData(glyphs, val: 268 images 1x28x28, 134 classes)
     """
     if root is not None:
         raise ValueError(f"root has no effect on 'glyphs', which is embedded: leave out {os.fspath(root)!r}")

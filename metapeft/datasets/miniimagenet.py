@@ -44,6 +44,10 @@ def read_miniimagenet(
     Raises:
         DataError: for a split file or images that are missing, incomplete or damaged.
         ValueError: for options that do not fit.
+
+    Example:
+        >>> read_miniimagenet("data/miniimagenet", "test")  # doctest: +SKIP
+        ImageData(miniimagenet, test: 12000 images 3x84x84, 20 classes)
     """
     check_split(split)
     if isinstance(size, bool) or not isinstance(size, int) or size < 8:

@@ -53,6 +53,10 @@ def read_omniglot(
     Raises:
         DataError: for data that is missing, incomplete or damaged.
         ValueError: for options that do not fit.
+
+    Example:
+        >>> read_omniglot("data/omniglot-py", "test")  # doctest: +SKIP
+        ImageData(omniglot, test: 33840 images 1x28x28, 1692 classes)
     """
     check_split(split)
     if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= SIDE:

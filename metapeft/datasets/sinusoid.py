@@ -69,7 +69,12 @@ class Sinusoid:
 def read_sinusoid(
     root: str | os.PathLike[str] | None = None, split: str = "train", *, noise: float = 0.0
 ) -> Sinusoid:
-    """The family by its name; raises ValueError if `root` is given, since nothing is read."""
+    """The family by its name; raises ValueError if `root` is given, since nothing is read.
+
+    Example:
+        >>> read_sinusoid(split="test").split
+        'test'
+    """
     if root is not None:
         raise ValueError(f"root has no effect on 'sinusoid', whose tasks are made up: leave out {root!r}")
     return Sinusoid(split, noise)

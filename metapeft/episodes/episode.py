@@ -29,6 +29,11 @@ class Episode:
         query_index: `(N Q,)`, likewise.
         support_mask: `(S,)` bool, True for what is there; None unless sizes vary.
         query_mask: `(N Q,)`, likewise.
+
+    Example:
+        >>> x, y = torch.zeros(2, 3), torch.arange(2)
+        >>> Episode(x, y, x, y, classes=torch.tensor([7, 4])).ways
+        2
     """
 
     support_x: Tensor

@@ -65,6 +65,9 @@ def verify(path: str | os.PathLike[str], dataset: Any) -> Protocol:
 
     Raises:
         DataError: names the first thing that is wrong.
+
+    Example:
+        >>> verify("episodes.json", metapeft.load_dataset("glyphs", split="test"))  # doctest: +SKIP
     """
     protocol, lists = _read(Path(path))
     sampler = EpisodeSampler(

@@ -33,6 +33,11 @@ class Problem:
         task_axis: inner variables are `(T, ...)`, objectives return `(T,)`; inner gradients are of their sum,
             the outer value is their mean.
         has_aux: the outer objective also returns a dict of tensors, found in `Result.aux`.
+
+    Example:
+        >>> square = lambda u, w: (w["x"] - u["c"]).square()
+        >>> Problem(square, square, {"c": torch.tensor(1.0)}, {"x": torch.tensor(0.0)}).method
+        'unroll'
     """
 
     outer: Callable[..., Any]
@@ -80,6 +85,10 @@ class Result:
         residual: relative residual of the linear solve, `()` or `(T,)`; None where there is none.
         log: `"values"`: the outer values, `()` or `(T,)`; what else an engine has to say.
         aux: what the outer objective returned beside its value.
+
+    Example:
+        >>> Result(torch.tensor(0.5), {}, {}).residual is None
+        True
     """
 
     value: Tensor
@@ -95,6 +104,11 @@ class Engine:
 
     `engine(problem)` checks the problem and runs `compute`, with gradients enabled and attention on a kernel
     that has second derivatives. Nothing of the problem is changed.
+
+    Example:
+        >>> from metapeft.hypergradients import Unroll
+        >>> isinstance(Unroll(), Engine)
+        True
     """
 
     needs_inner = True

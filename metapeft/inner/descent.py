@@ -68,6 +68,11 @@ class Descent(Solver):
 
     Raises:
         ValueError: a negative or non-finite number, unknown `rates`, rates whose `lr` is a function.
+
+    Example:
+        >>> from metapeft.inner import SGD
+        >>> isinstance(SGD(steps=5, lr=0.1), Descent)
+        True
     """
 
     decoupled: ClassVar[bool] = False  # whether `direction` takes care of the decay itself

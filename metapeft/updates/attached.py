@@ -31,6 +31,12 @@ class AttachedModel:
         norm: `"running"`, `"support"` or `"transductive"`.
         preprocess: what turns uint8 inputs into floats; None: `x / 255`.
         classifier: name of the classifier layer, or None.
+
+    Example:
+        >>> import metapeft as mp
+        >>> model = mp.attach(torch.nn.Linear(3, 2), mp.LoRA(rank=1))
+        >>> model.norm, list(model.sites)
+        ('running', ['weight'])
     """
 
     def __init__(

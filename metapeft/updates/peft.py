@@ -52,6 +52,16 @@ def export_peft(
         ValueError: what PEFT cannot say, by name: Full updates (but on the classifier, which is saved whole),
             seeds per input, `norm="support"` and `"transductive"`, MultiheadAttention, and layers of unknown
             types.
+
+    Example:
+        >>> import tempfile
+        >>> import metapeft as mp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> model = mp.attach(net, mp.LoRA(rank=1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_peft(model, {name: value[0] for name, value in model.factors().items()}, folder)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors', 'metapeft.json']
     """
     folder = Path(folder)
     if model.norm != "running":

@@ -47,6 +47,17 @@ def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Form
     Raises:
         ValueError: files that are missing or damaged, an adapter that is no plain LoRA, that belongs to
             another backbone, or whose base was not loaded.
+
+    Example:
+        >>> import tempfile
+        >>> import metapeft as mp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> model = mp.attach(net, mp.LoRA(rank=1), targets="0")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mp.export_peft(model, {name: value[0] for name, value in model.factors().items()}, folder)
+        ...     formats, factors = import_peft(folder, net)
+        >>> sorted(factors)
+        ['0.weight.A', '0.weight.B']
     """
     folder = Path(folder)
     config, extra = _json(folder / "adapter_config.json"), {}
@@ -116,6 +127,18 @@ def load_base(folder: str | Path, backbone: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: the folder has no base, its hash is wrong, or it belongs to another backbone.
+
+    Example:
+        >>> import tempfile
+        >>> import metapeft as mp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> model = mp.attach(net, mp.LoRA(rank=1), targets="0")
+        >>> factors = {name: value[0] for name, value in model.factors().items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mp.export_peft(model, factors, folder, weights={"0.bias": torch.ones(4)})
+        ...     _ = load_base(folder, net)
+        >>> net[0].bias.tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
     folder = Path(folder)
     extra = _json(folder / "metapeft.json")
