@@ -80,6 +80,7 @@ def figure(found: dict[str, Any], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    matplotlib.rcParams["svg.fonttype"] = "none"  # words stay words
     matplotlib.rcParams["svg.hashsalt"] = "hypergradients"  # the same file for the same numbers
     names = [name for name, rows in by_engine(found).items() if len(rows) > 1]
     look = {name: (("o-", "s--", "^:", "D-.")[i // 4 % 4], series_colour(i)) for i, name in enumerate(names)}
@@ -114,7 +115,9 @@ def figure(found: dict[str, Any], path: Path) -> None:
         )
         draw(line[1], rows, lambda row: row.get("relative_norm"), "norm over that of the exact one", said)
         line[1].axhline(1.0, color="0.6", linewidth=0.8)
-    for axes in grid[:, 0].tolist() + [grid[0, 1]]:
+        line[0].set_ylim(1e-6, 2.0)  # below is rounding; what covers all K steps is exact
+        line[1].set_ylim(0.6, 2.0)  # one engine leaves the frame, see the table
+    for axes in [*grid[:, 0].tolist(), grid[0, 1]]:
         axes.set_yscale("log")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)

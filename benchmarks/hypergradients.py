@@ -4,10 +4,10 @@ The problem: Conv-4 with LoRA (rank 2, all layers) after a short pretraining on 
 T = 4 episodes of 5-way 1-shot with 5 queries a class; the inner solver is gradient descent with a proximal
 term; outer variables are the backbone's weights. Every engine and K runs in a process of its own, on one
 thread: after one gradient with K = 1 (libraries loaded, kernels chosen) the processor time of one gradient is
-taken, and the peak is the highest resident memory of the process during it (the operating system's VmHWM, reset before) above what
-was resident before. Freed blocks go back to the system at once (MALLOC_MMAP_THRESHOLD_), so that memory held
-from earlier does not hide any. Distances from the exact gradient are also taken where updates are let go
-further: a weaker proximal term, a larger alpha.
+taken, and the peak is the highest resident memory of the process during it (the operating system's VmHWM,
+reset before) above what was resident before. Freed blocks go back to the system at once
+(MALLOC_MMAP_THRESHOLD_), so that memory held from earlier does not hide any. Distances from the exact gradient
+are also taken where updates are let go further: a weaker proximal term, a larger alpha.
 
     python -m benchmarks.hypergradients run                    # writes benchmarks/results/hypergradients.json
     python -m benchmarks.hypergradients pages [--check]        # the figure and the table in docs/
