@@ -30,7 +30,7 @@ def run(name: str, **options: Any) -> dict[str, float]:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_learned_regularisation(seed: int) -> None:
     found = run("learned_regularisation", seed=seed)
-    assert found["test error, 40 penalties"] < 0.5 * found["test error, one penalty"]
+    assert found["test error, 40 penalties"] < 0.6 * found["test error, one penalty"]
     assert found["mean log penalty, useless"] > found["mean log penalty, useful"] + 1.5
 
 

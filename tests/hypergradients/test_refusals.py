@@ -11,6 +11,7 @@ import metapeft as mp
 from metapeft.hypergradients import (
     CG,
     Forward,
+    MultiStep,
     NotConverged,
     Recompute,
     Truncated,
@@ -20,7 +21,7 @@ from metapeft.hypergradients import registry as engines
 from metapeft.inner import SGD
 
 NAMES = [name for name in engines.names if name != "direct"]
-REACH_ALL = ["unroll", Recompute(), Recompute("sqrt"), Truncated(9), Forward(), Forward(chunk=2)]
+REACH_ALL = ["unroll", MultiStep(), Recompute(), Recompute("sqrt"), Truncated(9), Forward(), Forward(chunk=2)]
 
 
 @pytest.fixture(autouse=True)
