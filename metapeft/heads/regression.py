@@ -90,7 +90,6 @@ class Logistic(Head):
         penalty = own["log_penalty"].to(features).exp()
         rows = one_hot(y, ways, mask, features)
         absent = absent_bias(rows)
-        weights = None if mask is None else mask.to(features)
-        x = F.pad(features, (0, 1), value=1.0)  # the last column is the bias
-        found = softmax_regression(x, rows, penalty, weights, absent.unsqueeze(1))
+        x = F.pad(features, (0, 1), value=1.0)  # the last column is the bias; masked rows are zero in `rows`
+        found = softmax_regression(x, rows, penalty, offset=absent.unsqueeze(1))
         return {"head.weight": found[:, :-1].mT, "head.bias": found[:, -1] + absent}

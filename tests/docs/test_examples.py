@@ -26,7 +26,6 @@ def run(name: str, **options: Any) -> dict[str, float]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_learned_regularisation(seed: int) -> None:
     found = run("learned_regularisation", seed=seed)
@@ -34,7 +33,6 @@ def test_learned_regularisation(seed: int) -> None:
     assert found["mean log penalty, useless"] > found["mean log penalty, useful"] + 1.5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_data_reweighting(seed: int) -> None:
     found = run("data_reweighting", seed=seed)
