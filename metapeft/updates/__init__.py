@@ -16,6 +16,7 @@ registry = Registry(
         "LoRA": "lora",
         "CP": "cp",
         "TensorRing": "tensor_ring",
+        "decompose": "decomposition",
         "Softmax": "selection",
         "costs": "selection",
         "at_ranks": "selection",
