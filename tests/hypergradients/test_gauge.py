@@ -17,7 +17,9 @@ from metapeft.inner import SGD
 RANK, SIZE = 2, 4
 
 
-@pytest.mark.parametrize("engine", [Exact(), CG(400)], ids=["exact", "cg"])
+@pytest.mark.parametrize(
+    "engine", [Exact(), pytest.param(CG(400), marks=pytest.mark.slow)], ids=["exact", "cg"]
+)
 def test_the_gradient_on_the_quotient(engine: Any) -> None:
     """A linear layer with LoRA of rank 2 on a regression whose residual has rank 2: only the product counts.
 

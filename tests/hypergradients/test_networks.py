@@ -22,6 +22,7 @@ from tests.learner.helpers import stir
 
 STEPS = 3
 ENGINES = ["unroll", Recompute(), Recompute("sqrt"), Truncated(STEPS)]
+SLOW = pytest.mark.slow
 
 
 class Transformer(nn.Module):
@@ -109,8 +110,14 @@ def assert_slopes(learner: mp.Learner, batch: EpisodeBatch, h: float = 1e-6, rel
         assert slope == pytest.approx(expected, rel=relative), group
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("method", ENGINES, ids=repr)
+@pytest.mark.parametrize(
+    ("network", "method"),
+    [  # the quick tier sees every network and every engine once
+        pytest.param(network, method, marks=() if i == j else SLOW, id=f"{network}-{method!r}")
+        for i, network in enumerate(NETWORKS)
+        for j, method in enumerate(ENGINES)
+    ],
+)
 def test_exact_engines_on_networks(network: str, method: Any) -> None:
     groups = ("weights", "rates") if network == "mlp" else ("weights", "factors", "rates")
     inner = SGD(STEPS, 0.2, rates="step")
@@ -118,7 +125,9 @@ def test_exact_engines_on_networks(network: str, method: Any) -> None:
     assert_slopes(learner, NETWORKS[network][2])
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network", [pytest.param(n, marks=() if n == "conv4-lora" else SLOW) for n in NETWORKS]
+)
 def test_forward_mode_on_networks(network: str) -> None:
     """For few outer variables: the rates, and the selection where there is one."""
     selected = network != "mlp"
@@ -132,7 +141,7 @@ def test_forward_mode_on_networks(network: str) -> None:
     assert_slopes(learner, NETWORKS[network][2])
 
 
-@pytest.mark.parametrize("network", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("network", ["mlp", pytest.param("transformer", marks=SLOW)])
 def test_the_exact_implicit_engine_on_smooth_networks(network: str) -> None:
     """At the regularised minimum, which a strong proximal term makes unique and quick to reach."""
     learner = learner_of(
@@ -145,7 +154,7 @@ def test_the_exact_implicit_engine_on_smooth_networks(network: str) -> None:
     assert_slopes(learner, NETWORKS[network][2], h=1e-5, relative=1e-5)
 
 
-@pytest.mark.parametrize("method", ["unroll", "recompute"])
+@pytest.mark.parametrize("method", ["unroll", pytest.param("recompute", marks=SLOW)])
 def test_gradcheck_of_every_entry_on_the_small_mlp(method: str) -> None:
     """`torch.autograd.gradcheck` of the outer value as a function, with the engine as its backward."""
     learner = learner_of("mlp", inner=SGD(2, 0.3), hypergradient=method)

@@ -63,7 +63,7 @@ def test_two_classes_are_the_binary_regression(loss_is_steep):
     )
 
 
-@pytest.mark.parametrize(("n", "d", "c"), [(4, 2, 3), (2, 4, 3)])
+@pytest.mark.parametrize(("n", "d", "c"), [(4, 2, 3), pytest.param(2, 4, 3, marks=pytest.mark.slow)])
 def test_first_and_second_derivatives(n, d, c):
     x, y, s = data(n, d, c)
     offset = torch.randn(1, c, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

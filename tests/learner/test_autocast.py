@@ -31,7 +31,9 @@ def cosine(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[floa
 
 @pytest.mark.filterwarnings("ignore::metapeft.hypergradients.implicit.NotConverged")
 @pytest.mark.parametrize("norm", ["running", "support"])
-@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=() if m == "unroll" else pytest.mark.slow) for m in METHODS], ids=repr
+)
 def test_bf16_is_close_to_float32_and_the_inner_variables_are_float32(method: Any, norm: str) -> None:
     batch = images(tasks=4, shots=3)
     exact = learner(None, method, norm).hypergradient(batch)

@@ -94,11 +94,11 @@ def test_reptile_is_minus_the_mean_update_on_all_data_of_a_task(part: str) -> No
     )
 
 
-@pytest.mark.parametrize("proximal", [1.0, 4.0])
+@pytest.mark.parametrize("proximal", [pytest.param(1.0, marks=pytest.mark.slow), 4.0])
 def test_imaml_is_the_closed_form_of_its_paper(proximal: float) -> None:
     """Eq. 6: `(I + H / lambda)^-1 grad L_query` at the regularised minimum, H the plain Hessian there."""
     net = Net(norm=False)
-    learner = mp.methods.imaml(net, steps=400, lr=0.15, proximal=proximal, hypergradient=CG(iterations=200))
+    learner = mp.methods.imaml(net, steps=200, lr=0.15, proximal=proximal, hypergradient=CG(iterations=200))
     found = learner.hypergradient(BATCH)
     weights = weights_of(net)
     total = {name: torch.zeros_like(value) for name, value in weights.items()}
