@@ -137,10 +137,20 @@ def refuse_optimizer(optimizer: torch.optim.Optimizer) -> None:
 
 
 def refuse_settings(
-    learner: Any, tasks_per_step: int, chunk: int | None, clip: float | None, warm_start: bool
+    learner: Any,
+    tasks_per_step: int,
+    chunk: int | None,
+    clip: float | None,
+    warm_start: bool,
+    inner_every: int,
 ) -> None:
     """Raise ValueError for settings of a trainer that are out of range or do not go with its learner."""
-    for name, value in (("tasks_per_step", tasks_per_step), ("chunk", 1 if chunk is None else chunk)):
+    counts = {
+        "tasks_per_step": tasks_per_step,
+        "chunk": 1 if chunk is None else chunk,
+        "inner_every": inner_every,
+    }
+    for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: allowed is a whole number of at least 1")
     if clip is not None and not 0 < clip < math.inf:
@@ -149,6 +159,11 @@ def refuse_settings(
         raise ValueError(f"chunk={chunk}: a bilevel problem is not cut into tasks, so chunk has no effect")
     if warm_start and chunk is not None:
         raise ValueError("warm_start=True keeps the inner variables of all tasks: chunk has to be None")
+    if inner_every > 1 and not (warm_start and isinstance(learner, ProblemTask) and learner.problem.solver):
+        raise ValueError(
+            f"inner_every={inner_every} holds the inner variables of a bilevel problem over several outer steps: "
+            "it needs an mp.Problem with a solver, and warm_start=True"
+        )
     if not learner.trained:
         raise ValueError("the learner trains nothing (outer=()): there is nothing to fit")
     if warm_start:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -43,8 +44,21 @@ class ProblemTask:
         """
         own = self.problem
         data = own.data if batch is None else batch
+        if (
+            own.solver is not None
+            and own.solver.steps == 0
+            and data is not None
+            and isinstance(data[0], list)
+        ):
+            data = (data[0][-1], data[1])  # no step takes a batch of its own
         start = own.w0 if w0 is None else w0
         return self._engine(replace(own, u=self.trained, w0=start, data=data))
+
+    def held(self) -> ProblemTask:
+        """The same task with its inner variables held: no inner step, the same outer variables."""
+        other = copy.copy(self)
+        other.problem = replace(self.problem, solver=self.problem.solver.with_steps(0))
+        return other
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the outer variables."""

@@ -37,6 +37,7 @@ class BilevelTrainer:
         clip: largest norm of the whole outer gradient; None for no clipping.
         schedule: None, `"cosine"` (to 0 over the run), or a function `(optimizer, steps) -> torch scheduler`.
         warm_start: keep the inner variables from one outer step to the next; a checkpoint has them.
+        inner_every: outer steps a run of the inner solver, for a warm-started problem; between, w is held.
         options: of the optimiser, such as `{"betas": (0.5, 0.999)}`.
         progress: show a bar with loss, accuracy, tasks a second and the time left.
         device, dtype: to which the learner is moved; None to leave it where it is.
@@ -66,6 +67,7 @@ class BilevelTrainer:
         clip: float | None = None,
         schedule: Any = None,
         warm_start: bool = False,
+        inner_every: int = 1,
         options: Mapping[str, Any] | None = None,
         progress: bool = True,
         device: torch.device | str | None = None,
@@ -74,8 +76,13 @@ class BilevelTrainer:
         if not isinstance(task, Problem) and (device is not None or dtype is not None):
             task.to(device, dtype)
         self.learner: Any = ProblemTask(task, device, dtype) if isinstance(task, Problem) else task
-        refuse_settings(self.learner, tasks_per_step, chunk, clip, warm_start)
-        self.tasks_per_step, self.chunk, self.clip = tasks_per_step, chunk, clip
+        refuse_settings(self.learner, tasks_per_step, chunk, clip, warm_start, inner_every)
+        self.tasks_per_step, self.chunk, self.clip, self.inner_every = (
+            tasks_per_step,
+            chunk,
+            clip,
+            inner_every,
+        )
         self.schedule, self.warm_start, self.show = schedule, warm_start, progress
         self.lr, self.options, self._make = lr, dict(options or {}), optimizer
         self._start(0)
@@ -93,6 +100,7 @@ class BilevelTrainer:
             "clip": self.clip,
             "schedule": "custom" if custom else self.schedule,
             "warm_start": self.warm_start,
+            "inner_every": self.inner_every,
         }
 
     @staticmethod
@@ -237,11 +245,12 @@ class BilevelTrainer:
         return pool.submit(episodes.batch, step * self.tasks_per_step, self.tasks_per_step)
 
     def _outer_step(self, batch: Any) -> None:
-        first, count = self.step * self.tasks_per_step, self.tasks_per_step
+        task = self.learner if self.step % self.inner_every == 0 else self.learner.held()
         try:
-            found = accumulated(self.learner, batch, self.chunk, self._inner)
+            found = accumulated(task, batch, self.chunk, self._inner)
         except NumericalError as error:
-            where = f"outer step {self.step + 1}, episodes {first} to {first + count - 1}"
+            first = self.step * self.tasks_per_step
+            where = f"outer step {self.step + 1}, episodes {first} to {first + self.tasks_per_step - 1}"
             raise NumericalError(f"{where}: {error}. The last checkpoint is kept.") from error
         self._inner = found.w if self.warm_start else None
         trained: dict[str, Tensor] = self.learner.trained

@@ -198,3 +198,33 @@ def test_a_trainer_moves_its_learner() -> None:
     own = trainer(dtype=torch.float64)
     own.fit(sampler(), 1)
     assert {value.dtype for value in own.learner.variables.values()} == {torch.float64}
+
+
+def test_inner_variables_are_held_between_runs_of_the_inner_solver() -> None:
+    """Three outer steps a run of the inner solver: w changes at steps 1 and 4 only, u at each by hand-made descent."""
+    c, x = torch.tensor(3.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+
+    def inner(u: Any, w: Any) -> torch.Tensor:
+        return (w["x"] - u["c"]).square() / 2
+
+    def outer(u: Any, w: Any) -> torch.Tensor:
+        return (w["x"] - u["c"] / 2 - 1).square()
+
+    problem = mp.Problem(outer, inner, {"c": c}, {"x": x}, mp.inner.SGD(steps=1, lr=0.5))
+    trainer = mp.BilevelTrainer(
+        problem, torch.optim.SGD, lr=0.1, warm_start=True, inner_every=3, progress=False
+    )
+    trainer.fit(None, steps=6)
+    by_hand, w = 3.0, 0.0
+    for step in range(6):
+        moved = step % 3 == 0
+        w = w - 0.5 * (w - by_hand) if moved else w
+        slope = (0.5 if moved else 0.0) - 0.5  # dw/dc of the step, less the direct part
+        by_hand = by_hand - 0.1 * 2 * (w - by_hand / 2 - 1) * slope
+    assert float(trainer.learner.trained["c"]) == pytest.approx(by_hand, rel=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"warm_start": False}, {"warm_start": True, "inner_every": 0}])
+def test_holding_needs_a_warm_start(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="inner_every"):
+        mp.BilevelTrainer(problem(), **{"inner_every": 3, **options})
