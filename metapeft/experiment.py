@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from metapeft import backbones
 from metapeft.checkpoint import load, save
@@ -23,6 +24,7 @@ from metapeft.inner.descent import SGD
 from metapeft.learner import Learner
 from metapeft.methods import recipes
 from metapeft.pretraining import pretrain
+from metapeft.runs import Run
 from metapeft.trainer import BilevelTrainer
 from metapeft.tuning import Tuned, grid, tune
 from metapeft.updates.selection import at_ranks
@@ -116,6 +118,7 @@ def run(config: TrainConfig, folder: Path, say: Say = print, progress: bool = Tr
     start, sr_log = _retrained(
         config, folder / "sr", make_backbone(config, data), data, config.pretrain_steps, 128, 1, progress
     )
+    softmax = _softmax(folder / "sr")
     continued: nn.Module | None = None
     rows: dict[str, Row] = {}
     ordered = sorted(config.methods, key=lambda name: METHODS[name].needs is not None)
@@ -127,7 +130,15 @@ def run(config: TrainConfig, folder: Path, say: Say = print, progress: bool = Tr
             if continued is None:
                 images = config.tasks_per_step, config.ways * (config.shots + config.queries)
                 continued, _ = _retrained(
-                    config, folder / "sr-continued", start, data, config.steps, images[1], images[0], progress
+                    config,
+                    folder / "sr-continued",
+                    start,
+                    data,
+                    config.steps,
+                    images[1],
+                    images[0],
+                    progress,
+                    softmax,
                 )
             body = continued
         rows[name] = _row(name, method, body, config, folder, found, progress, rows)
@@ -144,19 +155,29 @@ def _retrained(
     group: int,
     groups: int,
     progress: bool,
+    softmax: dict[str, Tensor] | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Standard retraining, or its result where it has been done."""
+    """Standard retraining, or its result where it has been done; with `softmax` it continues an earlier one."""
     done = folder / "done.safetensors"
     if done.exists():
         state, metadata = load(done)
+        body = copy.deepcopy(body)
         body.load_state_dict(state)
         return body, metadata["log"]
     trained, log = pretrain(
-        body, data, steps, group=group, groups=groups, seed=config.seed, shift=training_styles(), lr=2e-3,
-        run_dir=folder / "run", resume=True, progress=progress,
+        body, data, steps, group=group, groups=groups, seed=config.seed + (softmax is not None), softmax=softmax,
+        shift=training_styles(), lr=2e-3 if softmax is None else 1e-3, run_dir=folder / "run", resume=True,
+        progress=progress,
     )  # fmt: skip
     save(done, dict(trained.state_dict()), {"log": log})
     return trained, log
+
+
+def _softmax(folder: Path) -> dict[str, Tensor]:
+    """The temporary softmax that a retraining ended with."""
+    with Run.open(folder / "run", writable=False) as run:
+        state = run.load("latest")[0]["learner"]
+    return {name: state[name] for name in ("softmax.weight", "softmax.bias")}
 
 
 def _row(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,9 @@ class Pretraining:
     the buffers once a step.
     """
 
-    def __init__(self, model: AttachedModel, classes: int, seed: int = 0) -> None:
+    def __init__(
+        self, model: AttachedModel, classes: int, seed: int = 0, softmax: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.model, trainable = copied(model, keep_classifier=False)
         self.batch_model = viewed(self.model, sites={}, norm="transductive")
         size = feature_size(self.model)
@@ -100,6 +102,12 @@ class Pretraining:
             "softmax.weight": weight.to(like),
             "softmax.bias": torch.zeros(classes).to(like),
         }
+        for name, value in (softmax or {}).items():
+            if name not in ("softmax.weight", "softmax.bias") or value.shape != self.variables[name].shape:
+                raise ValueError(
+                    f"softmax has {name!r} of shape {tuple(value.shape)}: that of another retraining"
+                )
+            self.variables[name].copy_(value)
         self.trained = self.variables
         self._direct = resolve("direct")
 
@@ -157,6 +165,7 @@ def pretrain(
     run_dir: Any = None,
     progress: bool = True,
     resume: bool = False,
+    softmax: Mapping[str, Tensor] | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """SR: train a copy of a backbone to tell all classes of a data set apart.
 
@@ -170,6 +179,8 @@ def pretrain(
         augment, shift: applied to each image on its own.
         preprocess: uint8 to floats; None for `data.preprocess`.
         run_dir: a run folder; with `resume=True` one that is there already goes on.
+        softmax: `softmax.weight` and `softmax.bias` of an earlier retraining (its checkpoint has them), to continue
+            it; None for a random start.
 
     Returns: the trained copy, and the log: one dict a logged step.
 
@@ -183,7 +194,7 @@ def pretrain(
         2
     """
     chosen = data.preprocess if preprocess is None else preprocess
-    task = Pretraining(attach(backbone, {}, preprocess=chosen), len(data.classes), seed)
+    task = Pretraining(attach(backbone, {}, preprocess=chosen), len(data.classes), seed, softmax)
     trainer = BilevelTrainer(task, optimizer, lr, tasks_per_step=groups, schedule=schedule, progress=progress)
     sampler = GroupSampler(data, group, seed, augment, shift)
     if resume and run_dir is not None and trainer.has_run(run_dir):
