@@ -104,6 +104,7 @@ def _run(config: TrainConfig, run: Any, console: Any, quiet: bool) -> int:
     from metapeft.checkpoint import write_atomically
     from metapeft.cli.tables import tables
     from metapeft.report.main_job import write
+    from metapeft.results import as_json
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -116,7 +117,7 @@ def _run(config: TrainConfig, run: Any, console: Any, quiet: bool) -> int:
     if config.sinusoid_steps:
         say("sinusoid regression by the same recipes")
         fits = sinusoids.run(config.sinusoid_steps, config.seed, run.folder / "sinusoid", progress=not quiet)
-    found = experiment.as_json(results)
+    found = as_json(results)
     if fits is not None:
         found["sinusoid"] = fits.as_json()
     found["seconds"] = round(time.monotonic() - begun, 1)
