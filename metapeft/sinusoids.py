@@ -85,7 +85,7 @@ def pictures(learner: Learner, sampler: EpisodeSampler, count: int = 3) -> list[
         episode = sampler[task]
         x = torch.linspace(-5, 5, 101).unsqueeze(1)
         before = learner.adapt(episode.support_x, episode.support_y, steps=0)(x)
-        after = learner.adapt(episode.support_x, episode.support_y, steps=STEPS[-1])(x)
+        after = learner.adapt(episode.support_x, episode.support_y)(x)  # as many steps as in training
         points = (
             torch.cat([episode.support_x, episode.query_x]),
             torch.cat([episode.support_y, episode.query_y]),
