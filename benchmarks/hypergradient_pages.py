@@ -48,7 +48,8 @@ def table(found: dict[str, Any]) -> str:
     note = (
         f"{found['problem']}. Time: of the processor, one thread. Memory: {found['memory']}. Commit "
         f"{str(where['commit'])[:9]}, {where['cpu']}, torch {where['torch']}; from "
-        f"`benchmarks/results/{RESULT.name}`, by `python -m benchmarks.hypergradients run`."
+        f"`benchmarks/results/{RESULT.name}`, by `python -m benchmarks.hypergradients run`. `finite-difference` is "
+        "defined for one inner step, `direct` for none."
     )
     return "\n".join([*lines, "", note, "", distances(found)])
 

@@ -33,7 +33,7 @@ from torch import Tensor
 import metapeft as mp
 from benchmarks.hypergradient_pages import RESULT, write_pages
 from metapeft.environment import environment
-from metapeft.hypergradients import CG, Exact, Neumann, Recompute, Truncated
+from metapeft.hypergradients import CG, Exact, MultiStep, Neumann, Recompute, Truncated
 from metapeft.hypergradients.problem import Result
 from metapeft.learner import Learner
 
@@ -41,23 +41,26 @@ STEPS = (1, 5, 20, 100)
 WIDTH, RANK, TASKS = 16, 2, 4
 #: the inner rate, the proximal term, LoRA's alpha: where costs are measured, and a less tame problem
 SETTINGS = {"held": (0.05, 2.0, 2.0), "free": (0.04, 1.0, 3.0)}
-#: name -> engine, and the numbers of inner steps at which it is measured
+#: name -> engine (or what makes it for K), and the numbers of inner steps at which it is measured
 ENGINES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "unroll": ("unroll", STEPS),
     "recompute": (Recompute(), STEPS),
     "recompute sqrt": (Recompute(every="sqrt"), STEPS),
     "truncated 5": (Truncated(5), STEPS),
-    "forward": ("forward", (1, 5)),  # outer variables: the 10 selection logits
+    "forward": ("forward", STEPS),  # outer variables: the 10 selection logits
     "first-order": ("first-order", STEPS),
     "envelope": ("envelope", STEPS),
     "cg 10": (CG(10), STEPS),
     "cg 10, damping 1": (CG(10, damping=1.0), STEPS),
     "neumann 10": (Neumann(10, lr=0.05), STEPS),
-    "exact": (Exact(), (100,)),  # n Hessian-vector products, whatever K
-    "finite-difference": ("finite-difference", (1,)),
+    "exact": (Exact(), STEPS),
+    "finite-difference": ("finite-difference", (1,)),  # defined for one step
     "autolora": ("autolora", STEPS),
+    "multi-step": (lambda steps: MultiStep([1 / steps] * steps), STEPS),  # every step counts the same
     "reptile": ("reptile", STEPS),
 }
+#: other outer variables, or the gradient of another function: no distance from the exact one
+INCOMPARABLE = ("reptile", "forward", "multi-step")
 APPROXIMATE = (
     "truncated 5",
     "first-order",
@@ -77,10 +80,11 @@ def learner_of(name: str, steps: int, weights: dict[str, Tensor], setting: str =
     body.load_state_dict(weights)
     rate, proximal, alpha = SETTINGS[setting]
     outer = {"reptile": "factors", "forward": "selection"}.get(name, "weights")
+    engine = ENGINES[name][0]
     return Learner(
         mp.attach(body, mp.LoRA(RANK, alpha)),
         inner=mp.inner.SGD(steps, rate, proximal=proximal),
-        hypergradient=ENGINES[name][0],
+        hypergradient=engine(steps) if callable(engine) else engine,
         outer=(outer,),
         selection="softmax" if outer == "selection" else None,
     )
@@ -182,7 +186,7 @@ def run(*, out: Path = RESULT, pretraining: int = 100) -> None:
                 if done.returncode:
                     raise RuntimeError(f"{name} at K = {steps} failed:\n{done.stdout}{done.stderr}")
                 row = {"engine": name, "steps": steps, **json.loads(done.stdout.splitlines()[-1])}
-                if name not in ("reptile", "forward"):  # these have other outer variables
+                if name not in INCOMPARABLE:
                     exact = Path(folder) / f"unroll {steps}.safetensors"
                     row.update(distance(load_file(grads), load_file(exact)))
                 rows.append(row)
