@@ -41,7 +41,7 @@ STEPS = (1, 5, 20, 100)
 WIDTH, RANK, TASKS = 16, 2, 4
 #: the inner rate, the proximal term, LoRA's alpha: where costs are measured, and a less tame problem
 SETTINGS = {"held": (0.05, 2.0, 2.0), "free": (0.04, 1.0, 3.0)}
-#: name -> engine (or what makes it for K), and the numbers of inner steps at which it is measured
+#: name -> engine, and the numbers of inner steps at which it is measured
 ENGINES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "unroll": ("unroll", STEPS),
     "recompute": (Recompute(), STEPS),
@@ -56,7 +56,7 @@ ENGINES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "exact": (Exact(), STEPS),
     "finite-difference": ("finite-difference", (1,)),  # defined for one step
     "autolora": ("autolora", STEPS),
-    "multi-step": (lambda steps: MultiStep([1 / steps] * steps), STEPS),  # every step counts the same
+    "multi-step": (MultiStep(), STEPS),  # here every step counts the same
     "reptile": ("reptile", STEPS),
 }
 #: other outer variables, or the gradient of another function: no distance from the exact one
@@ -80,11 +80,11 @@ def learner_of(name: str, steps: int, weights: dict[str, Tensor], setting: str =
     body.load_state_dict(weights)
     rate, proximal, alpha = SETTINGS[setting]
     outer = {"reptile": "factors", "forward": "selection"}.get(name, "weights")
-    engine = ENGINES[name][0]
+    engine = MultiStep([1 / steps] * steps) if name == "multi-step" else ENGINES[name][0]
     return Learner(
         mp.attach(body, mp.LoRA(RANK, alpha)),
         inner=mp.inner.SGD(steps, rate, proximal=proximal),
-        hypergradient=engine(steps) if callable(engine) else engine,
+        hypergradient=engine,
         outer=(outer,),
         selection="softmax" if outer == "selection" else None,
     )
