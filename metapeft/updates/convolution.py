@@ -120,15 +120,17 @@ def convolve_dense(options: Spatial, x: Tensor, weights: Tensor, bias: Tensor | 
 
 
 def convolve_low_rank(
-    options: Spatial, x: Tensor, weight: Tensor, bias: Tensor | None, update: Update
+    options: Spatial, x: Tensor, weight: Tensor, bias: Tensor | None, update: Update, up: Tensor | None = None
 ) -> Tensor:
     """`W0 * x + up (down * x)`: beside the shared convolution a spatial map to a few channels and a pointwise one.
 
     Every group of the layer sees the same `down`; group `g` of the output uses its own rows of `up`. Where the
-    kernel is small the update is added to the weights instead, a product as cheap as the kernel.
+    kernel is small the update is added to the weights instead, a product as cheap as the kernel. `up`, where it
+    is given, stands for the update's own.
     """
+    up = update.up if up is None else up
     if options.is_small(weight) and not update.per_input:
-        return options.columns(x, weight + torch.einsum("tor,tri...->toi...", update.up, update.down), bias)
+        return options.columns(x, weight + torch.einsum("tor,tri...->toi...", up, update.down), bias)
     base = options.convolve(x, weight, bias)
     tasks, groups = update.tasks, options.groups
     rows, positions = x.shape[0], base.shape[2:].numel()
@@ -142,12 +144,12 @@ def convolve_low_rank(
             hidden.transpose(1, 2).reshape(tasks, rows // tasks * positions, hidden.shape[1])
         )
         flat = base.flatten(2).transpose(1, 2).reshape(tasks, -1, base.shape[1])
-        y = torch.baddbmm(flat, by_position, update.up.transpose(1, 2))
+        y = torch.baddbmm(flat, by_position, up.transpose(1, 2))
         return torch.unflatten(y.view(rows, positions, y.shape[2]).transpose(1, 2), 2, base.shape[2:])
     if update.per_input:
         by_position = hidden.transpose(1, 2).reshape(tasks, -1, hidden.shape[1])  # (T, B*groups*L, channels)
         hidden = update.mix(by_position).reshape(rows * groups, positions, -1).transpose(1, 2)
-    up = torch.unflatten(update.up, 1, (groups, -1)).unsqueeze(1)  # (T, 1, groups, out/groups, channels)
+    up = torch.unflatten(up, 1, (groups, -1)).unsqueeze(1)  # (T, 1, groups, out/groups, channels)
     up = up.expand(tasks, rows // tasks, *up.shape[2:]).reshape(rows * groups, *up.shape[3:])
     flat = base.reshape(rows * groups, -1, positions)
     return torch.baddbmm(flat, up, hidden).view(base.shape)

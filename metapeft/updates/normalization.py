@@ -51,7 +51,7 @@ def batch_norm(
             )
         mean, variance = module.running_mean, module.running_var
     else:
-        split = _by_task(x, call)
+        split = by_task(x, call)
         each = split.shape[1] // call.items  # rows an input
         mask = None if call.mask is None else call.mask.repeat_interleave(each, 1)
         mean, variance, count = mean_variance(split[:, : call.reference * each], mask)
@@ -63,7 +63,7 @@ def batch_norm(
     scale = torch.rsqrt(variance + module.eps)
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
-    y = _scale_shift(_by_task(x, call), scale, shift).view(x.shape)
+    y = _scale_shift(by_task(x, call), scale, shift).view(x.shape)
     return y if exact else _rest(module, clone, y, name)
 
 
@@ -77,7 +77,7 @@ def _one_task(module: BatchNorm, call: Call, name: str, x: Tensor) -> Tensor:
     return y
 
 
-def _by_task(x: Tensor, call: Call) -> Tensor:
+def by_task(x: Tensor, call: Call) -> Tensor:
     """`(rows, C, ...)` as `(T, rows / T, C, L)`."""
     return x.reshape(call.tasks, x.shape[0] // call.tasks, x.shape[1], -1)
 

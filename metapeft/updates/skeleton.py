@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metapeft.updates import layers
 from metapeft.updates.call import Call, Holder
+from metapeft.updates.chains import Chain, chains
 from metapeft.updates.layout import Key, Layout, spread
 from metapeft.updates.normalization import batch_norm, is_batch_norm
 from metapeft.updates.targets import Leaf, Site, is_gpt2_linear, leaves
@@ -67,7 +68,30 @@ def build(
     for name, child in skeleton.named_modules():
         if is_batch_norm(child) and not dict(child.named_parameters(recurse=False)):
             _teach(Leaf(name, child, {}), {}, holder)
+        if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward:
+            _join(child, f"{name}." if name else "", by_parameter, sites, holder)
     return skeleton, loose, users
+
+
+def _join(
+    sequential: nn.Sequential, prefix: str, names: dict[int, str], sites: dict[str, Site], holder: Holder
+) -> None:
+    """Let the chains in a Sequential run as one step each, if it has any."""
+    filed = {
+        f"{prefix}{name}": names[id(value)]
+        for name, value in sequential.named_parameters(remove_duplicate=False)
+        if names[id(value)] in sites
+    }
+    steps = chains(sequential, prefix, filed)
+    if not any(isinstance(step, Chain) for step in steps):
+        return
+
+    def forward(input: Tensor) -> Any:
+        for step in steps:
+            input = step(holder.current(), input) if isinstance(step, Chain) else step(input)
+        return input
+
+    sequential.forward = forward  # type: ignore[method-assign]
 
 
 def _teach(leaf: Leaf, local: dict[str, str], holder: Holder) -> None:

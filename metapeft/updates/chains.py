@@ -1,0 +1,160 @@
+"""Convolution, batch norm, ReLU and max-pooling of a `Sequential` as one step.
+
+Passes over the activations cost more than the arithmetic in them, so they are made few: with statistics from
+the buffers the normalisation's scale goes into the convolution's weights, and the rest runs after the pooling,
+on a quarter of the values,
+
+    relu(pool(norm(conv(x)))) = relu(a * pool(conv'(x)) + c),     a >= 0 (the sign of a scale is in conv').
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from metapeft.updates.call import Call, Update
+from metapeft.updates.convolution import convolve_dense, convolve_low_rank, spatial
+from metapeft.updates.normalization import by_task, mean_variance
+
+Sites = dict[tuple[str, str], str]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A convolution and a batch norm in a row, with the activation and the pooling that follow them.
+
+    Args:
+        convolution, norm: the two layers. relu: what comes after them, if it does. pool: in the end.
+        norm_name: of the norm, for the statistics. sites: `(part, parameter)` -> its name in the backbone.
+    """
+
+    convolution: nn.Conv2d
+    norm: nn.BatchNorm2d
+    relu: nn.ReLU | None
+    pool: nn.MaxPool2d | None
+    norm_name: str
+    sites: Sites
+
+    @property
+    def members(self) -> list[nn.Module]:
+        parts = (self.convolution, self.norm, self.relu, self.pool)
+        return [module for module in parts if module is not None]
+
+    def __call__(self, call: Call, x: Tensor) -> Tensor:
+        """Rows `(T*B, C, H, W)` through all members; one after the other where they cannot run at once."""
+        updates = {own: call.updates[full] for own, full in self.sites.items() if full in call.updates}
+        if call.shapes is not None or not self._fits(call, updates, x):
+            for module in self.members:
+                x = module(x)
+            return x
+        weight = updates.get(("convolution", "weight"))
+        scale = _value(self.norm, "weight", updates.get(("norm", "weight")), 1.0)
+        beta = _value(self.norm, "bias", updates.get(("norm", "bias")), 0.0)
+        bias = _value(self.convolution, "bias", updates.get(("convolution", "bias")), 0.0)
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        if call.reference is None and mean is not None and variance is not None:
+            scale = scale * torch.rsqrt(variance + self.norm.eps)
+            pooled = self._pooled(self._convolved(x, weight, scale))
+            return self._activated(pooled, None, (bias - mean) * scale + beta, call)
+        sign = torch.where(scale.detach() < 0, -1.0, 1.0).to(scale)
+        z = self._convolved(x, weight, sign)
+        mean, variance, count = mean_variance(by_task(z, call)[:, : call.reference], call.mask)
+        call.statistics[self.norm_name] = (sign * mean + bias, variance, count)
+        size = sign * scale * torch.rsqrt(variance + self.norm.eps)
+        # the convolution's bias falls out of the normalised value, but it stays in the graph
+        shift = beta + (bias - bias) - mean * size
+        return self._activated(self._pooled(z), size, shift, call)
+
+    def _fits(self, call: Call, updates: dict[tuple[str, str], Update], x: Tensor) -> bool:
+        """Whether statistics are known, and scales are one for all tasks where the convolution's W0 is."""
+        known = call.reference is not None or self.norm.running_mean is not None
+        update = updates.get(("convolution", "weight"))
+        own = update is not None and update.format.dense
+        return known and x.dim() == 4 and (own or ("norm", "weight") not in updates)
+
+    def _convolved(self, x: Tensor, update: Update | None, factor: Tensor) -> Tensor:
+        """The convolution without bias, its outputs times `factor` `(C,)` or `(T, C)`; channels last."""
+        options, weight = spatial(self.convolution), self.convolution.weight
+        x = options.pad(x).contiguous(memory_format=torch.channels_last)
+        spread = factor.view(*factor.shape, 1, 1, 1)
+        if update is None:
+            return options.convolve(x, weight * spread)
+        if update.format.dense:
+            return convolve_dense(options, x, (weight + update.delta(x.shape[0])) * spread, None)
+        return convolve_low_rank(options, x, weight * spread, None, update, update.up * factor.unsqueeze(-1))
+
+    def _pooled(self, z: Tensor) -> Tensor:
+        if self.pool is None:
+            return z
+        pooled: Tensor = self.pool(z)
+        return pooled
+
+    def _activated(self, z: Tensor, size: Tensor | None, shift: Tensor, call: Call) -> Tensor:
+        """`relu(size * z + shift)` with `(C,)` or `(T, C)` coefficients."""
+        split = torch.unflatten(z, 0, (call.tasks, -1))
+        shift = _beside(shift)
+        y = (split + shift if size is None else torch.addcmul(shift, split, _beside(size))).flatten(0, 1)
+        return y if self.relu is None else torch.relu_(y)
+
+
+def _beside(value: Tensor) -> Tensor:
+    """`(C,)` or `(T, C)` so that it broadcasts on `(T, B, C, H, W)`."""
+    return value.view(-1, 1, value.shape[-1], 1, 1)
+
+
+def _value(module: nn.Module, name: str, update: Update | None, default: float) -> Tensor:
+    """A parameter of a convolution or norm, `(C,)`, or `(T, C)` with its update; `default` where it has none."""
+    own: Tensor | None = getattr(module, name)
+    if own is None:
+        like = next(iter((*module.parameters(recurse=False), *module.buffers(recurse=False))))
+        channels = module.num_features if isinstance(module, nn.BatchNorm2d) else like.shape[0]
+        return torch.full((channels,), default, dtype=like.dtype, device=like.device)
+    return own if update is None else own + update.delta(update.tasks)
+
+
+def chains(sequential: nn.Sequential, prefix: str, sites: dict[str, str]) -> list[nn.Module | Chain]:
+    """The members of a Sequential in turn, those that make a chain put together.
+
+    Args:
+        sequential: of exactly torch's forward. prefix: its name in the backbone, with a dot or empty.
+        sites: names of parameters, as their owners have them -> names under which updates are filed.
+    """
+    found: list[nn.Module | Chain] = []
+    members = list(sequential.named_children())
+    while members:
+        link = _first_chain(members, prefix, sites)
+        if link is None:
+            found.append(members.pop(0)[1])
+        else:
+            found.append(link)
+            del members[: len(link.members)]
+    return found
+
+
+def _first_chain(members: list[tuple[str, nn.Module]], prefix: str, sites: dict[str, str]) -> Chain | None:
+    """The chain that the first members make, if they do."""
+    if len(members) < 2:
+        return None
+    (own, convolution), (name, norm) = members[:2]
+    if type(convolution) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+        return None
+    if any(_has_hooks(module) for _, module in members[:4]):
+        return None
+    rest = [module for _, module in members[2:4]]
+    relu = rest[0] if rest and type(rest[0]) is nn.ReLU else None
+    rest = rest[1:] if relu is not None else rest
+    pool = rest[0] if rest and type(rest[0]) is nn.MaxPool2d and not rest[0].return_indices else None
+    filed = {
+        (part, parameter): sites[full]
+        for part, owner in (("convolution", own), ("norm", name))
+        for parameter in ("weight", "bias")
+        if (full := f"{prefix}{owner}.{parameter}") in sites
+    }
+    return Chain(convolution, norm, relu, pool, f"{prefix}{name}", filed)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches the module, who must not be passed over."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
