@@ -81,12 +81,12 @@ ROWS = {
     ),
     "lora-ml": Setting(
         "SR start, W0, starts and rates meta-trained through LoRA", METHODS.lora_ml, rates="step", inner_lr=RATES,
-        inner_steps=(5,), steps=600, lr={"weights": 3e-4, "rates": 1e-3, "default": 1e-3},
+        inner_steps=(5,), steps=600, lr={"weights": 3e-5, "rates": 1e-3, "default": 1e-3},
     ),
     "maml": Setting(
         "SR start, running statistics, full updates", METHODS.maml,
         {"norm": "running", "head": "prototype-init"}, rates="step", inner_lr=RATES, inner_steps=(5,), steps=400,
-        lr=3e-4,
+        lr=3e-5,
     ),
     "maml-scratch": Setting(
         "from scratch, support statistics, full updates", METHODS.maml, {"norm": "support"}, scratch=True,
@@ -100,6 +100,6 @@ ROWS = {
     "metalora-tr": Setting("SR start frozen, ring factors trained, seeds generated", METHODS.metalora_tr, steps=600),
     "metapeft": Setting(
         "SR start, CP: generated, selected, adapted", METHODS.metapeft, rates="step", inner_lr=RATES, inner_steps=(5,),
-        steps=600, lr={"weights": 3e-4, "default": 1e-3},
+        steps=600, lr={"weights": 3e-5, "default": 1e-3},
     ),
 }  # fmt: skip
