@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metapeft.updates.call import Call, Update
+from metapeft.updates.moments import moments
 
 _EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -91,8 +92,7 @@ def mean_variance(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tenso
     """
     tasks, items, _, length = x.shape
     if mask is None:
-        variance, mean = torch.var_mean(x, dim=(1, 3), correction=0)
-        return mean, variance, torch.full((tasks,), items * length, dtype=x.dtype, device=x.device)
+        return *moments(x), torch.full((tasks,), items * length, dtype=x.dtype, device=x.device)
     keep = mask.expand(tasks, -1).view(tasks, items, 1, 1)
     count = keep.sum((1, 2, 3)).to(x.dtype) * length
     mean = torch.where(keep, x, 0.0).sum((1, 3)) / count[:, None]
