@@ -40,14 +40,14 @@ class _Moments(torch.autograd.Function):
         ctx.save_for_forward(inputs[0], output[0])
 
     @staticmethod
-    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
         count = x.shape[1] * x.shape[3]
         slope = of_variance * (2 / count)
         return torch.addcmul(_spread(of_mean / count - slope * mean), x, _spread(slope))
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def jvp(ctx: Any, dx: Tensor) -> tuple[Tensor, Tensor]:
         x, mean = ctx.saved_tensors
         return dx.mean((1, 3)), 2 * ((x - _spread(mean)) * dx).mean((1, 3))
 
