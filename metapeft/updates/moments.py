@@ -19,7 +19,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         >>> mean, variance
         (tensor([[2.]]), tensor([[1.]]))
     """
-    mean, variance = _Moments.apply(x)
+    mean, variance = _Moments.apply(x)  # type: ignore[no-untyped-call]
     return mean, variance
 
 
