@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from metapeft.environment import environment
 from theory.bridge import results
 from theory.bridge.study import METHODS, TUNING_SEED, Study, choose_rates, run
 from theory.bridge.tasks import Family, family
@@ -50,6 +51,7 @@ def bridge(
     chosen = Study() if study is None else study
     chosen = dataclasses.replace(chosen, **QUICK) if quick else chosen
     folder = out / "runs" / name
+    made_with = environment()
     tuned, rows = _earlier(out / f"bridge-{name}.json", chosen)
     if not tuned:
         tuned = choose_rates(make(name, TUNING_SEED), chosen, folder)
@@ -67,7 +69,7 @@ def bridge(
             _say(console, begun, f"run {seed + 1} of {seeds}")
         kept = [row for row in rows if row["run"] < seeds]
         files = results.write(
-            results.document(name, tasks.about, _plain(chosen.as_dict()), _plain(tuned), kept), out
+            results.document(name, tasks.about, _plain(chosen.as_dict()), _plain(tuned), kept, made_with), out
         )
     console.print(table(results.summary([row for row in rows if row["run"] < seeds])))
     return files

@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib as mpl
 import torch
 
-from metapeft.environment import environment
 from metapeft.intervals import mean_interval
 from theory.bridge.study import METHODS, Cell
 from theory.plots import COLOURS, NAMES, panels
@@ -67,12 +66,14 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     return lines
 
 
-def document(name: str, about: str, study: dict[str, Any], rates: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """Everything about a study, for its JSON file."""
+def document(
+    name: str, about: str, study: dict[str, Any], rates: Any, rows: Sequence[Row], made_with: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything about a study, for its JSON file; `made_with` is the environment in which it was begun."""
     return {
         "data": name, "about": about, "study": study, "outer_rates": rates, "rows": list(rows),
         "summary": summary(rows), "interval": "95 % t over runs; differences paired by run",
-        "environment": environment(),
+        "environment": made_with,
     }  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def draw(found: dict[str, Any], png: Path, svg: Path) -> None:
     for offset, method in zip((-0.06, 0.0, 0.06), LINES.values()):
         mine = [line for line in lines if line["method"] == method]
         where = [ranks.index(line["value"]) + offset for line in mine]
-        style = {
+        style: dict[str, Any] = {
             "color": COLOURS[method],
             "label": NAMES[method],
             "marker": "o",

@@ -201,10 +201,10 @@ def _standard(
     softmax: Mapping[str, Tensor] | None,
 ) -> nn.Module:
     """Standard retraining on one softmax over all training classes, in groups of as many items as an episode."""
-    trained, _ = mp.pretrain(
+    trained: nn.Module = mp.pretrain(
         body, family.data["train"], steps, group=study.images // study.tasks, groups=study.tasks, lr=rate,
         seed=seed, softmax=softmax, shift=family.shifts["train"], run_dir=where, resume=True, progress=False,
-    )  # fmt: skip
+    )[0]  # fmt: skip
     return trained
 
 

@@ -176,4 +176,5 @@ def encode(texts: Sequence[str], batch: int = 64) -> Tensor:
         found.append((hidden * mask).sum(1) / mask.sum(1))
     vectors = torch.empty(len(texts), found[0].shape[1])
     vectors[torch.tensor(order)] = torch.cat(found).float()
-    return nn.functional.normalize(vectors) * vectors.shape[1] ** 0.5
+    scaled: Tensor = nn.functional.normalize(vectors) * vectors.shape[1] ** 0.5
+    return scaled
