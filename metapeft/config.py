@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from metapeft.byte_units import parse_bytes
+
 DataName = Literal["glyphs", "omniglot", "miniimagenet", "folder"]
 BackboneName = Literal["conv4", "resnet12", "mixer", "vit"]
 
@@ -58,6 +60,8 @@ class TrainConfig:
         Seed of everything.
     threads
         Threads of torch; 0 leaves torch's own choice.
+    memory
+        What a process may hold, such as 8GiB; default what is free. Tasks go through in chunks that fit.
     """
 
     data: DataName = "glyphs"
@@ -81,6 +85,7 @@ class TrainConfig:
     sinusoid_steps: int = 800
     seed: int = 0
     threads: int = 0
+    memory: str | None = None
 
     def __post_init__(self) -> None:
         positive = (
@@ -98,3 +103,5 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed is a number above 0")
         if not self.methods or not self.inner_lrs or not self.inner_steps:
             raise ValueError("methods, inner_lrs and inner_steps each need at least one entry")
+        if self.memory is not None:
+            parse_bytes(self.memory)

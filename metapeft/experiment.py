@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from metapeft.checkpoint import load, save
 from metapeft.comparison import METHODS, Method, check_method, rank_option, round_ranks
 from metapeft.config import TrainConfig
 from metapeft.datasets.loading import load_dataset
+from metapeft.distributed import processes
 from metapeft.episodes.sampler import EpisodeSampler
 from metapeft.episodes.shift import OF_SPLIT, Shift
 from metapeft.evaluation import evaluate
@@ -73,7 +75,8 @@ def run(config: TrainConfig, folder: Path, say: Say = print, progress: bool = Tr
         config: the settings. folder: a run folder that exists; every stage has a folder of its own in it.
         say: receives a line a stage. progress: show bars.
 
-    Returns: evaluations of every method on the same test episodes, with their logs.
+    Returns: evaluations of every method on the same test episodes, with their logs. Where torchrun started several
+        processes, they train together, and only rank 0 evaluates.
     """
     for name in config.methods:
         check_method(name, config.methods)
@@ -124,7 +127,7 @@ def _retrained(
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Standard retraining, or its result where it has been done; with `softmax` it continues an earlier one."""
     done = folder / "done.safetensors"
-    if done.exists():
+    if processes().decided(done.exists):
         state, metadata = load(done)
         body = copy.deepcopy(body)
         body.load_state_dict(state)
@@ -134,7 +137,8 @@ def _retrained(
         shift=training_styles(), lr=2e-3 if softmax is None else 1e-3, run_dir=folder / "run", resume=True,
         progress=progress,
     )  # fmt: skip
-    save(done, dict(trained.state_dict()), {"log": log})
+    if processes().main:
+        save(done, dict(trained.state_dict()), {"log": log})
     return trained, log
 
 
@@ -179,7 +183,8 @@ def _row(
     training_steps = min(config.inner_steps, key=lambda steps: (abs(steps - 5), steps))
     budget = config.validation_episodes
     if method.adapts:
-        tuned = tune(make, grid(lr=config.inner_lrs, steps=[training_steps]), found["val shifted"], budget)
+        trials = grid(lr=config.inner_lrs, steps=[training_steps])
+        tuned = Tuned(**processes().decided(lambda: asdict(tune(make, trials, found["val shifted"], budget))))
         row.chosen["train"] = _told(tuned)
         row.learner = make(**tuned.settings)
     else:
@@ -189,6 +194,8 @@ def _row(
     if row.learner.selection is not None:
         row.ranks = {rule: round_ranks(row.learner, rule) for rule in ("threshold", "total")}
     row.parameters = adapted_parameters(row.learner)
+    if not processes().main:  # what is only read is measured once
+        return row
     for column in COLUMNS:
         steps = None
         if method.adapts:
@@ -218,6 +225,8 @@ def _control(
     row.learner = make(inner=inner, generator=OtherTask(original.learner.generator))
     row.learner.load_state(original.learner.state())
     row.chosen, row.parameters = original.chosen, original.parameters
+    if not processes().main:
+        return row
     for column in COLUMNS:
         steps = original.chosen[column]["steps"]
         row.evaluations[column] = evaluate(row.learner, found[f"test {column}"], config.episodes, steps=steps)
@@ -230,8 +239,9 @@ def _trained(
     rates = {"weights": config.weights_lr, "default": config.lr}
     lr = {group: rate for group, rate in rates.items() if group == "default" or group in learner.outer}
     trainer = BilevelTrainer(
-        learner, lr=lr, tasks_per_step=config.tasks_per_step, clip=10.0, schedule="cosine", progress=progress
-    )
+        learner, lr=lr, tasks_per_step=config.tasks_per_step, clip=10.0, schedule="cosine", progress=progress,
+        memory=config.memory,
+    )  # fmt: skip
     if trainer.has_run(folder):
         return trainer.resume(folder, episodes)
     return trainer.fit(episodes, config.steps, run_dir=folder, checkpoint_every=25)

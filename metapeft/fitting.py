@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metapeft import specs
+from metapeft.distributed import Processes
 from metapeft.episode_specs import built_episodes, of_episodes
 from metapeft.problem_task import ProblemTask
 from metapeft.roles import adapts_start
@@ -19,6 +21,8 @@ from metapeft.runs import Run
 
 if TYPE_CHECKING:
     from metapeft.trainer import BilevelTrainer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ def refuse_settings(
     clip: float | None,
     warm_start: bool,
     inner_every: int,
+    memory: int | str | None = None,
 ) -> None:
     """Raise ValueError for settings of a trainer that are out of range or do not go with its learner."""
     counts = {
@@ -159,6 +164,13 @@ def refuse_settings(
         raise ValueError(f"chunk={chunk}: a bilevel problem is not cut into tasks, so chunk has no effect")
     if warm_start and chunk is not None:
         raise ValueError("warm_start=True keeps the inner variables of all tasks: chunk has to be None")
+    if memory is not None and (warm_start or isinstance(learner, ProblemTask)):
+        what = (
+            "warm_start=True keeps all tasks together"
+            if warm_start
+            else "a bilevel problem is not cut into tasks"
+        )
+        raise ValueError(f"memory={memory!r} has no effect: {what}")
     if inner_every > 1 and not (warm_start and isinstance(learner, ProblemTask) and learner.problem.solver):
         raise ValueError(
             f"inner_every={inner_every} holds the inner variables of a bilevel problem over several outer steps: "
@@ -168,6 +180,30 @@ def refuse_settings(
         raise ValueError("the learner trains nothing (outer=()): there is nothing to fit")
     if warm_start:
         _check_warm(learner)
+
+
+def refuse_processes(learner: Any, warm_start: bool, processes: Processes) -> None:
+    """Raise ValueError for what several processes cannot share out."""
+    if processes.count == 1:
+        return
+    if isinstance(learner, ProblemTask):
+        raise ValueError(
+            f"{processes.count} processes: a bilevel problem is not cut into tasks, run it in one"
+        )
+    if warm_start:
+        raise ValueError(
+            f"warm_start=True keeps the inner variables of all tasks in one process, but there are {processes.count}"
+        )
+
+
+def note_other_processes(before: int, processes: Processes) -> None:
+    """Say that a run goes on with another number of processes than its checkpoint was written by."""
+    if processes.main and before != processes.count:
+        _log.warning(
+            "%d processes go on where %d stopped: the same means up to rounding, not the same bits",
+            processes.count,
+            before,
+        )
 
 
 def _check_warm(learner: Any) -> None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metapeft.accumulation import accumulated
-from metapeft.board import Board
+from metapeft import fitting, shared_run
 from metapeft.buffers import move_buffers
+from metapeft.byte_units import parse_bytes
+from metapeft.chunking import Chunking
+from metapeft.distributed import Share, processes
 from metapeft.errors import NumericalError
-from metapeft.evaluation import evaluate
-from metapeft.fitting import Plan, parameter_groups, refuse_optimizer, refuse_settings
 from metapeft.hypergradients.problem import Problem
-from metapeft.interruption import Interruption
+from metapeft.outer_loop import Averages, run_loop
+from metapeft.outer_step import OuterGradient
 from metapeft.problem_task import ProblemTask
-from metapeft.progress import Progress
 from metapeft.runs import Run
 from metapeft.schedules import resolve_schedule
 
@@ -32,8 +31,8 @@ class BilevelTrainer:
         task: a `Learner`, an `mp.Problem`, or what has their methods (see `Pretraining`).
         optimizer: a class of `torch.optim`, called as `optimizer(groups, **options)`.
         lr: of all outer variables, or `{group: lr}` by the first part of their names, `"default"` for others.
-        tasks_per_step: episodes an outer step.
-        chunk: how many of them go through one forward; None for all. Gradients are accumulated.
+        tasks_per_step: episodes an outer step; of all ranks together, where torchrun started several.
+        chunk: how many of them go through one forward, gradients are accumulated; None for as many as fit.
         clip: largest norm of the whole outer gradient; None for no clipping.
         schedule: None, `"cosine"` (to 0 over the run), or a function `(optimizer, steps) -> torch scheduler`.
         warm_start: keep the inner variables from one outer step to the next; a checkpoint has them.
@@ -41,6 +40,8 @@ class BilevelTrainer:
         options: of the optimiser, such as `{"betas": (0.5, 0.999)}`.
         progress: show a bar with loss, accuracy, tasks a second and the time left.
         device, dtype: to which the learner is moved; None to leave it where it is.
+        memory: what this process may hold, in bytes or as `"8GiB"`, for the choice of the chunk and, where one
+            task is too much, of recompute instead of unroll; None for what is free. See docs/scale.md.
 
     Raises:
         ValueError: numbers out of range, unknown groups, options without effect.
@@ -72,21 +73,21 @@ class BilevelTrainer:
         progress: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        memory: int | str | None = None,
     ) -> None:
+        self.processes = processes()  # first, for it says which GPU is this process's own
         if not isinstance(task, Problem) and (device is not None or dtype is not None):
             task.to(device, dtype)
         self.learner: Any = ProblemTask(task, device, dtype) if isinstance(task, Problem) else task
-        refuse_settings(self.learner, tasks_per_step, chunk, clip, warm_start, inner_every)
-        self.tasks_per_step, self.chunk, self.clip, self.inner_every = (
-            tasks_per_step,
-            chunk,
-            clip,
-            inner_every,
-        )
+        fitting.refuse_settings(self.learner, tasks_per_step, chunk, clip, warm_start, inner_every, memory)
+        fitting.refuse_processes(self.learner, warm_start, self.processes)
+        self.memory = None if memory is None else parse_bytes(memory)
+        self.tasks_per_step, self.chunk, self.clip = tasks_per_step, chunk, clip
+        self.inner_every = inner_every
         self.schedule, self.warm_start, self.show = schedule, warm_start, progress
         self.lr, self.options, self._make = lr, dict(options or {}), optimizer
         self._start(0)
-        refuse_optimizer(self.optimizer)
+        fitting.refuse_optimizer(self.optimizer)
 
     def settings(self) -> dict[str, Any]:
         """Everything that the outcome depends on, as JSON can say it."""
@@ -101,12 +102,13 @@ class BilevelTrainer:
             "schedule": "custom" if custom else self.schedule,
             "warm_start": self.warm_start,
             "inner_every": self.inner_every,
+            "memory": self.memory,
         }
 
     @staticmethod
     def has_run(run_dir: str | Path) -> bool:
-        """Whether a folder holds a run that can be resumed."""
-        return (Path(run_dir) / "config.json").exists()
+        """Whether a folder holds a run that can be resumed; among ranks, all have to ask."""
+        return shared_run.exists(run_dir, processes())
 
     def fit(
         self,
@@ -139,16 +141,20 @@ class BilevelTrainer:
         Raises:
             RunError: a folder that holds another run or cannot be written.
             NumericalError: a non-finite gradient; the message names the episodes, the last checkpoint stays.
+            MemoryError: memory is too little even for one task in one forward.
+            ConnectionError: another rank died; the last checkpoint stays.
             KeyboardInterrupt: after Ctrl-C, when the step that was running is finished and kept.
         """
-        plan = Plan(steps, validate_every, validation_episodes, checkpoint_every, log_every)
+        plan = fitting.Plan(steps, validate_every, validation_episodes, checkpoint_every, log_every)
         plan.check(self, episodes, validation, run_dir, tensorboard)
         self._start(steps)
+        if self.processes.count > 1:
+            self.learner.load_state(self.processes.align(self.learner.state()))
         if run_dir is None:
-            return self._loop(episodes, validation, None, plan, [], stop_at)
-        with Run.create(run_dir, plan.config(self, episodes, validation)) as run:
-            self._save(run)
-            return self._loop(episodes, validation, run, plan, [], stop_at, tensorboard)
+            return run_loop(self, episodes, validation, None, plan, [], stop_at)
+        with shared_run.created(run_dir, plan.config(self, episodes, validation), self.processes) as run:
+            self.save(run)
+            return run_loop(self, episodes, validation, run, plan, [], stop_at, tensorboard)
 
     def resume(
         self,
@@ -171,86 +177,40 @@ class BilevelTrainer:
             RunError: no such run, or one in use.
             ValueError: a trainer, learner or episodes other than the run was started with.
         """
-        with Run.open(run_dir) as run:
-            plan, episodes, validation = Plan.restored(self, run.config, episodes, validation)
+        with shared_run.opened(run_dir, self.processes) as run:
+            plan, episodes, validation = fitting.Plan.restored(self, run.config, episodes, validation)
             self._start(plan.steps)
-            if run.checkpoint("latest").exists():
+            if self.processes.decided(run.checkpoint("latest").exists):
                 self._restore(run.load("latest")[0])
             else:  # killed before the first one
                 plan.check_start(self, run.config)
-                self._save(run)
+                self.save(run)
             run.truncate(self.step)
-            return self._loop(episodes, validation, run, plan, list(run.metrics()), stop_at, tensorboard)
+            return run_loop(self, episodes, validation, run, plan, list(run.metrics()), stop_at, tensorboard)
 
-    # --- one run -------------------------------------------------------------------------------------------
+    # --- one run, as its loop drives it ---------------------------------------------------------------------
 
     def _start(self, steps: int) -> None:
-        self.optimizer = self._make(parameter_groups(self.learner.trained, self.lr), **self.options)
+        self.optimizer = self._make(fitting.parameter_groups(self.learner.trained, self.lr), **self.options)
         self.steps, self.step = steps, 0
         self.best: float | None = None
         self._inner: Mapping[str, Tensor] | None = None
-        self._sums: dict[str, float] = {}
+        self.averages = Averages()
+        self.gradient = OuterGradient(self.tasks_per_step, self.chunk, self.memory, self.warm_start)
         self._scheduler = resolve_schedule(self.schedule, self.optimizer, steps)
 
-    def _loop(
-        self,
-        episodes: Any,
-        validation: Any,
-        run: Run | None,
-        plan: Plan,
-        log: list[dict[str, Any]],
-        stop_at: int | None,
-        tensorboard: bool = False,
-    ) -> list[dict[str, Any]]:
-        end = self.steps if stop_at is None else min(stop_at, self.steps)
-        best = None if run is None or self.best is None else run.load("best")[0]
-        bar = Progress(self.show, self.steps, self.step, self.tasks_per_step)
-        board = Board(run.folder if run is not None and tensorboard else None, self.step)
-        with ThreadPoolExecutor(1) as pool, bar, board, Interruption() as interruption:
-            upcoming = self._fetch(pool, episodes, self.step) if self.step < end else None
-            while upcoming is not None:
-                batch = upcoming.result()
-                upcoming = self._fetch(pool, episodes, self.step + 1) if self.step + 1 < end else None
-                self._outer_step(batch)
-                last = self.step == self.steps
-                row = self._flush() if last or self.step % plan.log_every == 0 else {}
-                if validation is not None and (last or self.step % plan.validate_every == 0):
-                    score, found = self._validate(validation, plan.validation_episodes)
-                    row.update(found)
-                    if self.best is None or score > self.best:
-                        self.best, best = score, self.learner.state()
-                        if run is not None:
-                            run.save("best", best, {"step": self.step})
-                if row:
-                    log.append({"step": self.step, **row})
-                    board.add(self.step, row)
-                    if run is not None:
-                        run.log(self.step, **row)
-                stopped = interruption.asked and not last
-                if run is not None and (
-                    stopped or upcoming is None or self.step % plan.checkpoint_every == 0
-                ):
-                    self._save(run)
-                bar.advance(row)
-                if stopped:
-                    raise KeyboardInterrupt(plan.farewell(self.step, run))
-        if best is not None and self.step == self.steps:
-            self.learner.load_state(best)
-        return log
+    def share(self, step: int) -> Share:
+        """The episodes of an outer step that this rank takes."""
+        return self.processes.share(step * self.tasks_per_step, self.tasks_per_step)
 
-    def _fetch(self, pool: ThreadPoolExecutor, episodes: Any, step: int) -> Future[Any]:
-        """Draw the next batch while the current one is worked on."""
-        if episodes is None:
-            return pool.submit(lambda: None)
-        return pool.submit(episodes.batch, step * self.tasks_per_step, self.tasks_per_step)
-
-    def _outer_step(self, batch: Any) -> None:
+    def outer_step(self, batch: Any) -> None:
+        """One step of the optimiser on the gradient of a batch, this rank's share of the tasks."""
         task = self.learner if self.step % self.inner_every == 0 else self.learner.held()
+        share, where = self.share(self.step), f"outer step {self.step + 1}"
         try:
-            found = accumulated(task, batch, self.chunk, self._inner)
+            found = self.gradient(task, batch, share, self._inner, where, self.processes)
         except NumericalError as error:
-            first = self.step * self.tasks_per_step
-            where = f"outer step {self.step + 1}, episodes {first} to {first + self.tasks_per_step - 1}"
+            where += f", episodes {share.start} to {share.start + share.count - 1}"
             raise NumericalError(f"{where}: {error}. The last checkpoint is kept.") from error
         self._inner = found.w if self.warm_start else None
         trained: dict[str, Tensor] = self.learner.trained
@@ -265,44 +225,41 @@ class BilevelTrainer:
         if self._scheduler is not None:
             self._scheduler.step()
         self.step += 1
-        numbers = {name: float(value) for name, value in found.values.items()}
-        for name, number in {**numbers, "count": 1.0}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + number
+        self.averages.add({name: float(value) for name, value in found.values.items()})
 
-    def _flush(self) -> dict[str, Any]:
-        """Means since the last row."""
-        count = self._sums.pop("count", math.nan)
-        row = {name: total / count for name, total in self._sums.items()}
-        self._sums = {}
-        return row
-
-    def _validate(self, validation: Any, episodes: int) -> tuple[float, dict[str, Any]]:
+    def validate(self, validation: Any, episodes: int) -> tuple[float, dict[str, float]]:
         """The score (accuracy, or minus the loss) and the numbers for the log."""
+        where = f"validation after outer step {self.step}"
         try:
-            result = evaluate(self.learner, validation, episodes)
+            found = self.gradient.validate(self.learner, validation, episodes, where, self.processes)
         except NumericalError as error:
-            raise NumericalError(f"validation after outer step {self.step}: {error}") from error
-        if not result.has_accuracy:
-            return -result.loss, {"validation_loss": result.loss}
-        return result.accuracy, {"validation_accuracy": result.accuracy, "validation_loss": result.loss}
+            raise NumericalError(f"{where}: {error}") from error
+        return found.get("validation_accuracy", -found["validation_loss"]), found
 
-    def _save(self, run: Run) -> None:
+    def save(self, run: Run) -> None:
+        """Keep everything that the rest of the run depends on as the run's latest checkpoint."""
         tree = {
             "step": self.step,
             "best": self.best,
-            "sums": self._sums,
+            "sums": self.averages.sums,
             "learner": self.learner.state(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
             "inner": self._inner,
+            "chunking": None if self.gradient.chunking is None else asdict(self.gradient.chunking),
+            "processes": self.processes.count,
         }
         run.save("latest", tree, {"step": self.step})
+        self.gradient.changed = False
 
     def _restore(self, tree: dict[str, Any]) -> None:
-        self.step, self.best, self._sums = tree["step"], tree["best"], tree["sums"]
+        self.step, self.best, self.averages.sums = tree["step"], tree["best"], tree["sums"]
         device, inner = next(iter(self.learner.trained.values())).device, tree["inner"]
         self._inner = None if inner is None else {name: value.to(device) for name, value in inner.items()}
         self.learner.load_state(tree["learner"])
         self.optimizer.load_state_dict(tree["optimizer"])
         if self._scheduler is not None:
             self._scheduler.load_state_dict(tree["scheduler"])
+        if (chosen := tree.get("chunking")) is not None:
+            self.gradient.chunking = Chunking(**chosen)
+        fitting.note_other_processes(tree.get("processes", 1), self.processes)

@@ -45,22 +45,33 @@ def train(
 
 
 def start(config: TrainConfig, out: Path | None, resume: bool, quiet: bool) -> int:
-    """Run the main job in a new folder, or go on with the one in `out`."""
+    """Run the main job in a new folder, or go on with the one in `out`.
+
+    Started by torchrun, all its processes do it together; what torchrun starts again goes on by itself.
+    """
     if resume and out is None:
         raise ValueError("--resume needs --out, the run folder to go on with")
-    folder = Path("runs") / time.strftime("%Y%m%d-%H%M%S") if out is None else out
     from rich.console import Console
 
-    from metapeft.runs import Run
+    from metapeft import shared_run
+    from metapeft.distributed import processes, restarts
 
+    together, (restarted, allowed) = processes(), restarts()
+    if allowed and out is None:
+        raise ValueError("--max-restarts needs --out, the run folder to go on with after a restart")
+    if out is None:
+        out = Path(together.decided(lambda: str(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))))
     settings = plain_config(config)
-    console = Console(soft_wrap=True)
-    if resume:
-        with Run.open(folder) as run:
-            config = configured(run.config["train"], settings)
-            return _run(config, run, console, quiet)
-    with Run.create(folder, {"train": settings}) as run:
-        return _run(config, run, console, quiet)
+    console = Console(soft_wrap=True, quiet=not together.main)
+    try:
+        if resume or (restarted and shared_run.exists(out, together)):
+            with shared_run.opened(out, together) as run:
+                config = configured(run.config["train"], settings)
+                return _run(config, run, console, quiet, together.main)
+        with shared_run.created(out, {"train": settings}, together) as run:
+            return _run(config, run, console, quiet, together.main)
+    except MemoryError as error:
+        raise ValueError(str(error) or "out of memory") from error
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:
@@ -76,9 +87,10 @@ def configured(stored: dict[str, Any], given: dict[str, Any] | None = None) -> T
     """The stored settings; raises ValueError where one is given that differs from them and from the default."""
     default = plain_config(_DEFAULT)
     for name, value in (given or {}).items():
-        if value != default[name] and value != stored[name]:
+        before = stored.get(name, default[name])
+        if value not in (default[name], before):
             raise ValueError(
-                f"{name}={value!r}, but the run was started with {stored[name]!r}: leave it out, or start anew"
+                f"{name}={value!r}, but the run was started with {before!r}: leave it out, or start anew"
             )
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, builtins.list) else value for name, value in stored.items()
@@ -96,7 +108,7 @@ def _list() -> int:
     return 0
 
 
-def _run(config: TrainConfig, run: Any, console: Any, quiet: bool) -> int:
+def _run(config: TrainConfig, run: Any, console: Any, quiet: bool, main: bool) -> int:
     begun = time.monotonic()
     import torch
 
@@ -117,6 +129,8 @@ def _run(config: TrainConfig, run: Any, console: Any, quiet: bool) -> int:
     if config.sinusoid_steps:
         say("sinusoid regression by the same recipes")
         fits = sinusoids.run(config.sinusoid_steps, config.seed, run.folder / "sinusoid", progress=not quiet)
+    if not main:
+        return 0
     found = as_json(results)
     if fits is not None:
         found["sinusoid"] = fits.as_json()

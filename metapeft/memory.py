@@ -1,0 +1,111 @@
+"""Memory of a device: what is free, what a computation takes at its peak, and whether an error means too little.
+
+On CUDA torch's allocator knows. On the CPU it is the resident memory of the process, which Linux records with its
+highest value, and lets a process reset; elsewhere the peak is unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PROCESS = Path("/proc/self")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that this process can still take: free on the GPU, or available according to the system.
+
+    Example:
+        >>> free_bytes(torch.device("cpu")) > 0
+        True
+    """
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserved
+    group = Path("/sys/fs/cgroup")
+    limits = [_available()]
+    with contextlib.suppress(OSError, ValueError):  # a container's own limit; it may be missing, or "max"
+        most, now = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        limits.append(most - now)
+    return max(min(limits), 0)
+
+
+def held_bytes(device: torch.device) -> int:
+    """Bytes that the process holds now; on the CPU free pages of the C library are given back first."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
+        if trim is not None:
+            trim(0)
+    return _resident("VmRSS") or 0
+
+
+def peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes that `work()` takes at its peak beyond what is held before; None where the system doesn't tell.
+
+    Example:
+        >>> found = peak_bytes(lambda: torch.ones(5_000_000).sum(), torch.device("cpu"))
+        >>> found is None or 19_000_000 < found < 30_000_000
+        True
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        held = held_bytes(device)
+        work()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device)) - held
+    held = held_bytes(device)
+    try:
+        (_PROCESS / "clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
+    except OSError:
+        held = 0
+    work()
+    highest = _resident("VmHWM")
+    return max(highest - held, 0) if held and highest else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that an allocation failed, on any device.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
+        (True, False)
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # the CPU's allocator has no class of its own
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def release(device: torch.device) -> None:
+    """Give back what a failed computation left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _available() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux: all that there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _resident(field: str) -> int | None:
+    """`VmRSS`: bytes resident now; `VmHWM`: at most since the last reset."""
+    try:
+        lines = (_PROCESS / "status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), None)

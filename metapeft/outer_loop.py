@@ -1,0 +1,98 @@
+"""The outer loop of one run: batches in, steps, rows, validation and checkpoints out."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from metapeft.board import Board
+from metapeft.fitting import Plan
+from metapeft.interruption import Interruption
+from metapeft.progress import Progress
+from metapeft.runs import Run
+
+if TYPE_CHECKING:
+    from metapeft.trainer import BilevelTrainer
+
+
+class Averages:
+    """Means of numbers since they were last read.
+
+    Example:
+        >>> means = Averages()
+        >>> means.add({"loss": 1.0}), means.add({"loss": 2.0}), means.read()
+        (None, None, {'loss': 1.5})
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+
+    def add(self, row: dict[str, float]) -> None:
+        for name, number in {**row, "count": 1.0}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + number
+
+    def read(self) -> dict[str, Any]:
+        """The means; what follows starts anew."""
+        count = self.sums.pop("count", math.nan)
+        row = {name: total / count for name, total in self.sums.items()}
+        self.sums = {}
+        return row
+
+
+def run_loop(
+    trainer: BilevelTrainer,
+    episodes: Any,
+    validation: Any,
+    run: Run | None,
+    plan: Plan,
+    log: list[dict[str, Any]],
+    stop_at: int | None,
+    tensorboard: bool = False,
+) -> list[dict[str, Any]]:
+    """Go on from the trainer's step to the end or to `stop_at`; returns the log with the rows added."""
+    end = trainer.steps if stop_at is None else min(stop_at, trainer.steps)
+    processes = trainer.processes
+    best = None if run is None or trainer.best is None else run.load("best")[0]
+    bar = Progress(trainer.show and processes.main, trainer.steps, trainer.step, trainer.tasks_per_step)
+    board = Board(run.folder if run is not None and tensorboard and processes.main else None, trainer.step)
+    processes.wait()  # until all have read what rank 0 is about to replace
+    with ThreadPoolExecutor(1) as pool, bar, board, Interruption() as interruption:
+        upcoming = _fetch(trainer, pool, episodes, trainer.step) if trainer.step < end else None
+        while upcoming is not None:
+            batch = upcoming.result()
+            upcoming = _fetch(trainer, pool, episodes, trainer.step + 1) if trainer.step + 1 < end else None
+            trainer.outer_step(batch)
+            last = trainer.step == trainer.steps
+            row = trainer.averages.read() if last or trainer.step % plan.log_every == 0 else {}
+            if validation is not None and (last or trainer.step % plan.validate_every == 0):
+                score, found = trainer.validate(validation, plan.validation_episodes)
+                row.update(found)
+                if trainer.best is None or score > trainer.best:
+                    trainer.best, best = score, trainer.learner.state()
+                    if run is not None:
+                        run.save("best", best, {"step": trainer.step})
+            if row:
+                log.append({"step": trainer.step, **row})
+                board.add(trainer.step, row)
+                if run is not None:
+                    run.log(trainer.step, **row)
+            stopped = bool(processes.most(int(interruption.asked))) and not last
+            due = stopped or upcoming is None or trainer.step % plan.checkpoint_every == 0
+            if run is not None and (due or trainer.gradient.changed):
+                trainer.save(run)
+            bar.advance(row)
+            if stopped:
+                raise KeyboardInterrupt(plan.farewell(trainer.step, run))
+    processes.wait()  # until what rank 0 wrote is there for all
+    if best is not None and trainer.step == trainer.steps:
+        trainer.learner.load_state(best)
+    return log
+
+
+def _fetch(trainer: BilevelTrainer, pool: ThreadPoolExecutor, episodes: Any, step: int) -> Future[Any]:
+    """Draw this rank's part of the next batch while the current one is worked on."""
+    if episodes is None:
+        return pool.submit(lambda: None)
+    share = trainer.share(step)
+    return pool.submit(episodes.batch, share.start, share.count)
