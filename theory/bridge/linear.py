@@ -20,7 +20,7 @@ from metapeft.hypergradients import CG
 from metapeft.learner import Learner
 from theory.problems import Array, Statistics, square_root
 
-PROXIMAL_STEPS = 400  # iMAML's inner descent, which has to converge; its rate is 1 / (largest eigenvalue)
+PROXIMAL_STEPS = 150  # iMAML's inner descent, which has to converge; its rate is 1 / (largest eigenvalue)
 
 
 def backbone(base: Array) -> nn.Linear:
@@ -94,7 +94,7 @@ def learner(method: str, base: Array, covariances: Array, rate: float, steps: in
     if method == "imaml":
         largest = float(np.linalg.norm(covariances, 2, (-2, -1)).max())
         solver = mp.inner.SGD(PROXIMAL_STEPS, half / (largest + rate), proximal=rate / half)
-        options = {"inner": solver, "hypergradient": CG(iterations=200)}
+        options = {"inner": solver, "hypergradient": CG(iterations=50)}
     recipe = getattr(mp.methods, method)
     made: Learner = recipe(backbone(base), norm="running", loss=F.mse_loss, **options)
     return made

@@ -52,19 +52,19 @@ class Study:
     training_queries: int = 5
     queries: int = 10
     start_steps: int = 300
-    steps: int = 200
+    steps: int = 100
     tasks: int = 4
     inner_steps: int = 5
     training_rank: int = 1
     start_rate: float = 2e-3
     outer_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     inner_rates: Mapping[str, float] = field(default_factory=lambda: {"reptile": 1e-3, "lora-ml": 1e-2})
-    ranks: tuple[int, ...] = (0, 1, 2, 4, 8)
+    ranks: tuple[int, ...] = (0, 1, 2, 8)
     tuning_rank: int = 2
     test_rates: tuple[float, ...] = (0.005, 0.015)
     test_steps: tuple[int, ...] = (10,)
-    validation_episodes: int = 48
-    episodes: int = 160
+    validation_episodes: int = 32
+    episodes: int = 100
 
     def __post_init__(self) -> None:
         for name in ("ways", "shots", "training_queries", "queries", "start_steps", "steps", "tasks"):
