@@ -19,6 +19,8 @@ from theory.bridge.tasks import Family, family
 from theory.plots import NAMES
 from theory.problems import require_positive
 
+# Where five examples a class already tell nearly all intents apart, one leaves something to compare.
+OF_DATA: dict[str, dict[str, Any]] = {"banking77": {"shots": 1}, "clinc150": {"shots": 1}}
 # Runs through everything in seconds; its numbers mean nothing.
 QUICK: dict[str, Any] = {
     "start_steps": 10, "steps": 4, "ranks": (0, 1, 4), "outer_rates": (1e-3,), "test_rates": (0.015,),
@@ -34,12 +36,12 @@ def bridge(
     make: Callable[[str, int], Family] = family,
     study: Study | None = None,
 ) -> list[Path]:
-    """Run a study and write `bridge-<data>.json`, `.csv`, `.png` and `.svg`, anew after each run.
+    """Run a study and write `bridge-<data>.json`, `.csv`, `.png` and `.svg`; the JSON after each run.
 
     Args:
         name: of the data. seeds: how many runs, with seeds 0, 1, ... out: folder; `runs/<data>` in it keeps the
         retrainings, and rows that are there are not made again. quick: tiny sizes, to see that it works.
-        make: name and seed -> family. study: sizes; None for the defaults.
+        make: name and seed -> family. study: sizes; None for those of the data.
 
     Raises:
         ValueError: no seeds, a file in place of the folder, results of another study in it.
@@ -48,11 +50,12 @@ def bridge(
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; give a folder")
     console, begun = Console(), time.perf_counter()
-    chosen = Study() if study is None else study
+    chosen = Study(**OF_DATA.get(name, {})) if study is None else study
     chosen = dataclasses.replace(chosen, **QUICK) if quick else chosen
     folder = out / "runs" / name
     made_with = environment()
-    tuned, rows = _earlier(out / f"bridge-{name}.json", chosen)
+    earlier = _earlier(out / f"bridge-{name}.json", chosen)
+    about, tuned, rows = earlier.get("about", ""), earlier.get("outer_rates", {}), earlier.get("rows", [])
     if not tuned:
         tuned = choose_rates(make(name, TUNING_SEED), chosen, folder)
         for method, one in tuned.items():
@@ -61,18 +64,18 @@ def bridge(
                 console, begun, f"{NAMES[results.LINES[method]]}, outer rates on validation classes: {shown}"
             )
     rates = {method: tuned[method]["rate"] for method in METHODS}
-    files: list[Path] = []
+    found: dict[str, Any] = {}
     for seed in range(seeds):
-        tasks = make(name, seed)
         if seed not in {row["run"] for row in rows}:
+            tasks = make(name, seed)
             rows += [results.row(cell) for cell in run(tasks, chosen, rates, seed, folder)]
+            about = tasks.about
             _say(console, begun, f"run {seed + 1} of {seeds}")
         kept = [row for row in rows if row["run"] < seeds]
-        files = results.write(
-            results.document(name, tasks.about, _plain(chosen.as_dict()), _plain(tuned), kept, made_with), out
-        )
-    console.print(table(results.summary([row for row in rows if row["run"] < seeds])))
-    return files
+        found = results.document(name, about, _plain(chosen.as_dict()), _plain(tuned), kept, made_with)
+        results.write_json(found, out)
+    console.print(table(found["summary"]))
+    return [results.write_json(found, out), results.write_csv(found, out), *results.draw(found, out)]
 
 
 def table(lines: list[results.Row]) -> Table:
@@ -89,14 +92,14 @@ def table(lines: list[results.Row]) -> Table:
     return made
 
 
-def _earlier(file: Path, study: Study) -> tuple[dict[str, Any], list[results.Row]]:
-    """Rates and rows of an earlier call; raises ValueError where it was another study."""
+def _earlier(file: Path, study: Study) -> dict[str, Any]:
+    """What an earlier call has written; raises ValueError where it was another study."""
     if not file.exists():
-        return {}, []
-    found = json.loads(file.read_text(encoding="utf-8"))
+        return {}
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if found["study"] != _plain(study.as_dict()):
         raise ValueError(f"--out: {file} holds another study; give another folder, or delete it")
-    return found["outer_rates"], found["rows"]
+    return found
 
 
 def _plain(value: Any) -> Any:

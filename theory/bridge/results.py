@@ -77,20 +77,27 @@ def document(
     }  # fmt: skip
 
 
-def write(found: dict[str, Any], out: Path) -> list[Path]:
-    """JSON, CSV, PNG and SVG of a study, `bridge-<data>.*`."""
-    files = {kind: out / f"bridge-{found['data']}.{kind}" for kind in ("json", "csv", "png", "svg")}
-    files["json"].write_text(json.dumps(found, indent=1).replace("Infinity", "null") + "\n", encoding="utf-8")
-    with files["csv"].open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+def write_json(found: dict[str, Any], out: Path) -> Path:
+    """`bridge-<data>.json`, replaced as a whole; an interval of a single run, which is infinite, becomes null."""
+    file = out / f"bridge-{found['data']}.json"
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(found, indent=1).replace("Infinity", "null") + "\n", encoding="utf-8")
+    partial.replace(file)
+    return file
+
+
+def write_csv(found: dict[str, Any], out: Path) -> Path:
+    """`bridge-<data>.csv`, one row a method, rank and run."""
+    file = out / f"bridge-{found['data']}.csv"
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows({"sweep": f"bridge-{found['data']}", **line} for line in found["rows"])
-    draw(found, files["png"], files["svg"])
-    return list(files.values())
+        writer.writerows({"sweep": file.stem, **line} for line in found["rows"])
+    return file
 
 
-def draw(found: dict[str, Any], png: Path, svg: Path) -> None:
-    """Accuracy against the test rank by method, and the paired differences from SR, both with intervals."""
+def draw(found: dict[str, Any], out: Path) -> list[Path]:
+    """`bridge-<data>.png` and `.svg`: accuracy by test rank, and paired differences from SR, with intervals."""
     lines, runs = found["summary"], found["summary"][0]["runs"]
     note = f"{found['about']}. Mean and 95 % t-interval over {runs} runs; differences paired by run."
     figure, (left, right) = panels(2, f"Accuracy by test rank: {found['data']}", note, width=4.6)
@@ -116,8 +123,10 @@ def draw(found: dict[str, Any], png: Path, svg: Path) -> None:
     left.set_ylabel("accuracy on test classes, %")
     right.set_ylabel("difference from SR, points")
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "theory"}):
-        figure.savefig(png, dpi=130)
-        figure.savefig(svg, metadata={"Date": None})
+        files = [out / f"bridge-{found['data']}.{kind}" for kind in ("png", "svg")]
+        figure.savefig(files[0], dpi=130)
+        figure.savefig(files[1], metadata={"Date": None})
+    return files
 
 
 def _percent(lines: Sequence[Row], value: str, half: str) -> tuple[list[float], list[float]]:
