@@ -182,11 +182,19 @@ def restarts() -> tuple[int, int]:
 
 
 def _join() -> None:
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, timeout=TIMEOUT)
     else:
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+        # torchrun's store outlives a restart, and gloo would find the addresses of the dead processes in it
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        agent = dist.TCPStore(address, port, count, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]
+        store = dist.PrefixStore(f"metapeft/{restarts()[0]}", agent)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
     atexit.register(_leave)
 
 
