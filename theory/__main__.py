@@ -9,6 +9,6 @@ from theory.cli import app
 if __name__ == "__main__":
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, ArithmeticError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
