@@ -1,0 +1,204 @@
+"""The same meta-step by metapeft and by its peers: gradients compared first, then timed in turn.
+
+    python -m benchmarks.speed --quick --json FILE --check      # W1, its frozen and CP/TR forms, full MAML
+    python -m benchmarks.speed --json FILE                      # all workloads, and memory
+    python -m benchmarks.speed pictures FILE
+
+Every ratio is one of medians of the same run: all libraries take turns in one process. A peer that is not
+installed has a row that says so. `rate` is the part of the machine's own matrix-product rate (float32, measured
+in the same run) that a library's counted floating-point operations come to; peak memory is that of a process of
+its own.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import App, Parameter
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.hypergradients import resident
+from benchmarks.speed_bars import GRADIENT, failed
+from benchmarks.speed_peers import PEERS, Step, absent, metapeft
+from benchmarks.speed_pictures import draw
+from benchmarks.speed_problems import QUICK, WORKLOADS, Workload, plain
+from metapeft.environment import environment
+
+app = App(help=__doc__, version_flags=[])
+
+
+def steps_of(
+    workload: Workload, only: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, Step], dict[str, str]]:
+    """The steps of all libraries (or one) on a workload, by the plain module's names; and who cannot run, and why."""
+    body, batch, steps, missing = workload.body().to(dtype), workload.batch(dtype), {}, {}
+    learner = workload.learner(body)
+    module = plain(workload, body, learner)
+    if only in (None, "metapeft"):
+        own = metapeft(learner, batch)
+        steps["metapeft"] = lambda: {n: v.flatten() for n, v in own().items()}
+    for name, (make, engines) in PEERS.items():
+        if only not in (None, name) or workload.engine not in engines:
+            continue
+        why = absent(name)
+        if why is not None:
+            missing[name] = why
+            continue
+        step = make(workload, plain(workload, body, learner), batch)
+        steps[name] = lambda step=step: {module.names[n]: v.flatten() for n, v in step().items()}  # type: ignore[misc]
+    return steps, missing
+
+
+def difference(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
+    """Relative distance of two gradients over all variables together, in float64."""
+    a, b = (torch.cat([part[name].double() for name in sorted(reference)]) for part in (found, reference))
+    return float((a - b).norm() / b.norm())
+
+
+def differences(workload: Workload) -> dict[str, float]:
+    """How far each library's gradient is from metapeft's, in float64 on one task of 5 queries and at most 2 steps."""
+    small = replace(workload, tasks=1, queries=5, steps=min(workload.steps, 2))
+    found = {who: step() for who, step in steps_of(small, dtype=torch.float64)[0].items()}
+    return {who: difference(grads, found["metapeft"]) for who, grads in found.items()}
+
+
+def timed(step: Step) -> float:
+    """Seconds of one step."""
+    begun = time.perf_counter()
+    step()
+    return time.perf_counter() - begun
+
+
+def matrix_rate(size: int = 1500, repeats: int = 15) -> float:
+    """Floating-point operations a second of a float32 matrix product."""
+    a = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    return 2 * size**3 / min(timed(lambda: {"": a @ a}) for _ in range(repeats))
+
+
+def measure(name: str, workload: Workload, repeats: int, memory: bool, threads: int) -> dict[str, Any]:
+    """One workload: gradients compared, then `repeats` rounds in which every library has one turn."""
+    apart = differences(workload)
+    steps, missing = steps_of(workload)
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {who: [] for who in steps}
+    rates = [matrix_rate()]
+    for _ in range(repeats):
+        for who, step in steps.items():
+            seconds[who].append(timed(step))
+        rates.append(matrix_rate())
+    rows: dict[str, Any] = {}
+    for who, step in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        median = statistics.median(seconds[who])
+        rows[who] = {
+            "median_s": median,
+            "seconds": seconds[who],
+            "gradient_difference": apart[who],
+            "flop": counter.get_total_flops(),
+            "rate": counter.get_total_flops() / median / max(rates),
+            "times_metapeft": median / statistics.median(seconds["metapeft"]),
+        }
+        if memory:
+            rows[who]["peak_bytes"] = peak(name, who, threads)
+        print(line(name, who, rows[who]), flush=True)
+    for who, why in missing.items():
+        rows[who] = {"absent": why}
+        print(f"{name:22} {who:12} {why}", flush=True)
+    return {"workload": vars(workload), "matrix_flops": max(rates), "rows": rows}
+
+
+def line(name: str, who: str, row: dict[str, Any]) -> str:
+    """One row for the screen."""
+    memory = f"{row['peak_bytes'] / 2**20:7.0f} MiB" if "peak_bytes" in row else ""
+    apart = row["gradient_difference"]
+    memory += f"  (another gradient, by {apart:.0e})" if apart > GRADIENT else ""
+    return (
+        f"{name:22} {who:12} {row['median_s']:8.3f} s  {row['times_metapeft']:5.2f} x  "
+        f"{100 * row['rate']:5.1f} % of the matrix rate  {memory}"
+    )
+
+
+def peak(name: str, who: str, threads: int) -> int:
+    """Peak resident bytes of one step above what was resident before, in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.speed", "one", name, who, "--threads", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+@app.command
+def one(name: str, who: str, *, threads: int = 2) -> None:
+    """Print the peak memory of one library's step on one workload, in bytes; one task has run before."""
+    torch.set_num_threads(threads)
+    workload = WORKLOADS[name]
+    steps_of(replace(workload, tasks=1), who)[0][who]()  # kernels are chosen, libraries loaded
+    step = steps_of(workload, who)[0][who]
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    held = resident("VmRSS")
+    step()
+    print(resident("VmHWM") - held)
+
+
+@app.default
+def run(
+    *,
+    quick: bool = False,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    check: bool = False,
+    only: list[str] | None = None,
+    repeats: int = 3,
+    threads: int = 2,
+    memory: bool = True,
+) -> None:
+    """Measure workloads.
+
+    Args:
+        quick: W1, its frozen and CP/TR forms and full MAML: under ten minutes on two cores.
+        json_file: where the numbers go.
+        check: exit with 1 and a line for each ratio that falls short of its bar.
+        only: names of workloads. repeats: rounds. threads: of torch. memory: whether peaks are taken.
+    """
+    torch.set_num_threads(threads)
+    unknown = set(only or ()) - set(WORKLOADS)
+    if unknown:
+        raise SystemExit(f"unknown workload {sorted(unknown)}: known are {', '.join(WORKLOADS)}")
+    begun = time.monotonic()
+    names = only or (QUICK if quick else tuple(WORKLOADS))
+    found = {name: measure(name, WORKLOADS[name], repeats, memory, threads) for name in names}
+    short = failed(found)
+    result = {
+        "workloads": found,
+        "repeats": repeats,
+        "threads": threads,
+        "seconds": time.monotonic() - begun,
+        "environment": environment(),
+        "short": short,
+    }
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for sentence in short:
+        print(f"SHORT: {sentence}")
+    print(f"{result['seconds']:.0f} s")
+    if check and short:
+        raise SystemExit(1)
+
+
+@app.command
+def pictures(file: Path) -> None:
+    """Draw a result file: speed by workload and against tasks, memory."""
+    draw(json.loads(file.read_text(encoding="utf-8")), file.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,183 @@
+"""The same meta-step by every library: each function returns the mean gradient by the plain module's names."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+import metapeft as mp
+from benchmarks.speed_problems import RATE, Plain, Workload
+
+Step = Callable[[], dict[str, Tensor]]
+
+
+def loop(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
+    """A loop over tasks of `torch.func.functional_call` and `torch.autograd.grad`."""
+    parameters: dict[str, Tensor] = dict(plain.net.named_parameters())
+    outer, graph = plain.outer, workload.engine == "unroll"
+
+    def step() -> dict[str, Tensor]:
+        total = [torch.zeros_like(parameters[name]) for name in outer]
+        for t in range(workload.tasks):
+            w = {name: parameters[name] for name in plain.inner}
+            for _ in range(workload.steps):
+                loss = F.cross_entropy(
+                    functional_call(plain.net, w, (batch.support_x[t],)), batch.support_y[t]
+                )
+                found = torch.autograd.grad(loss, list(w.values()), create_graph=graph)
+                w = {name: value - RATE * grad for (name, value), grad in zip(w.items(), found)}
+            loss = F.cross_entropy(functional_call(plain.net, w, (batch.query_x[t],)), batch.query_y[t])
+            for sum_, grad in zip(total, torch.autograd.grad(loss, [parameters[name] for name in outer])):
+                sum_ += grad / workload.tasks
+        return dict(zip(outer, total))
+
+    return step
+
+
+def vmapped(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
+    """`torch.func.vmap` over tasks of an inner loop of `torch.func.grad`."""
+    parameters: dict[str, Tensor] = dict(plain.net.named_parameters())
+    outer = plain.outer
+
+    def of_task(p: dict[str, Tensor], sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
+        def loss(w: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(functional_call(plain.net, {**p, **w}, (x,)), y)
+
+        w = {name: p[name] for name in plain.inner}
+        for _ in range(workload.steps):
+            found = torch.func.grad(loss)(w, sx, sy)
+            if workload.engine != "unroll":
+                found = {name: grad.detach() for name, grad in found.items()}
+            w = {name: value - RATE * found[name] for name, value in w.items()}
+        return loss(w, qx, qy)
+
+    def step() -> dict[str, Tensor]:
+        data = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
+        each = vmap(of_task, in_dims=(None, 0, 0, 0, 0))(parameters, *data)
+        return dict(zip(outer, torch.autograd.grad(each.mean(), [parameters[name] for name in outer])))
+
+    return step
+
+
+def higher(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
+    """`higher.innerloop_ctx`, a backward a task. It differentiates every parameter that requires a gradient."""
+    import higher
+
+    parameters = dict(plain.net.named_parameters())
+    optimizer = torch.optim.SGD([parameters[name] for name in plain.inner], RATE)
+
+    def step() -> dict[str, Tensor]:
+        plain.net.zero_grad(set_to_none=True)
+        for t in range(workload.tasks):
+            with higher.innerloop_ctx(plain.net, optimizer, copy_initial_weights=False) as (net, inner):
+                for _ in range(workload.steps):
+                    inner.step(F.cross_entropy(net(batch.support_x[t]), batch.support_y[t]))
+                (F.cross_entropy(net(batch.query_x[t]), batch.query_y[t]) / workload.tasks).backward()  # type: ignore[no-untyped-call]
+        return _taken(plain)
+
+    return step
+
+
+def learn2learn(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
+    """`clone_module`, `update_module`: what its MAML does, for the inner variables alone."""
+    from learn2learn.utils import clone_module, update_module
+
+    def step() -> dict[str, Tensor]:
+        plain.net.zero_grad(set_to_none=True)
+        for t in range(workload.tasks):
+            net = clone_module(plain.net)
+            for _ in range(workload.steps):
+                own = dict(net.named_parameters())
+                loss = F.cross_entropy(net(batch.support_x[t]), batch.support_y[t])
+                found = torch.autograd.grad(loss, [own[name] for name in plain.inner], create_graph=True)
+                moved = {name: -RATE * grad for name, grad in zip(plain.inner, found)}
+                net = update_module(net, updates=[moved.get(name) for name in own])
+            (F.cross_entropy(net(batch.query_x[t]), batch.query_y[t]) / workload.tasks).backward()  # type: ignore[no-untyped-call]
+        return _taken(plain)
+
+    return step
+
+
+def torchopt(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
+    """`torchopt.MetaSGD` on the modules that hold the inner variables."""
+    import torchopt
+
+    holders = [module for name, module in plain.net.named_modules() if name.endswith(".factors")]
+    moving: nn.Module = nn.ModuleList(holders) if workload.attached else plain.net
+
+    def step() -> dict[str, Tensor]:
+        plain.net.zero_grad(set_to_none=True)
+        begin = torchopt.extract_state_dict(plain.net, by="reference")
+        leaves = dict(plain.net.named_parameters())
+        for t in range(workload.tasks):
+            inner = torchopt.MetaSGD(moving, lr=RATE)
+            for _ in range(workload.steps):
+                inner.step(F.cross_entropy(plain.net(batch.support_x[t]), batch.support_y[t]))
+            (F.cross_entropy(plain.net(batch.query_x[t]), batch.query_y[t]) / workload.tasks).backward()  # type: ignore[no-untyped-call]
+            torchopt.recover_state_dict(plain.net, begin)
+        return {name: leaves[name].grad.clone() for name in plain.outer}  # type: ignore[union-attr]
+
+    return step
+
+
+def _taken(plain: Plain) -> dict[str, Tensor]:
+    parameters = dict(plain.net.named_parameters())
+    return {name: parameters[name].grad.clone() for name in plain.outer}  # type: ignore[union-attr]
+
+
+#: name -> what makes the step, the engines that it has
+PEERS: dict[str, tuple[Callable[[Workload, Plain, mp.EpisodeBatch], Step], tuple[str, ...]]] = {
+    "loop": (loop, ("unroll", "first-order")),
+    "vmap": (vmapped, ("unroll", "first-order")),
+    "higher": (higher, ("unroll",)),
+    "learn2learn": (learn2learn, ("unroll",)),
+    "torchopt": (torchopt, ("unroll",)),
+}
+
+
+def absent(name: str) -> str | None:
+    """Why a peer cannot run here; None where it can."""
+    if name in ("loop", "vmap"):
+        return None
+    if importlib.util.find_spec(name) is None:
+        return f"{name} is not installed (requirements-peers.txt)"
+    if name == "learn2learn":
+        return _help_learn2learn()
+    return None
+
+
+def _help_learn2learn() -> str | None:
+    """Import it beside a torch without CUDA: it needs torchvision, whose compiled half is not there."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            return f"learn2learn: {error}"
+        for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[module]
+        for operator in ("nms", "qnms"):
+            torch.library.define(
+                f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
+    except ImportError as error:
+        return f"learn2learn: {error}"
+    with contextlib.redirect_stderr(io.StringIO()):  # gym says that it has reached its end
+        try:
+            importlib.import_module("learn2learn")
+        except Exception as error:  # whatever its own dependencies raise
+            return f"learn2learn: {error}"
+    return None
+
+
+def metapeft(learner: mp.Learner, batch: mp.EpisodeBatch) -> Callable[[], dict[str, Any]]:
+    """metapeft's own step, by its names."""
+    return lambda: dict(learner.hypergradient(batch).grads)

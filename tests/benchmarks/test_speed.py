@@ -1,0 +1,74 @@
+"""The speed benchmark compares the same gradient, and its bars can fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.speed import difference, differences, steps_of
+from benchmarks.speed_bars import FASTER, GRADIENT, failed
+from benchmarks.speed_peers import PEERS, absent
+from benchmarks.speed_problems import QUICK, WORKLOADS, Workload
+
+SMALL = Workload(tasks=2, steps=2, queries=5, width=9)
+CASES = {
+    "lora": SMALL,
+    "frozen": replace(SMALL, frozen=True),
+    "cp": replace(SMALL, format="cp"),
+    "tr": replace(SMALL, format="tr"),
+    "full": replace(SMALL, format="full"),
+    "batch statistics": replace(SMALL, format="full", norm="transductive"),
+    "first order": replace(SMALL, engine="first-order"),
+    "vit": replace(SMALL, backbone="vit", size=14, tasks=1),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c == "vit" else c for c in CASES]
+)
+def test_every_library_computes_the_same_gradient(case: str) -> None:
+    """Those that are installed; the loop and vmap always are. With a task axis of 2 in float32, too."""
+    apart = differences(CASES[case])
+    assert {"metapeft", "loop", "vmap"} <= set(apart)
+    assert set(apart) == {
+        "metapeft",
+        *(n for n, (_, has) in PEERS.items() if CASES[case].engine in has and not absent(n)),
+    }
+    if CASES[case].norm == "transductive":  # torch's batch norm under vmap: its derivative keeps four digits
+        assert GRADIENT < apart.pop("vmap") < 1e-3
+    assert max(apart.values()) < GRADIENT
+    steps = steps_of(CASES[case])[0]
+    reference = steps["loop"]()
+    assert all(float(value.abs().max()) > 0 for name, value in reference.items() if not name.endswith("bias"))
+    assert difference(steps["metapeft"](), reference) < 1e-3
+
+
+def test_a_wrong_gradient_is_seen() -> None:
+    reference = {"a": torch.ones(3), "b": torch.ones(2)}
+    assert difference({"a": torch.ones(3), "b": torch.tensor([1.0, 1.1])}, reference) > 1e-2
+
+
+def result(**times: float) -> dict[str, Any]:
+    rows = {who: {"times_metapeft": t, "gradient_difference": 0.0, "median_s": t} for who, t in times.items()}
+    return {"rows": rows, "workload": {"tasks": 16}}
+
+
+def test_bars_name_what_falls_short() -> None:
+    good = {"W1": result(metapeft=1.0, higher=6.0, learn2learn=3.0, torchopt=3.5, loop=2.0, vmap=0.96)}
+    assert failed(good) == []
+    assert failed({"W1": {"rows": {"higher": {"absent": "not installed"}}, "workload": {}}}) == []
+    bad = {"W1": result(metapeft=1.0, higher=4.9, vmap=0.9), "W1 cp": result(metapeft=1.6)}
+    sentences = failed(bad)
+    assert len(sentences) == 3
+    assert sum("higher" in text for text in sentences) == 1
+    good["W1"]["rows"]["loop"]["gradient_difference"] = 1e-7
+    assert "gradient of the loop" in failed(good)[0]
+
+
+def test_names_agree() -> None:
+    assert set(QUICK) <= set(WORKLOADS)
+    assert set(FASTER) <= set(WORKLOADS)
+    assert {who for bars in FASTER.values() for who in bars} <= set(PEERS)
