@@ -128,7 +128,7 @@ def split_classes(classes: Sequence[str], held_out: tuple[int, int]) -> dict[str
 
     Example:
         >>> split_classes(["a", "b", "c", "d"], (1, 1))
-        {'val': ['b'], 'test': ['d'], 'train': ['a', 'c']}
+        {'val': ['d'], 'test': ['c'], 'train': ['a', 'b']}
     """
     ordered = sorted(set(classes), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     val, test = held_out

@@ -17,8 +17,8 @@ from theory.bridge.study import METHODS, Study
 from theory.bridge.tasks import Family, few_classes
 
 TINY = Study(
-    start_steps=6, steps=4, tasks=2, shots=2, training_queries=2, queries=3, ranks=(0, 2), tuning_rank=2,
-    outer_rates=(1e-3,), test_rates=(0.01, 0.03), test_steps=(3,), validation_episodes=4, episodes=6,
+    start_steps=3, steps=2, tasks=2, shots=2, training_queries=2, queries=3, ranks=(0, 2), tuning_rank=2,
+    outer_rates=(1e-3,), test_rates=(0.01, 0.03), test_steps=(2,), validation_episodes=2, episodes=4,
 )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_reptile_goes_towards_the_adapted_weights(tmp_path):
     tasks = family("patterns", 0)
     start, _ = studies.start_of(tasks, TINY, 0, tmp_path)
     batch = EpisodeSampler(tasks.data["train"], 2, 2, 2, seed=5).batch(0, 1)
-    learner = mp.methods.reptile(start, inner=mp.inner.SGD(3, 0.5), head="zero", norm="running")
+    learner = mp.methods.reptile(start, inner=mp.inner.SGD(3, 5.0), head="zero", norm="running")
     found = learner.hypergradient(batch)
     for name, gradient in found.grads.items():
         delta = found.w[f"{name.removeprefix('weights.')}.delta"][0]
