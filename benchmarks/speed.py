@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.hypergradients import resident
-from benchmarks.speed_bars import GRADIENT, failed
+from benchmarks.speed_bars import FASTER, GRADIENT, NEVER_SLOWER, failed
 from benchmarks.speed_peers import PEERS, Step, absent, metapeft
 from benchmarks.speed_pictures import draw
 from benchmarks.speed_problems import QUICK, WORKLOADS, Workload, plain
@@ -37,17 +38,17 @@ app = App(help=__doc__, version_flags=[])
 
 
 def steps_of(
-    workload: Workload, only: str | None = None, dtype: torch.dtype = torch.float32
+    workload: Workload, only: Collection[str] | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, Step], dict[str, str]]:
-    """The steps of all libraries (or one) on a workload, by the plain module's names; and who cannot run, and why."""
+    """The steps of all (or some) libraries on a workload, by the plain module's names; and who cannot run, and why."""
     body, batch, steps, missing = workload.body().to(dtype), workload.batch(dtype), {}, {}
     learner = workload.learner(body)
     module = plain(workload, body, learner)
-    if only in (None, "metapeft"):
+    if only is None or "metapeft" in only:
         own = metapeft(learner, batch)
         steps["metapeft"] = lambda: {n: v.flatten() for n, v in own().items()}
     for name, (make, engines) in PEERS.items():
-        if only not in (None, name) or workload.engine not in engines:
+        if (only is not None and name not in only) or workload.engine not in engines:
             continue
         why = absent(name)
         if why is not None:
@@ -64,10 +65,10 @@ def difference(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def differences(workload: Workload) -> dict[str, float]:
+def differences(workload: Workload, only: Collection[str] | None = None) -> dict[str, float]:
     """How far each library's gradient is from metapeft's, in float64 on one task of 5 queries and at most 2 steps."""
     small = replace(workload, tasks=1, queries=5, steps=min(workload.steps, 2))
-    found = {who: step() for who, step in steps_of(small, dtype=torch.float64)[0].items()}
+    found = {who: step() for who, step in steps_of(small, only, torch.float64)[0].items()}
     return {who: difference(grads, found["metapeft"]) for who, grads in found.items()}
 
 
@@ -84,12 +85,20 @@ def matrix_rate(size: int = 1500, repeats: int = 15) -> float:
     return 2 * size**3 / min(timed(lambda: {"": a @ a}) for _ in range(repeats))
 
 
-def measure(name: str, workload: Workload, repeats: int, memory: bool, threads: int) -> dict[str, Any]:
-    """One workload: gradients compared, then `repeats` rounds in which every library has one turn."""
-    apart = differences(workload)
-    steps, missing = steps_of(workload)
-    for step in steps.values():
-        step()
+def measure(name: str, repeats: int, quick: bool, memory: bool, threads: int) -> dict[str, Any]:
+    """One workload: gradients compared, then `repeats` rounds in which every library has one turn.
+
+    `quick` keeps to the libraries that have a bar here, and takes the memory of two of them.
+    """
+    workload = WORKLOADS[name]
+    only = {"metapeft", *NEVER_SLOWER, *FASTER.get(name, {})} if quick else None
+    apart = differences(workload, only)
+    steps, missing = steps_of(workload, only)
+    operations: dict[str, int] = {}
+    for who, step in steps.items():  # the first turn is not timed
+        with FlopCounterMode(display=False) as counter:
+            step()
+        operations[who] = counter.get_total_flops()
     seconds: dict[str, list[float]] = {who: [] for who in steps}
     rates = [matrix_rate()]
     for _ in range(repeats):
@@ -97,19 +106,17 @@ def measure(name: str, workload: Workload, repeats: int, memory: bool, threads: 
             seconds[who].append(timed(step))
         rates.append(matrix_rate())
     rows: dict[str, Any] = {}
-    for who, step in steps.items():
-        with FlopCounterMode(display=False) as counter:
-            step()
+    for who in steps:
         median = statistics.median(seconds[who])
         rows[who] = {
             "median_s": median,
             "seconds": seconds[who],
             "gradient_difference": apart[who],
-            "flop": counter.get_total_flops(),
-            "rate": counter.get_total_flops() / median / max(rates),
+            "flop": operations[who],
+            "rate": operations[who] / median / max(rates),
             "times_metapeft": median / statistics.median(seconds["metapeft"]),
         }
-        if memory:
+        if memory and (not quick or who in ("metapeft", "higher")):
             rows[who]["peak_bytes"] = peak(name, who, threads)
         print(line(name, who, rows[who]), flush=True)
     for who, why in missing.items():
@@ -141,8 +148,8 @@ def one(name: str, who: str, *, threads: int = 2) -> None:
     """Print the peak memory of one library's step on one workload, in bytes; one task has run before."""
     torch.set_num_threads(threads)
     workload = WORKLOADS[name]
-    steps_of(replace(workload, tasks=1), who)[0][who]()  # kernels are chosen, libraries loaded
-    step = steps_of(workload, who)[0][who]
+    steps_of(replace(workload, tasks=1), {who})[0][who]()  # kernels are chosen, libraries loaded
+    step = steps_of(workload, {who})[0][who]
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     held = resident("VmRSS")
     step()
@@ -163,7 +170,8 @@ def run(
     """Measure workloads.
 
     Args:
-        quick: W1, its frozen and CP/TR forms and full MAML: under ten minutes on two cores.
+        quick: W1, its frozen and CP/TR forms and full MAML: under ten minutes on two cores. Of each, the libraries
+            that a bar names.
         json_file: where the numbers go.
         check: exit with 1 and a line for each ratio that falls short of its bar.
         only: names of workloads. repeats: rounds. threads: of torch. memory: whether peaks are taken.
@@ -174,7 +182,7 @@ def run(
         raise SystemExit(f"unknown workload {sorted(unknown)}: known are {', '.join(WORKLOADS)}")
     begun = time.monotonic()
     names = only or (QUICK if quick else tuple(WORKLOADS))
-    found = {name: measure(name, WORKLOADS[name], repeats, memory, threads) for name in names}
+    found = {name: measure(name, repeats, quick, memory, threads) for name in names}
     short = failed(found)
     result = {
         "workloads": found,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from metapeft.memory import free_bytes, held_bytes, is_out_of_memory, peak_bytes
 
 log = logging.getLogger("metapeft")
 
+STATED_SHARE = 0.95  # of what the process may hold; the rest is for what comes after the measurement
 FREE_SHARE = 0.8  # of what is free; the rest is for optimiser states, validation and other processes
 EVALUATED = 8  # episodes in one forward of a validation
 
@@ -81,7 +83,7 @@ class Chunking:
 
 
 def choose(task: Any, batch: Any, memory: int | None, device: torch.device, processes: Processes) -> Chunking:
-    """The largest chunk whose gradient fits into the memory, on every rank.
+    """The fewest forwards a step whose gradients fit into the memory, on every rank.
 
     Args:
         batch: the tasks of this rank in the first outer step.
@@ -90,7 +92,7 @@ def choose(task: Any, batch: Any, memory: int | None, device: torch.device, proc
     if memory is None:
         room = FREE_SHARE * free_bytes(device) / (1 if device.type == "cuda" else processes.neighbours)
     else:
-        room = float(memory - held_bytes(device))
+        room = STATED_SHARE * memory - held_bytes(device)
     tasks, said = processes.most(len(batch)), shown_bytes(max(room, 0))
     fits, chosen = processes.least(_fitting(task, batch, room, device)), Chunking()
     if not fits and can_recompute(task):
@@ -101,8 +103,10 @@ def choose(task: Any, batch: Any, memory: int | None, device: torch.device, proc
         log.warning("one task does not fit into %s: it is tried all the same", said)
     if fits >= tasks:
         return chosen
-    log.info("%d of %d tasks in one forward, for a room of %s", max(fits, 1), tasks, said)
-    return replace(chosen, chunk=max(fits, 1), validation=min(EVALUATED, max(fits, 1)))
+    forwards = math.ceil(tasks / max(fits, 1))
+    chunk = math.ceil(tasks / forwards)  # equal chunks: as many forwards in less memory
+    log.info("%d of %d tasks in one forward, for a room of %s", chunk, tasks, said)
+    return replace(chosen, chunk=chunk, validation=min(EVALUATED, chunk))
 
 
 def can_recompute(task: Any) -> bool:
