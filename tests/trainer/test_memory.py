@@ -239,7 +239,7 @@ def test_too_little_for_anything_is_said_and_tried(
     assert "it is tried all the same" in caplog.text
 
 
-def test_the_measured_peak_keeps_to_the_cap() -> None:
+def test_the_measured_peak_keeps_to_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real measurement: a gradient of about 60 MB, of which four tenths are allowed."""
     body = mp.backbones.conv4(ways=3, channels=1, width=16, size=16)
     own = mp.methods.maml(body, inner=mp.inner.SGD(3, 0.05))
@@ -248,6 +248,7 @@ def test_the_measured_peak_keeps_to_the_cap() -> None:
     whole = peak_bytes(lambda: own.hypergradient(batch), CPU)
     if whole is None:
         pytest.skip("this system does not tell the peak memory of a process")
+    monkeypatch.setattr(chunking, "STATED_SHARE", 1)
     room = int(0.4 * whole)
     found = choose(own, batch, held_bytes(CPU) + room, CPU, Processes())
     assert found.chunk is not None
