@@ -147,9 +147,7 @@ def convolve_low_rank(
             hidden.transpose(1, 2).reshape(tasks, rows // tasks * positions, hidden.shape[1])
         )
         flat = base.flatten(2).transpose(1, 2).reshape(tasks, -1, base.shape[1])
-        y = flat.baddbmm_(
-            by_position, up.transpose(1, 2)
-        )  # nobody else reads the shared convolution's output
+        y = torch.baddbmm(flat, by_position, up.transpose(1, 2))
         return torch.unflatten(y.view(rows, positions, y.shape[2]).transpose(1, 2), 2, base.shape[2:])
     if update.per_input:
         by_position = hidden.transpose(1, 2).reshape(tasks, -1, hidden.shape[1])  # (T, B*groups*L, channels)

@@ -166,3 +166,18 @@ def test_equal_values_under_the_maximum() -> None:
         x = torch.zeros(2, 3, 2, 8, 8, dtype=torch.float64, requires_grad=True)
         gradients.append(torch.autograd.grad(model(x, factors).sum(), x)[0])
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("norm", ["running", "support", "transductive"])
+@pytest.mark.parametrize("format", [mp.LoRA(2), mp.Full()], ids=["lora", "full"])
+def test_under_autocast(format: Any, norm: str) -> None:
+    """A chain mixes bfloat16 activations with float32 statistics: the gradient stays within bfloat16's digits."""
+    batch = mp.EpisodeSampler(mp.load_dataset("glyphs"), 5, 1, 5, seed=0).batch(0, 2)
+    body = mp.backbones.conv4(5, 1, width=16)
+    flat = []
+    for autocast in (None, torch.bfloat16):
+        learner = mp.Learner(mp.attach(body, format, norm=norm), mp.inner.SGD(3, 0.05), autocast=autocast)
+        grads = learner.hypergradient(batch).grads
+        assert {grad.dtype for grad in grads.values()} == {torch.float32}
+        flat.append(torch.cat([grads[name].flatten() for name in sorted(grads)]))
+    assert float(torch.cosine_similarity(*flat, dim=0)) > 0.97
