@@ -58,10 +58,46 @@ def few_shot(paths: list[Path]) -> str:
     return "\n".join(["On real data, one row a file of `benchmarks/results/few_shot/`:", "", *lines])
 
 
+def speed(path: Path) -> str:
+    """Each library's time over metapeft's, a line a workload, as Markdown."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    libraries = list(
+        dict.fromkeys(who for measured in found["workloads"].values() for who in measured["rows"])
+    )
+    others = [who for who in libraries if who != "metapeft"]
+    lines = [
+        f"| meta-step | metapeft | {' | '.join(others)} | matrix rate |",
+        f"| --- |{' ---: |' * (len(others) + 2)}",
+    ]
+    for name, measured in found["workloads"].items():
+        rows = measured["rows"]
+        times = [
+            f"{rows[who]['times_metapeft']:.2f} x" if "median_s" in rows.get(who, {}) else "-"
+            for who in others
+        ]
+        own = rows["metapeft"]
+        lines.append(
+            f"| {name} | {own['median_s']:.2f} s | {' | '.join(times)} | {100 * own['rate']:.0f} % |"
+        )
+    where = found["environment"]
+    note = (
+        "Time of one meta-step, and how many times as long the others take for the same gradient; medians of "
+        f"{found['repeats']} alternating repeats in one process, {found['threads']} threads. Matrix rate: metapeft's "
+        "counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 on "
+        "Conv-4-64, 28x28, 16 tasks of 5-way 1-shot, 25 queries, 5 second-order steps; frozen: the backbone is no "
+        f"outer variable. Commit {str(where['commit'])[:9]}, {where['cpu']}; from `benchmarks/results/{path.name}`, "
+        "by `python -m benchmarks.speed --quick`."
+    )
+    short = [f"- {sentence}" for sentence in found["short"]]
+    missed = ["", "Short of what we set ourselves (`--check`):", "", *short] if short else []
+    return "\n".join([*lines, "", note, *missed])
+
+
 def generated() -> str:
     """What stands between the markers of the README."""
     parts = [main_job(path) for path in sorted(RESULTS.glob("main_job*.json"))]
     parts.append(few_shot(sorted((RESULTS / "few_shot").glob("*.json"))))
+    parts += [speed(path) for path in [RESULTS / "speed.json"] if path.exists()]
     return "\n\n".join(part for part in parts if part)
 
 
