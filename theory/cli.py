@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+
 def one_thread() -> None:
     """Keep linear algebra on one thread: of thousands of small products each waits longer for a second than it saves.
 

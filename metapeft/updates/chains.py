@@ -63,9 +63,10 @@ class Chain:
         mean, variance, count = mean_variance(by_task(z, call)[:, : call.reference], call.mask)
         call.statistics[self.norm_name] = (sign * mean + bias, variance, count)
         size = sign * scale * torch.rsqrt(variance + self.norm.eps)
-        # the convolution's bias falls out of the normalised value, but it stays in the graph
-        shift = beta + (bias - bias) - mean * size
-        return self._activated(self._pooled(z), size, shift, call)
+        # The mean is taken off first: where all values are the same, nothing but 0 may be left to be scaled up.
+        # The convolution's bias falls out of that, but it stays in the graph.
+        centred = torch.unflatten(self._pooled(z), 0, (call.tasks, -1)) - _beside(mean)
+        return self._activated(centred.flatten(0, 1), size, beta + (bias - bias), call)
 
     def _fits(self, call: Call, updates: dict[tuple[str, str], Update], x: Tensor) -> bool:
         """Whether statistics are known, and scales are one for all tasks where the convolution's W0 is."""
