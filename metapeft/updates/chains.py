@@ -26,8 +26,9 @@ class Chain:
     """A convolution and a batch norm in a row, with the activation and the pooling that follow them.
 
     Args:
-        convolution, norm: the two layers. relu: what comes after them, if it does. pool: in the end.
-        norm_name: of the norm, for the statistics. sites: `(part, parameter)` -> its name in the backbone.
+        convolution, norm: the two layers. relu, pool: what follows them; None where it does not.
+        norm_name: of the norm, for the statistics.
+        sites: `("convolution" or "norm", parameter)` -> the name under which its update is filed.
     """
 
     convolution: nn.Conv2d
@@ -50,9 +51,9 @@ class Chain:
                 x = module(x)
             return x
         weight = updates.get(("convolution", "weight"))
-        scale = _value(self.norm, "weight", updates.get(("norm", "weight")), 1.0)
-        beta = _value(self.norm, "bias", updates.get(("norm", "bias")), 0.0)
-        bias = _value(self.convolution, "bias", updates.get(("convolution", "bias")), 0.0)
+        scale = self._value("norm", "weight", updates, 1.0)
+        beta = self._value("norm", "bias", updates, 0.0)
+        bias = self._value("convolution", "bias", updates, 0.0)
         mean, variance = self.norm.running_mean, self.norm.running_var
         if call.reference is None and mean is not None and variance is not None:
             scale = scale * torch.rsqrt(variance + self.norm.eps)
@@ -68,6 +69,15 @@ class Chain:
         centred = torch.unflatten(self._pooled(z), 0, (call.tasks, -1)) - _beside(mean)
         return self._activated(centred.flatten(0, 1), size, beta + (bias - bias), call)
 
+    def _value(self, part: str, name: str, updates: dict[tuple[str, str], Update], default: float) -> Tensor:
+        """A parameter `(C,)`, or `(T, C)` with its update; `default` everywhere where the layer has none."""
+        own: Tensor | None = getattr(getattr(self, part), name)
+        if own is None:
+            like: Tensor = self.convolution.weight
+            return like.new_full(like.shape[:1], default)
+        update = updates.get((part, name))
+        return own if update is None else own + update.delta(update.tasks)
+
     def _fits(self, call: Call, updates: dict[tuple[str, str], Update], x: Tensor) -> bool:
         """Whether statistics are known, and scales are one for all tasks where the convolution's W0 is."""
         known = call.reference is not None or self.norm.running_mean is not None
@@ -78,7 +88,9 @@ class Chain:
     def _convolved(self, x: Tensor, update: Update | None, factor: Tensor) -> Tensor:
         """The convolution without bias, its outputs times `factor` `(C,)` or `(T, C)`; channels last."""
         options, weight = spatial(self.convolution), self.convolution.weight
-        x = options.pad(x).contiguous(memory_format=torch.channels_last)
+        x = (
+            options.pad(x).movedim(1, -1).contiguous().movedim(-1, 1)
+        )  # channels last, also under torch.func.vmap
         spread = factor.view(*factor.shape, 1, 1, 1)
         if update is None:
             return options.convolve(x, weight * spread)
@@ -105,22 +117,13 @@ def _beside(value: Tensor) -> Tensor:
     return value.view(-1, 1, value.shape[-1], 1, 1)
 
 
-def _value(module: nn.Module, name: str, update: Update | None, default: float) -> Tensor:
-    """A parameter of a convolution or norm, `(C,)`, or `(T, C)` with its update; `default` where it has none."""
-    own: Tensor | None = getattr(module, name)
-    if own is None:
-        like = next(iter((*module.parameters(recurse=False), *module.buffers(recurse=False))))
-        channels = module.num_features if isinstance(module, nn.BatchNorm2d) else like.shape[0]
-        return torch.full((channels,), default, dtype=like.dtype, device=like.device)
-    return own if update is None else own + update.delta(update.tasks)
-
-
 def chains(sequential: nn.Sequential, prefix: str, sites: dict[str, str]) -> list[nn.Module | Chain]:
     """The members of a Sequential in turn, those that make a chain put together.
 
     Args:
-        sequential: of exactly torch's forward. prefix: its name in the backbone, with a dot or empty.
-        sites: names of parameters, as their owners have them -> names under which updates are filed.
+        sequential: one with torch's own forward. prefix: its name in the backbone, with a dot or empty.
+        sites: names of parameters, as their owners have them -> names under which updates are filed (tied
+            parameters are filed once).
     """
     found: list[nn.Module | Chain] = []
     members = list(sequential.named_children())

@@ -173,7 +173,7 @@ def _down(options: Spatial, x: Tensor, down: Tensor, positions: int) -> Tensor:
         return grouped(options, x, down).flatten(2)
     # fold adds plane (channel, tap) shifted by its tap, which is a convolution with the taps reversed
     matrix = down.flatten(3).flip(3).transpose(2, 3).reshape(tasks, 1, channels * kernel[0] * kernel[1], -1)
-    if x.is_contiguous(memory_format=torch.channels_last):  # one product a task, on rows of positions
+    if x.stride(1) == 1:  # channels last: one product a task, on rows of positions
         by_position = x.permute(0, 2, 3, 1).reshape(tasks, -1, x.shape[1])
         planes = torch.bmm(by_position, matrix.squeeze(1).transpose(1, 2))
         planes = planes.view(x.shape[0], -1, matrix.shape[2]).transpose(1, 2)

@@ -26,8 +26,6 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 class _Moments(torch.autograd.Function):
     """The gradient is `x -> a x + b` with coefficients of each channel, one pass that autograd takes further."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         found = [torch.batch_norm_update_stats(task.unsqueeze(2), None, None, 0.0) for task in x]
@@ -50,6 +48,13 @@ class _Moments(torch.autograd.Function):
     def jvp(ctx: Any, dx: Tensor) -> tuple[Tensor, Tensor]:
         x, mean = ctx.saved_tensors
         return dx.mean((1, 3)), 2 * ((x - _spread(mean)) * dx).mean((1, 3))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """One axis more is more tasks."""
+        found = moments(x.movedim(in_dims[0], 0).flatten(0, 1))
+        mean, variance = (torch.unflatten(value, 0, (info.batch_size, -1)) for value in found)
+        return (mean, variance), (0, 0)
 
 
 def _spread(value: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def factors_of(model: AttachedModel, tasks: int) -> dict[str, Tensor]:
     }
 
 
-def chains_in(model: AttachedModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def chains_that_run(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the chains that run at once from now on, as they run."""
     ran: list[str] = []
     activated = Chain._activated
@@ -99,7 +99,7 @@ def test_equals_the_layers_one_by_one(
 ) -> None:
     """Outputs, statistics, gradients in factors, weights and inputs, and their second derivatives."""
     joined, apart = both(FORMATS[format], BLOCKS[after], norm)
-    ran = chains_in(joined, monkeypatch)
+    ran = chains_that_run(monkeypatch)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(3, 4, 2, 8, 8, generator=generator, dtype=torch.float64)
     support = (
@@ -148,13 +148,45 @@ def test_a_watched_layer_stays_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     made, seen = nn.Sequential(layers(["relu", "pool"], 0)), []
     made.norm1.register_forward_hook(lambda module, args, output: seen.append(output.shape))
     model = mp.attach(made, mp.LoRA(2))
-    ran = chains_in(model, monkeypatch)
+    ran = chains_that_run(monkeypatch)
     model(torch.zeros(2, 3, 2, 8, 8, dtype=torch.float64), model.factors())
     ran.clear()
     seen.clear()
     model(torch.zeros(2, 3, 2, 8, 8, dtype=torch.float64), model.factors())
     assert ran == ["norm2"]
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("norm", ["support", "transductive"])
+def test_a_norm_without_parameters_and_buffers(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the convolution says how many channels there are, and in which type."""
+    made = layers(["relu", "pool"], 0, bias=False)
+    for block in (1, 2):
+        made[f"norm{block}"] = nn.BatchNorm2d(18, affine=False, track_running_stats=False)
+    joined, apart = (mp.attach(kind(made), mp.LoRA(2), norm=norm) for kind in (nn.Sequential, OneByOne))
+    ran = chains_that_run(monkeypatch)
+    x = torch.randn(2, 3, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    factors, support = factors_of(joined, 2), x if norm == "support" else None
+    torch.testing.assert_close(
+        joined(x, factors, support), apart(x, factors, support), rtol=1e-10, atol=1e-10
+    )
+    assert {"norm1", "norm2"} == set(ran)
+
+
+@pytest.mark.parametrize("norm", ["running", "support"])
+@pytest.mark.parametrize("format", [mp.LoRA(2), mp.Full()], ids=["lora", "full"])
+def test_under_vmap(format: Any, norm: str) -> None:
+    """A user maps the attached model over one axis more, as `torch.func` allows with any function."""
+    joined, _ = both(format, ["relu", "pool"], norm)
+    generator = torch.Generator().manual_seed(1)
+    x, support = (torch.randn(3, 2, 4, 2, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    factors = {name: value.detach() for name, value in factors_of(joined, 2).items()}
+
+    def run(x: Tensor, support: Tensor) -> Tensor:
+        return joined(x, factors, support if norm == "support" else None)
+
+    wanted = torch.stack([run(*pair) for pair in zip(x, support)])
+    torch.testing.assert_close(torch.func.vmap(run)(x, support), wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_equal_values_under_the_maximum() -> None:
