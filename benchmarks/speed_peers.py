@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import metapeft as mp
+from benchmarks.peer_imports import import_learn2learn
 from benchmarks.speed_problems import RATE, Plain, Workload
 
 Step = Callable[[], dict[str, Tensor]]
@@ -151,29 +149,13 @@ def absent(name: str) -> str | None:
     if importlib.util.find_spec(name) is None:
         return f"{name} is not installed (requirements-peers.txt)"
     if name == "learn2learn":
-        return _help_learn2learn()
-    return None
-
-
-def _help_learn2learn() -> str | None:
-    """Import it beside a torch without CUDA: it needs torchvision, whose compiled half is not there."""
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError as error:
-        if "operator torchvision::" not in str(error):
-            return f"learn2learn: {error}"
-        for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[module]
-        for operator in ("nms", "qnms"):
-            torch.library.define(
-                f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
-    except ImportError as error:
-        return f"learn2learn: {error}"
-    with contextlib.redirect_stderr(io.StringIO()):  # gym says that it has reached its end
         try:
-            importlib.import_module("learn2learn")
-        except Exception as error:  # whatever its own dependencies raise
+            import_learn2learn()
+        except (
+            ImportError,
+            RuntimeError,
+            AttributeError,
+        ) as error:  # its own dependencies, too old or too new
             return f"learn2learn: {error}"
     return None
 

@@ -1,4 +1,4 @@
-"""Write the README's results table from the files in benchmarks/results: python -m benchmarks.tables [--check]."""
+"""Write the tables of README.md and docs/theory.md from benchmarks/results: python -m benchmarks.tables [--check]."""
 
 from __future__ import annotations
 
@@ -93,7 +93,36 @@ def speed(path: Path) -> str:
     return "\n".join([*lines, "", note, *missed])
 
 
-def generated() -> str:
+def bridge(path: Path) -> str:
+    """Accuracy by method and test rank of one study, and paired differences from SR, as Markdown."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    cells = {(line["method"], line["value"]): line for line in found["summary"]}
+    methods = list(dict.fromkeys(method for method, _ in cells))
+    ranks = sorted({rank for _, rank in cells})
+    runs = found["summary"][0]["runs"]
+    lines = [
+        f"| {found['data']}, {runs} runs | {' | '.join(f'r = {rank}' for rank in ranks)} |",
+        f"| --- |{' ---: |' * len(ranks)}",
+    ]
+    for method in methods:
+        own = [percent(cells[method, rank]["accuracy"], cells[method, rank]["ci95"]) for rank in ranks]
+        lines.append(f"| {method} | {' | '.join(own)} |")
+    for method in methods[1:]:
+        own = [
+            percent(cells[method, rank]["difference"], cells[method, rank]["difference_ci95"], sign=True)
+            for rank in ranks
+        ]
+        lines.append(f"| {method} − {methods[0]} | {' | '.join(own)} |")
+    where, protocol = found["environment"], Protocol.from_dict(found["rows"][0]["protocol"])
+    seeds = ", ".join(str(seed) for seed in sorted({row["run"] for row in found["rows"]}))
+    note = (
+        f"{found['about']}; each run {protocol}; seeds {seeds}; commit {str(where['commit'])[:9]}, {where['cpu']}; "
+        f"from `benchmarks/results/{path.name}`."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def of_readme() -> str:
     """What stands between the markers of the README."""
     parts = [main_job(path) for path in sorted(RESULTS.glob("main_job*.json"))]
     parts.append(few_shot(sorted((RESULTS / "few_shot").glob("*.json"))))
@@ -101,27 +130,40 @@ def generated() -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def filled(readme: str) -> str:
-    """A README with the generated text between its markers; raises ValueError where they are missing."""
-    before, begin, rest = readme.partition(BEGIN)
+def of_theory() -> str:
+    """What stands between the markers of docs/theory.md."""
+    return "\n\n".join(bridge(path) for path in sorted(RESULTS.glob("bridge-*.json")))
+
+
+PAGES = {ROOT / "README.md": of_readme, ROOT / "docs" / "theory.md": of_theory}
+
+
+def filled(page: str, text: str) -> str:
+    """A page with generated text between its markers; raises ValueError where they are missing.
+
+    Example:
+        >>> filled(f"a {BEGIN} old {END} z", "new")
+        'a <!-- results:begin -->\\nnew\\n<!-- results:end --> z'
+    """
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md lacks {BEGIN} or {END}")
-    return f"{before}{BEGIN}\n{generated()}\n{END}{after}"
+        raise ValueError(f"the page lacks {BEGIN} or {END}")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 @app.default
 def main(*, check: bool = False) -> None:
-    """Fill in the table, or with --check only say whether it is up to date."""
-    path = ROOT / "README.md"
-    readme = path.read_text(encoding="utf-8")
-    wanted = filled(readme)
-    if check and wanted != readme:
-        raise SystemExit(
-            "README.md: its table is not what benchmarks/results say: run python -m benchmarks.tables"
-        )
-    if not check:
-        path.write_text(wanted, encoding="utf-8")
+    """Fill in the tables, or with --check only say whether they are up to date."""
+    for path, made in PAGES.items():
+        page = path.read_text(encoding="utf-8")
+        wanted = filled(page, made())
+        if check and wanted != page:
+            raise SystemExit(
+                f"{path.name}: its tables are not what benchmarks/results say: run python -m benchmarks.tables"
+            )
+        if not check:
+            path.write_text(wanted, encoding="utf-8")
 
 
 if __name__ == "__main__":

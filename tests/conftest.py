@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
+
+from benchmarks.peer_imports import import_torchvision
 
 
 def real_data(folder: str) -> Path:
@@ -32,35 +32,25 @@ def miniimagenet_folder() -> Path:
     return real_data("miniimagenet")
 
 
-def import_peer(name: str) -> ModuleType:
-    """Import a peer library, or skip the test with the commands that install it."""
+def require_peer(name: str) -> None:
+    """Skip the test, with the commands that install a peer library, where it is not there."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(
             f"needs {name}: install requirements-peers.txt, then requirements-peers-nodeps.txt, as they say"
         )
+
+
+def import_peer(name: str) -> ModuleType:
+    """Import a peer library, or skip the test."""
+    require_peer(name)
     return importlib.import_module(name)
 
 
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
-    """The torchvision module, importable beside a torch that was built without CUDA.
-
-    Its wheels are built for CUDA. Where their compiled half cannot be loaded, two operators stay undeclared,
-    and the import fails at the line that describes their shapes; declaring them is enough for all that is
-    written in Python.
-    """
-    try:
-        return import_peer("torchvision")
-    except RuntimeError as error:
-        if "operator torchvision::" not in str(error):
-            raise
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    for operator in ("nms", "qnms"):
-        torch.library.define(
-            f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
-    return importlib.import_module("torchvision")
+    """The torchvision module, helped to import beside a torch without CUDA."""
+    require_peer("torchvision")
+    return import_torchvision()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
-"""The README's table is what the result files say."""
+"""The tables of README.md and docs/theory.md are what the result files say."""
+
+import pytest
 
 from benchmarks import tables
 
 
-def test_the_readme_shows_the_result_files():
-    readme = (tables.ROOT / "README.md").read_text(encoding="utf-8")
-    assert tables.filled(readme) == readme, "run python -m benchmarks.tables"
-    assert tables.filled(readme.replace(tables.generated(), "")) == readme
+@pytest.mark.parametrize("path", tables.PAGES, ids=lambda path: path.name)
+def test_the_page_shows_the_result_files(path):
+    page, text = path.read_text(encoding="utf-8"), tables.PAGES[path]()
+    assert tables.filled(page, text) == page, "run python -m benchmarks.tables"
+    assert tables.filled(page.replace(text, ""), text) == page
