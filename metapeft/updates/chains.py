@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metapeft.updates.call import Call, Update
 from metapeft.updates.convolution import convolve_dense, convolve_low_rank, spatial
-from metapeft.updates.normalization import by_task, mean_variance
+from metapeft.updates.normalization import reference_statistics
 
 Sites = dict[tuple[str, str], str]
 
@@ -61,7 +61,7 @@ class Chain:
             return self._activated(pooled, None, (bias - mean) * scale + beta, call)
         sign = torch.where(scale.detach() < 0, -1.0, 1.0).to(scale)
         z = self._convolved(x, weight, sign)
-        mean, variance, count = mean_variance(by_task(z, call)[:, : call.reference], call.mask)
+        mean, variance, count = reference_statistics(z, call)
         call.statistics[self.norm_name] = (sign * mean + bias, variance, count)
         size = sign * scale * torch.rsqrt(variance + self.norm.eps)
         # The mean is taken off first: where all values are the same, nothing but 0 may be left to be scaled up.
@@ -88,9 +88,10 @@ class Chain:
     def _convolved(self, x: Tensor, update: Update | None, factor: Tensor) -> Tensor:
         """The convolution without bias, its outputs times `factor` `(C,)` or `(T, C)`; channels last."""
         options, weight = spatial(self.convolution), self.convolution.weight
+        x = options.pad(x)
         x = (
-            options.pad(x).movedim(1, -1).contiguous().movedim(-1, 1)
-        )  # channels last, also under torch.func.vmap
+            x.movedim(1, -1).contiguous().movedim(-1, 1)
+        )  # channels last, in a form that torch.func.vmap knows
         spread = factor.view(*factor.shape, 1, 1, 1)
         if update is None:
             return options.convolve(x, weight * spread)

@@ -52,10 +52,7 @@ def batch_norm(
             )
         mean, variance = module.running_mean, module.running_var
     else:
-        split = by_task(x, call)
-        each = split.shape[1] // call.items  # rows an input
-        mask = None if call.mask is None else call.mask.repeat_interleave(each, 1)
-        mean, variance, count = mean_variance(split[:, : call.reference * each], mask)
+        mean, variance, count = reference_statistics(x, call)
         call.statistics[name] = (mean, variance, count)
     weight, bias = (_affine(module, call, updates, which) for which in ("weight", "bias"))
     exact = type(module) in _EXACT
@@ -64,7 +61,7 @@ def batch_norm(
     scale = torch.rsqrt(variance + module.eps)
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
-    y = _scale_shift(by_task(x, call), scale, shift).view(x.shape)
+    y = _scale_shift(_by_task(x, call), scale, shift).view(x.shape)
     return y if exact else _rest(module, clone, y, name)
 
 
@@ -78,9 +75,18 @@ def _one_task(module: BatchNorm, call: Call, name: str, x: Tensor) -> Tensor:
     return y
 
 
-def by_task(x: Tensor, call: Call) -> Tensor:
+def _by_task(x: Tensor, call: Call) -> Tensor:
     """`(rows, C, ...)` as `(T, rows / T, C, L)`."""
     return x.reshape(call.tasks, x.shape[0] // call.tasks, x.shape[1], -1)
+
+
+def reference_statistics(x: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance `(T, C)` and count `(T,)` of `x` `(rows, C, ...)` over each task's reference items."""
+    split = _by_task(x, call)
+    each = split.shape[1] // call.items  # rows an input: more than one where an image is cut into windows
+    mask = None if call.mask is None else call.mask.repeat_interleave(each, 1)
+    reference = None if call.reference is None else call.reference * each
+    return mean_variance(split[:, :reference], mask)
 
 
 def mean_variance(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

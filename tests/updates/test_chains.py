@@ -173,6 +173,41 @@ def test_a_norm_without_parameters_and_buffers(norm: str, monkeypatch: pytest.Mo
     assert {"norm1", "norm2"} == set(ran)
 
 
+class Windows(nn.Module):
+    """Cuts every image into four windows, which are rows of their own inside, and averages what comes out."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        cut = x.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+        return self.inside(cut).view(x.shape[0], 4, -1).mean(1)
+
+
+@pytest.mark.parametrize("norm", ["running", "support", "transductive"])
+@pytest.mark.parametrize("format", [mp.LoRA(2), mp.Full()], ids=["lora", "full"])
+def test_several_rows_an_input(format: Any, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference items of a task are all their rows."""
+    made = layers(["relu", "pool"], 0)
+    joined, apart = (mp.attach(Windows(kind(made)), format, norm=norm) for kind in (nn.Sequential, OneByOne))
+    ran = chains_that_run(monkeypatch)
+    x, support = (
+        torch.randn(2, count, 2, 16, 16, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+        for count in (3, 2)
+    )
+    given = support if norm == "support" else None
+    factors = factors_of(joined, 2)
+    torch.testing.assert_close(joined(x, factors, given), apart(x, factors, given), rtol=1e-10, atol=1e-10)
+    assert {"inside.norm1", "inside.norm2"} == set(ran)
+    if (
+        norm == "transductive"
+    ):  # without an update: torch's own layers in train mode, one task after the other
+        plain = Windows(nn.Sequential(layers(["relu", "pool"], 0))).train()
+        wanted = torch.stack([plain(own) for own in x])
+        torch.testing.assert_close(joined(x, joined.factors()), wanted, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("norm", ["running", "support"])
 @pytest.mark.parametrize("format", [mp.LoRA(2), mp.Full()], ids=["lora", "full"])
 def test_under_vmap(format: Any, norm: str) -> None:
