@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ import torch
 from cyclopts import App
 
 import metapeft as mp
-from benchmarks.rows import ROWS, Setting, build
+from benchmarks.rows import ROWS, Setting, build, controlled
 from metapeft.checkpoint import load, save
 from metapeft.environment import environment
 from metapeft.trainer import BilevelTrainer
@@ -123,11 +124,21 @@ def run(
             log = trainer.resume(folder, train, samplers["val"])
         else:
             log = trainer.fit(
-                train, steps or setting.steps, samplers["val"], folder, validate_every=setting.validate_every
+                train,
+                steps or setting.steps,
+                samplers["val"],
+                folder,
+                validate_every=setting.validate_every,
+                validate_start=not setting.scratch,
             )
     seconds = time.monotonic() - begun
     result = mp.evaluate(learner, samplers["test"], episodes)
     write(row, data, kind, seed, result, setting, chosen, seconds, log)
+    if setting.control is not None:
+        control = controlled(setting, learner, start, preprocess)
+        result = mp.evaluate(control, samplers["test"], episodes)
+        about = f"{row}, its generator fed another task's support set at test"
+        write(setting.control, data, kind, seed, result, replace(setting, about=about), chosen, seconds, [])
 
 
 def training_sampler(setting: Setting, sampler: Any) -> Any:

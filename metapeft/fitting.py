@@ -40,11 +40,15 @@ class Plan:
     validation_episodes: int = 200
     checkpoint_every: int = 100
     log_every: int = 10
+    validate_start: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if field.name == "validate_start":
+                if not isinstance(value, bool):
+                    raise ValueError(f"validate_start={value!r}: allowed are True and False")
+            elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field.name}={value!r}: allowed is a whole number of at least 1")
 
     def check(
@@ -55,6 +59,8 @@ class Plan:
             raise ValueError("episodes=None: a learner trains on episodes, such as an mp.EpisodeSampler")
         _check_count("episodes", episodes, self.steps * trainer.tasks_per_step)
         _check_count("validation", validation, self.validation_episodes)
+        if validation is None and self.validate_start:
+            raise ValueError("validate_start=True has no effect without validation=")
         if validation is not None and not hasattr(trainer.learner, "objectives"):
             raise ValueError("validation= is for learners: what is trained here adapts to no episodes")
         if tensorboard and run_dir is None:

@@ -56,8 +56,30 @@ def run_loop(
     best = None if run is None or trainer.best is None else run.load("best")[0]
     bar = Progress(trainer.show and processes.main, trainer.steps, trainer.step, trainer.tasks_per_step)
     board = Board(run.folder if run is not None and tensorboard and processes.main else None, trainer.step)
+
+    def validated() -> dict[str, float]:
+        nonlocal best
+        score, found = trainer.validate(validation, plan.validation_episodes)
+        if trainer.best is None or score > trainer.best:
+            trainer.best, best = score, trainer.learner.state()
+            if run is not None:
+                run.save("best", best, {"step": trainer.step})
+        return found
+
+    def logged(row: dict[str, Any]) -> None:
+        log.append({"step": trainer.step, **row})
+        board.add(trainer.step, row)
+        if run is not None:
+            run.log(trainer.step, **row)
+
     processes.wait()  # until all have read what rank 0 is about to replace
     with ThreadPoolExecutor(1) as pool, bar, board, Interruption() as interruption:
+        if plan.validate_start and trainer.step == 0 and trainer.best is None:
+            found = validated()
+            if not log:  # a run that was killed right here has the row already
+                logged(found)
+            if run is not None:
+                trainer.save(run)
         upcoming = _fetch(trainer, pool, episodes, trainer.step) if trainer.step < end else None
         while upcoming is not None:
             batch = upcoming.result()
@@ -66,17 +88,9 @@ def run_loop(
             last = trainer.step == trainer.steps
             row = trainer.averages.read() if last or trainer.step % plan.log_every == 0 else {}
             if validation is not None and (last or trainer.step % plan.validate_every == 0):
-                score, found = trainer.validate(validation, plan.validation_episodes)
-                row.update(found)
-                if trainer.best is None or score > trainer.best:
-                    trainer.best, best = score, trainer.learner.state()
-                    if run is not None:
-                        run.save("best", best, {"step": trainer.step})
+                row.update(validated())
             if row:
-                log.append({"step": trainer.step, **row})
-                board.add(trainer.step, row)
-                if run is not None:
-                    run.log(trainer.step, **row)
+                logged(row)
             stopped = bool(processes.most(int(interruption.asked))) and not last
             due = stopped or upcoming is None or trainer.step % plan.checkpoint_every == 0
             if run is not None and (due or trainer.gradient.changed):

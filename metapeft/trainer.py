@@ -121,6 +121,7 @@ class BilevelTrainer:
         validation_episodes: int = 200,
         checkpoint_every: int = 100,
         log_every: int = 10,
+        validate_start: bool = False,
         stop_at: int | None = None,
         tensorboard: bool = False,
     ) -> list[dict[str, Any]]:
@@ -133,6 +134,7 @@ class BilevelTrainer:
             validation: a sampler on validation classes; the learner ends with the best state found there.
             run_dir: a new folder for config, metrics and checkpoints; None to keep nothing.
             validate_every, checkpoint_every, log_every: in outer steps. validation_episodes: how many.
+            validate_start: also validate before the first step, so that the start can be the best state.
             stop_at: stop before this step although the schedule is for `steps`; `resume` goes on.
             tensorboard: also write the metrics as event files into the run folder.
 
@@ -145,7 +147,9 @@ class BilevelTrainer:
             ConnectionError: another rank died; the last checkpoint stays.
             KeyboardInterrupt: after Ctrl-C, when the step that was running is finished and kept.
         """
-        plan = fitting.Plan(steps, validate_every, validation_episodes, checkpoint_every, log_every)
+        plan = fitting.Plan(
+            steps, validate_every, validation_episodes, checkpoint_every, log_every, validate_start
+        )
         plan.check(self, episodes, validation, run_dir, tensorboard)
         self._start(steps)
         if self.processes.count > 1:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from metapeft.updates.call import Call, Update
 from metapeft.updates.convolution import convolve_dense, convolve_low_rank, spatial
 from metapeft.updates.normalization import reference_statistics
+from metapeft.updates.pooling import max_pool
 
 Sites = dict[tuple[str, str], str]
 
@@ -100,17 +101,14 @@ class Chain:
         return convolve_low_rank(options, x, weight * spread, None, update, update.up * factor.unsqueeze(-1))
 
     def _pooled(self, z: Tensor) -> Tensor:
-        if self.pool is None:
-            return z
-        pooled: Tensor = self.pool(z)
-        return pooled
+        return z if self.pool is None else max_pool(self.pool, z)
 
     def _activated(self, z: Tensor, size: Tensor | None, shift: Tensor, call: Call) -> Tensor:
         """`relu(size * z + shift)` with `(C,)` or `(T, C)` coefficients."""
         split = torch.unflatten(z, 0, (call.tasks, -1))
         shift = _beside(shift)
-        y = (split + shift if size is None else torch.addcmul(shift, split, _beside(size))).flatten(0, 1)
-        return y if self.relu is None else torch.relu_(y)
+        y = split + shift if size is None else torch.addcmul(shift, split, _beside(size))
+        return (y if self.relu is None else torch.relu_(y)).flatten(0, 1)
 
 
 def _beside(value: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metapeft.updates.bilinear_convolution import convolve2d
 from metapeft.updates.call import Update
 
 # Below this many input channels a grouped convolution is faster than products with shifted sums
@@ -63,7 +64,8 @@ class Spatial:
         if self.is_small(weight):
             return self.columns(x, weight.unsqueeze(0), bias)
         kernel = weight.unsqueeze(-2) if self.one_dimensional else weight
-        y = F.conv2d(x, kernel, bias, self.stride, self.padding, self.dilation, self.groups)
+        y = convolve2d(x, kernel, self.stride, self.padding, self.dilation, self.groups)
+        y = y if bias is None else y + bias.view(-1, 1, 1)
         return y.squeeze(2) if self.one_dimensional else y
 
 
