@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metapeft.updates.bilinear_convolution import convolve2d
 from metapeft.updates.call import Update
+from metapeft.updates.thin_convolution import convolve_thin
 
 # Below this many input channels a grouped convolution is faster than products with shifted sums
 # (two cores, 28x28: 42 against 294 ms for one channel; 64 channels at 14x14: 159 against 91 ms).
@@ -141,19 +142,12 @@ def convolve_low_rank(
     rows, positions = x.shape[0], base.shape[2:].numel()
     if groups > 1:  # the groups of an input become rows of their own
         x = torch.unflatten(x, 1, (groups, -1)).flatten(0, 1)
-    hidden = _down(
-        replace(options, groups=1, explicit=()), x, update.down, positions
-    )  # (rows*groups, channels, L)
+    by_position = update.mix(_down(replace(options, groups=1, explicit=()), x, update.down, positions))
     if groups == 1:  # one product a task, on rows of positions
-        by_position = update.mix(
-            hidden.transpose(1, 2).reshape(tasks, rows // tasks * positions, hidden.shape[1])
-        )
         flat = base.flatten(2).transpose(1, 2).reshape(tasks, -1, base.shape[1])
         y = torch.baddbmm(flat, by_position, up.transpose(1, 2))
         return torch.unflatten(y.view(rows, positions, y.shape[2]).transpose(1, 2), 2, base.shape[2:])
-    if update.per_input:
-        by_position = hidden.transpose(1, 2).reshape(tasks, -1, hidden.shape[1])  # (T, B*groups*L, channels)
-        hidden = update.mix(by_position).reshape(rows * groups, positions, -1).transpose(1, 2)
+    hidden = by_position.reshape(rows * groups, positions, -1).transpose(1, 2)
     up = torch.unflatten(up, 1, (groups, -1)).unsqueeze(1)  # (T, 1, groups, out/groups, channels)
     up = up.expand(tasks, rows // tasks, *up.shape[2:]).reshape(rows * groups, *up.shape[3:])
     flat = base.reshape(rows * groups, -1, positions)
@@ -161,26 +155,15 @@ def convolve_low_rank(
 
 
 def _down(options: Spatial, x: Tensor, down: Tensor, positions: int) -> Tensor:
-    """The spatial map: `(rows, C, H, W)` and `(T, channels, C, *kernel)` to `(rows, channels, L)`.
+    """The spatial map: `(rows, C, H, W)` and `(T, channels, C, *kernel)` to `(T, rows / T * positions, channels)`.
 
-    With stride 1 and many input channels the products come first, at every position, and the shifted sums
-    after, on `channels * prod(kernel)` thin planes; otherwise it is one grouped convolution.
+    Few input channels, or strides that leave positions out, are one grouped convolution.
     """
     tasks, channels = down.shape[:2]
     if channels == 0:  # rank 0; the empty sum keeps the factor in the graph
-        return x.new_zeros(x.shape[0], 0, positions) + down.sum()
-    kernel = _pair(tuple(down.shape[3:]), 1)
-    reach = [d * (k - 1) - p for d, k, p in zip(options.dilation, kernel, options.padding)]
-    if options.stride != (1, 1) or min(reach) < 0 or x.shape[1] < _FEW_CHANNELS:
-        return grouped(options, x, down).flatten(2)
-    # fold adds plane (channel, tap) shifted by its tap, which is a convolution with the taps reversed
-    matrix = down.flatten(3).flip(3).transpose(2, 3).reshape(tasks, 1, channels * kernel[0] * kernel[1], -1)
-    if x.stride(1) == 1:  # channels last: one product a task, on rows of positions
-        by_position = x.permute(0, 2, 3, 1).reshape(tasks, -1, x.shape[1])
-        planes = torch.bmm(by_position, matrix.squeeze(1).transpose(1, 2))
-        planes = planes.view(x.shape[0], -1, matrix.shape[2]).transpose(1, 2)
-    else:
-        planes = torch.matmul(matrix, torch.unflatten(x, 0, (tasks, -1)).flatten(3)).flatten(0, 1)
-    height, width = (s - r + p for s, r, p in zip(x.shape[2:], reach, options.padding))  # of the output
-    folded = F.fold(planes, (height, width), kernel, options.dilation, (reach[0], reach[1]))
-    return folded.flatten(2)
+        return x.new_zeros(tasks, x.shape[0] // tasks * positions, 0) + down.sum()
+    if options.stride != (1, 1) or x.shape[1] < _FEW_CHANNELS:
+        return grouped(options, x, down).flatten(2).transpose(1, 2).reshape(tasks, -1, channels)
+    if options.one_dimensional:
+        down = down.unsqueeze(3)
+    return convolve_thin(x, down, options.padding, options.dilation)

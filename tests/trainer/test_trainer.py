@@ -52,6 +52,33 @@ def test_validation_keeps_the_best_state(tmp_path: Path) -> None:
         assert digest(run.load("best")[0]) == digest(own.learner.state())
 
 
+def test_the_start_can_be_the_best_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validated before the first step, kept where training only makes it worse, and not repeated by a resume."""
+
+    def worse(trainer: Any, validation: Any, episodes: int) -> tuple[float, dict[str, float]]:
+        score = 0.9 - 0.1 * trainer.step
+        return score, {"validation_accuracy": score}
+
+    monkeypatch.setattr(mp.BilevelTrainer, "validate", worse)
+    own = trainer()
+    start = digest(own.learner.state())
+    plan = {**PLAN, "validate_every": 1, "validate_start": True}
+    log = own.fit(sampler(), 3, sampler("val"), tmp_path / "x", stop_at=1, **plan)
+    assert log[0] == {"step": 0, "validation_accuracy": 0.9}
+    assert digest(own.learner.state()) != start
+    again = trainer()
+    log = again.resume(tmp_path / "x", sampler(), sampler("val"))
+    assert [row["step"] for row in log] == [0, 1, 2, 3]
+    assert digest(again.learner.state()) == start
+
+
+def test_validating_the_start_needs_validation() -> None:
+    with pytest.raises(ValueError, match="validate_start=True has no effect"):
+        trainer().fit(sampler(), 3, **{**PLAN, "validate_start": True})
+    with pytest.raises(ValueError, match="validate_start=1: allowed are True and False"):
+        trainer().fit(sampler(), 3, sampler("val"), **{**PLAN, "validate_start": 1})
+
+
 class Poisoned:
     """Episodes whose images are not finite from a step on."""
 
