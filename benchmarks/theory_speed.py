@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from metapeft.environment import environment
 from theory.problems import Array, LinearSetting
 from theory.sweeps import METHODS, OUTER_STEPS, RATE, RUNS, STEPS, SWEEPS, TUNE_RATE, linear_sweeps, settings
 
@@ -138,8 +138,6 @@ def main() -> int:
         "fraction_timed": options.fraction,
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-        "machine": platform.processor() or platform.machine(),
-        "numpy": np.__version__,
     }
     print(
         f"ours {ours:.1f} s, published way {theirs:.0f} s (from {options.fraction:.1%} of its steps): "
@@ -147,7 +145,7 @@ def main() -> int:
     )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"rows": [row]}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"rows": [row], "environment": environment()}, indent=2) + "\n")
     return 1 if options.check and not row["passed"] else 0
 
 
