@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/theory.md from benchmarks/results: python -m benchmarks.tables [--check]."""
+"""Write the tables of README.md and docs/ from benchmarks/results: python -m benchmarks.tables [--check]."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from cyclopts import App
 
+from benchmarks.speed_tables import of_speed
 from metapeft.cli.tables import percent, protocol_line
 from metapeft.episodes.protocol import Protocol
 
@@ -132,10 +133,27 @@ def of_readme() -> str:
 
 def of_theory() -> str:
     """What stands between the markers of docs/theory.md."""
-    return "\n\n".join(bridge(path) for path in sorted(RESULTS.glob("bridge-*.json")))
+    parts = [bridge(path) for path in sorted(RESULTS.glob("bridge-*.json"))]
+    parts += [theory_times(path) for path in [RESULTS / "theory_times.json"] if path.exists()]
+    return "\n\n".join(parts)
 
 
-PAGES = {ROOT / "README.md": of_readme, ROOT / "docs" / "theory.md": of_theory}
+def theory_times(path: Path) -> str:
+    """Seconds of the suite's commands, as Markdown."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    parts = [f"{group} {seconds:.0f} s" for group, seconds in found["seconds"].items()]
+    where = found["environment"]
+    return (
+        f"Time on {found['cores']} cores: {', '.join(parts)} (linear figures: both protocols). Commit "
+        f"{str(where['commit'])[:9]}, {where['cpu']}; from `benchmarks/results/{path.name}`."
+    )
+
+
+PAGES = {
+    ROOT / "README.md": of_readme,
+    ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),
+    ROOT / "docs" / "theory.md": of_theory,
+}
 
 
 def filled(page: str, text: str) -> str:

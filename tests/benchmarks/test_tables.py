@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/theory.md are what the result files say."""
+"""The tables of README.md and docs/ are what the result files say."""
 
 import pytest
 

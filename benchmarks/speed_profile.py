@@ -1,0 +1,93 @@
+"""Where the time of a meta-step goes, by kind of operation: python -m benchmarks.speed_profile [--only W1]
+
+One thread, torch's profiler; the share of each kind is of the profiled operations' own time.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import App, Parameter
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.speed_peers import metapeft
+from benchmarks.speed_problems import WORKLOADS
+from metapeft.environment import environment
+
+app = App(help=__doc__, version_flags=[])
+RESULTS = Path(__file__).parent / "results" / "profile.json"
+#: kind -> what the names of its operations begin with
+KINDS = {
+    "convolutions": ("mkldnn_convolution", "convolution", "slow_conv", "thnn_conv"),
+    "matrix products": ("bmm", "mm", "addmm", "baddbmm", "addbmm", "mkldnn_linear"),
+    "pooling": ("max_pool", "gather", "scatter"),
+    "copies and layout": ("copy_", "im2col", "col2im", "cat", "clone", "contiguous"),
+    "filling with zeros": ("fill_", "zero"),
+    "elementwise and sums": (
+        "add", "mul", "sub", "div", "relu", "threshold", "clamp", "sum", "rsqrt", "mean", "exp", "batch_norm",
+        "native_batch_norm", "gelu", "softmax", "_softmax", "log", "_log", "sqrt", "neg", "pow", "where", "sigmoid",
+        "tanh", "var", "native_layer_norm", "lt", "gt", "le", "ge", "eq", "ne",
+    ),
+}  # fmt: skip
+REST = "bookkeeping (views, autograd, Python)"
+
+
+def kind_of(operation: str) -> str:
+    """The kind of an operation, by its name.
+
+    Example:
+        >>> kind_of("aten::mkldnn_convolution"), kind_of("aten::view")
+        ('convolutions', 'bookkeeping (views, autograd, Python)')
+    """
+    name = operation.removeprefix("aten::")
+    if name == operation:
+        return REST
+    matches = [
+        (len(start), kind) for kind, starts in KINDS.items() for start in starts if name.startswith(start)
+    ]
+    return max(matches)[1] if matches else REST
+
+
+@app.default
+def main(
+    *, only: list[str] | None = None, json_file: Annotated[Path, Parameter(name="--json")] = RESULTS
+) -> None:
+    """Profile workloads.
+
+    Args:
+        only: names of workloads; W1 if left out. json_file: where the shares go.
+    """
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    for name in only or ["W1"]:
+        workload = WORKLOADS[name]
+        step = metapeft(workload.learner(workload.body()), workload.batch())
+        step()
+        times = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - begun)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            step()
+        own: Counter[str] = Counter()
+        for event in profiled.key_averages():
+            own[kind_of(event.key)] += event.self_cpu_time_total
+        total = sum(own.values())
+        shares = {kind: value / total for kind, value in own.most_common()}
+        found[name] = {"median_s": statistics.median(times), "shares": shares}
+        print(f"{name}: {found[name]['median_s']:.2f} s, one thread")
+        for kind, share in shares.items():
+            print(f"  {100 * share:5.1f} %  {kind}")
+    content = {"workloads": found, "environment": environment()}
+    json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,85 @@
+"""The tables of docs/speed.md, from the result files of the speed benchmarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _where(environment: dict[str, Any], path: Path) -> str:
+    commit = str(environment["commit"])[:9]
+    return f"Commit {commit}, {environment['cpu']}; from `benchmarks/results/{path.name}`."
+
+
+def before_after(path: Path) -> str:
+    """One line a change and a workload."""
+    lines = [
+        "| change | meta-step | threads | before | after | ratio |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for entry in _read(path):
+        times = [f"{entry['median_s'][which]:.2f} s" for which in ("before", "after")]
+        commits = " to ".join(entry["commits"][which][:9] for which in ("before", "after"))
+        lines.append(
+            f"| {entry['about']} ({commits}) | {entry['workload']} | {entry['threads']} | {' | '.join(times)} "
+            f"| {entry['ratio']:.2f} x |"
+        )
+    note = (
+        "Medians over alternating processes, by `python -m benchmarks.before_after`; from "
+        f"`benchmarks/results/{path.name}`."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def profile(path: Path) -> str:
+    """Shares of a step's time by kind of operation."""
+    found = _read(path)
+    names = list(found["workloads"])
+    kinds = list(dict.fromkeys(kind for name in names for kind in found["workloads"][name]["shares"]))
+    lines = [f"| | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
+    for kind in kinds:
+        shares = [found["workloads"][name]["shares"].get(kind, 0.0) for name in names]
+        lines.append(f"| {kind} | {' | '.join(f'{100 * share:.0f} %' for share in shares)} |")
+    where = _where(found["environment"], path)
+    note = f"Own time of the operations, one thread, by `python -m benchmarks.speed_profile`. {where}"
+    return "\n".join([*lines, "", note])
+
+
+def processes(path: Path) -> str:
+    """One process against two."""
+    found = _read(path)
+    one, two = found["median_s"]["1"], found["median_s"]["2"]
+    return (
+        f"16 tasks of W1 an outer step: {one:.2f} s by one single-threaded process, {two:.2f} s by two "
+        f"({found['ratio']:.2f} times as fast; {found['bar']:g} was wanted). {_where(found['environment'], path)}"
+    )
+
+
+def start(path: Path) -> str:
+    """What one waits for before anything is learned."""
+    found = _read(path)
+    lines = ["| | median |", "| --- | ---: |"]
+    lines += [
+        f"| {name} | {value:,.0f} |" if value > 100 else f"| {name} | {value:.2f} |"
+        for name, value in found["medians"].items()
+    ]
+    return "\n".join([*lines, "", _where(found["environment"], path)])
+
+
+def of_speed(results: Path) -> str:
+    """What stands between the markers of docs/speed.md."""
+    parts = {
+        "profile.json": ("Where the time goes", profile),
+        "before-after.json": ("What changes of the engine brought", before_after),
+        "processes.json": ("A second process", processes),
+        "start.json": ("Waiting for the start", start),
+    }
+    shown = [
+        (title, made(results / name)) for name, (title, made) in parts.items() if (results / name).exists()
+    ]
+    return "\n\n".join(f"## {title}\n\n{text}" for title, text in shown)
