@@ -13,6 +13,7 @@ its own.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -85,6 +86,25 @@ def matrix_rate(size: int = 1500, repeats: int = 15) -> float:
     return 2 * size**3 / min(timed(lambda: {"": a @ a}) for _ in range(repeats))
 
 
+def backward_operations(
+    y: list[int], x: list[int], weight: list[int], *options: Any, out_shape: Any = None
+) -> int:
+    """Operations of a convolution's backward: those of its forward for each derivative that is asked for.
+
+    Torch's own count takes the derivative in the weight for one without groups.
+    """
+    wanted = options[7]
+    return 2 * math.prod(y) * math.prod(weight[1:]) * sum(wanted[:2])
+
+
+def counted(step: Step) -> int:
+    """Floating-point operations of a step."""
+    mapping = {torch.ops.aten.convolution_backward: backward_operations}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
 def measure(name: str, repeats: int, quick: bool, memory: bool, threads: int) -> dict[str, Any]:
     """One workload: gradients compared, then `repeats` rounds in which every library has one turn.
 
@@ -94,11 +114,7 @@ def measure(name: str, repeats: int, quick: bool, memory: bool, threads: int) ->
     only = {"metapeft", *NEVER_SLOWER, *FASTER.get(name, {})} if quick else None
     apart = differences(workload, only)
     steps, missing = steps_of(workload, only)
-    operations: dict[str, int] = {}
-    for who, step in steps.items():  # the first turn is not timed
-        with FlopCounterMode(display=False) as counter:
-            step()
-        operations[who] = counter.get_total_flops()
+    operations = {who: counted(step) for who, step in steps.items()}  # the first turn, not timed
     seconds: dict[str, list[float]] = {who: [] for who in steps}
     rates = [matrix_rate()]
     for _ in range(repeats):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from benchmarks.speed import difference, differences, steps_of
+from benchmarks.before_after import seconds
+from benchmarks.speed import counted, difference, differences, steps_of
 from benchmarks.speed_bars import FASTER, GRADIENT, failed
 from benchmarks.speed_peers import PEERS, absent
 from benchmarks.speed_problems import QUICK, WORKLOADS, Workload
@@ -72,3 +75,33 @@ def test_names_agree() -> None:
     assert set(QUICK) <= set(WORKLOADS)
     assert set(FASTER) <= set(WORKLOADS)
     assert {who for bars in FASTER.values() for who in bars} <= set(PEERS)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_convolution_s_backward_is_counted_as_two_of_its_forward(groups: int) -> None:
+    """Whatever its groups are; torch's own count grows with them."""
+    x = torch.zeros(2, 8, 5, 5, requires_grad=True)
+    weight = torch.zeros(8, 8 // groups, 3, 3, requires_grad=True)
+
+    def forward() -> torch.Tensor:
+        return F.conv2d(x, weight, padding=1, groups=groups)
+
+    once = counted(lambda: {"": forward()})
+    assert once == 2 * (2 * 8 * 5 * 5) * (8 // groups * 9)
+    both = counted(lambda: dict(enumerate(torch.autograd.grad(forward().sum(), (x, weight)))))  # type: ignore[arg-type]
+    assert both == 3 * once
+
+
+def test_the_seconds_of_a_commit_come_from_its_own_code(tmp_path: Path) -> None:
+    """A tree with a step of its own is what is timed, after one untimed step."""
+    package = tmp_path / "benchmarks"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "speed_peers.py").write_text(
+        "def metapeft(learner, batch):\n    return lambda: learner.append(batch)\n"
+    )
+    (package / "speed_problems.py").write_text(
+        "class W:\n    def body(self): return []\n    def learner(self, body): return body\n"
+        "    def batch(self): return 1\nWORKLOADS = {'mine': W()}\n"
+    )
+    assert len(seconds(tmp_path, "mine", threads=1, steps=3)) == 3
