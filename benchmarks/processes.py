@@ -54,7 +54,7 @@ def one(out: Path, *, steps: int) -> None:
         step(batch)
         times.append(time.perf_counter() - begun)
 
-    trainer.outer_step = timed  # type: ignore[method-assign]
+    trainer.outer_step = timed
     trainer.fit(Noise(), steps + 1)
     if os.environ.get("RANK", "0") == "0":
         out.write_text(json.dumps(times[1:]), encoding="utf-8")

@@ -93,7 +93,7 @@ def backward_operations(
 
     Torch's own count takes the derivative in the weight for one without groups.
     """
-    wanted = options[7]
+    wanted: list[bool] = options[7]
     return 2 * math.prod(y) * math.prod(weight[1:]) * sum(wanted[:2])
 
 

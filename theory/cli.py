@@ -96,6 +96,8 @@ def bridge(
     import torch
 
     from theory.bridge.command import bridge as run
+    from theory.problems import require_positive
 
+    require_positive("--threads", threads)
     torch.set_num_threads(threads)
     run(data, seeds, out, quick)

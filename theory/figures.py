@@ -19,14 +19,19 @@ from rich.console import Console
 
 from theory import plots, rows
 from theory.extras import EXTRAS, extra
+from theory.problems import LinearSetting
 from theory.rows import Row
-from theory.sweeps import RUNS, STEPS, SWEEPS, Protocol, linear_sweeps, settings
+from theory.sweeps import RUNS, STEPS, SWEEPS, TOLERANCE, Protocol, linear_sweeps, settings
 
 # File names that differ by more than case.
 FILES = {"N": "sweep-retraining-samples", "n": "sweep-test-samples", "rank": "test-rank"}
 PUBLISHED = (
     "As published, faults included: noise of standard deviation sigma^2, an SR learner that carries frozen "
     "random adapters, 3000 outer steps however far they get."
+)
+PUBLISHED_RANK = (
+    "Reduced-rank solutions for the A that each method's 3000 steps give; dashed: the floor of the noise as "
+    "it was."
 )
 SHALLOW = (
     "y = c' sigmoid((A* + U U') x) + noise; error to clean targets on the n inputs, median and range of the "
@@ -73,6 +78,8 @@ def names(only: str | None, protocol: Protocol) -> list[str]:
         >>> names("d, rank", "paper")
         ['d', 'rank']
     """
+    if protocol not in ("corrected", "paper"):
+        raise ValueError(f"protocol={protocol!r}: allowed are 'corrected' and 'paper'")
     known = [*SWEEPS, *(EXTRAS if protocol == "corrected" else ()), "shallow"]
     if only is None:
         return known
@@ -172,8 +179,11 @@ def _save(out: Path, name: str, data: list[Row], protocol: Protocol) -> Shown:
     stem = FILES.get(name, f"sweep-{name}" if name in SWEEPS else name)
     rows.write(data, out / f"{stem}.csv")
     caveats = _caveats(name, data)
-    note = " ".join([*([PUBLISHED] if protocol == "paper" and name in SWEEPS else []), CAPTIONS[name]])
-    figure = plots.PLOTS[name](name, data, note)
+    published = protocol == "paper" and name in SWEEPS
+    caption = PUBLISHED_RANK if published and name == "rank" else CAPTIONS[name]
+    note = " ".join([*([PUBLISHED] if published else []), caption])
+    options = {"noise": LinearSetting().sigma ** 2} if published and name == "rank" else {}
+    figure = plots.PLOTS[name](name, data, note, **options)
     # Text stays text in the SVG, and neither file depends on the clock.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "theory"}):
         figure.savefig(out / f"{stem}.png", dpi=130)
@@ -190,23 +200,38 @@ def _save(out: Path, name: str, data: list[Row], protocol: Protocol) -> Shown:
 
 def _caveats(name: str, data: list[Row]) -> list[str]:
     """Conditions that a sweep's settings miss, and curves that went on past the published steps."""
-    if name not in SWEEPS:
-        return []
-    found = [
-        f"{name} = {value}: {caveat}" for value, setting, _ in settings(name) for caveat in setting.caveats()
-    ]
-    last: dict[tuple[float, str, int], int] = {}
-    for row in data:
+    found = [f"{where}: {caveat}" for where, setting in _settings(name) for caveat in setting.caveats()]
+    ends = {(row.value, row.method, row.run): row.loss for row in data if not isinstance(row.step, int)}
+    last: dict[tuple[float, str, int], Row] = {}
+    for row in data if name in SWEEPS else []:
         if isinstance(row.step, int):
             key = (row.value, row.method, row.run)
-            last[key] = max(last.get(key, 0), row.step)
-    longer = [step for step in last.values() if step > STEPS[name]]
+            last[key] = max(last.get(key, row), row, key=lambda row: int(row.step))
+    longer = {key: row for key, row in last.items() if int(row.step) > STEPS[name]}
     if longer:
+        close = sum(abs(row.loss / ends[key] - 1) <= TOLERANCE for key, row in longer.items())
         found.append(
-            f"{len(longer)} of {len(last)} curves went on past the published {STEPS[name]} steps (the "
-            f"longest to {max(longer)}) until they were within 1 % of their exact end points"
+            f"{len(longer)} of {len(last)} curves went on past the published {STEPS[name]} steps (the longest to "
+            f"{max(int(row.step) for row in longer.values())}); {close} of them ended within 1 % of their exact end "
+            "points"
         )
     return list(dict.fromkeys(found))
+
+
+def _settings(name: str) -> list[tuple[str, LinearSetting]]:
+    """The settings that a figure shows, and what to call them."""
+    if name in SWEEPS:
+        return [(f"{name} = {value}", setting) for value, setting, _ in settings(name)]
+    if name.startswith("shallow-"):
+        from theory import shallow
+
+        swept = name.removeprefix("shallow-")
+        return [(f"{swept} = {value}", setting) for value, setting in shallow.settings(name).items()]
+    if name == "tie":
+        return [("here", LinearSetting(T=2))]
+    if name == "retraining-error":
+        return [(f"T = {T}", LinearSetting(T=T)) for T in (3, 16)]
+    return [("here", LinearSetting())]
 
 
 def _summary(out: Path, protocol: Protocol, shown: list[Shown], seed: int, seconds: float) -> None:

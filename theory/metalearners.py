@@ -22,10 +22,10 @@ METHODS = ("reptile", "fomaml", "maml", "imaml")
 def outer_gradient(
     method: str, base: Array, maps: Array, covariances: Array, rate: float, steps: int
 ) -> Array:
-    """The outer gradient at A: the inner loop step by step and, for MAML, back through it.
+    """The outer gradient at A, `sum_t (A - W_t) P_t`.
 
-    The inner iterate is kept as its error `E = A_j - W_t`, in which no step loses digits however close it
-    comes to 0.
+    With `S = I - eta Sigma_t`, `P_t` is `S^K Sigma_t` for FOMAML, `S^K Sigma_t S^K` for MAML and
+    `eta Sigma_t (I + S + ... + S^(K-1))` for Reptile, whose move `A - A_K` would lose digits as a difference.
 
     Args:
         method: one of METHODS.
@@ -47,16 +47,14 @@ def outer_gradient(
         # (phi - W) Sigma + lambda (phi - A) = 0, and d phi / d A maps D to lambda D (Sigma + lambda)^-1.
         shrink = rate * np.linalg.inv(covariances + rate * np.eye(base.shape[-1]))
         return np.asarray((error @ shrink @ covariances @ shrink).sum(-3))
-    start = error
+    step = np.eye(base.shape[-1]) - rate * covariances
+    power, powers = np.broadcast_to(np.eye(base.shape[-1]), step.shape), np.zeros_like(step)
     for _ in range(steps):
-        error = error - rate * (error @ covariances)
+        powers, power = powers + power, power @ step
     if method == "reptile":
-        return np.asarray((start - error).sum(-3))
-    slope = error @ covariances
-    if method == "maml":
-        for _ in range(steps):
-            slope = slope - rate * (slope @ covariances)
-    return np.asarray(slope.sum(-3))
+        return np.asarray((error @ (rate * covariances @ powers)).sum(-3))
+    after = error @ power @ covariances
+    return np.asarray((after @ power if method == "maml" else after).sum(-3))
 
 
 def solution(

@@ -65,10 +65,7 @@ def sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
             axis.axhline(end, color=COLOURS[method], linestyle="--", linewidth=1)
         axis.set_title(f"{name} = {value}, test rank {rank}", fontsize=10)
         axis.set_xlabel("fine-tuning step")
-        caveats = textwrap.fill("; ".join(setting.caveats()), 44)
-        axis.text(
-            0.5, 0.97, caveats, transform=axis.transAxes, fontsize=7, color="0.35", ha="center", va="top"
-        )
+        label_caveats(axis, setting)
         logarithmic(axis)
         axis.xaxis.set_major_locator(MaxNLocator(4))
     share_y(axes)
@@ -76,6 +73,12 @@ def sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
     axes[-1].plot([], [], color="0.3", linestyle="--", linewidth=1, label="exact end point")
     axes[-1].legend(fontsize=8, frameon=False)
     return figure
+
+
+def label_caveats(axis: Axes, setting: LinearSetting) -> None:
+    """Conditions of the theorems that a setting misses, in its panel."""
+    text = textwrap.fill("; ".join(setting.caveats()), 44)
+    axis.text(0.5, 0.97, text, transform=axis.transAxes, fontsize=7, color="0.35", ha="center", va="top")
 
 
 def shallow_sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
@@ -92,6 +95,7 @@ def shallow_sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
             f"{name.removeprefix('shallow-')} = {value}, test rank {setting.test_rank}", fontsize=10
         )
         axis.set_xlabel("fine-tuning epoch")
+        label_caveats(axis, setting)
         logarithmic(axis)
         axis.xaxis.set_major_locator(MaxNLocator(3))
     share_y(axes)
@@ -121,14 +125,17 @@ def _step(style: dict[str, Any]) -> Any:
     return "mid" if style.get("drawstyle") == "steps-mid" else None
 
 
-def rank(name: str, rows: Sequence[Row], note: str = "") -> Figure:
-    """Exact test loss against the test rank: SR's staircase down to k(T+1), LoRA-ML's to its own rank."""
+def rank(name: str, rows: Sequence[Row], note: str = "", noise: float | None = None) -> Figure:
+    """Exact test loss against the test rank: SR's staircase down to k(T+1), LoRA-ML's to its own rank.
+
+    `noise`: its standard deviation where it is not the setting's sigma.
+    """
     one = LinearSetting(T=2) if name == "tie" else LinearSetting()
     title = "T = 2: the two methods meet at rank 3k" if name == "tie" else "Test loss by test rank"
     figure, (axis,) = panels(1, title, note, width=6)
     for method in ("sr+lora", "lora-ml"):
         points(axis, exact(rows, method), method, drawstyle="steps-mid", linewidth=1.8)
-    floor(axis, sorted(exact(rows, "lora-ml")), one)
+    floor(axis, sorted(exact(rows, "lora-ml")), one.sigma if noise is None else noise, one.d)
     needed = {one.retraining_rank: "k(T+1)", one.test_rank: "3k = k(T+1)" if one.T == 2 else "k"}
     for where, label in needed.items():
         axis.axvline(where, color="0.6", linewidth=0.8, linestyle=":")
@@ -139,10 +146,11 @@ def rank(name: str, rows: Sequence[Row], note: str = "") -> Figure:
     return figure
 
 
-def floor(axis: Axes, ranks: Sequence[float], one: LinearSetting) -> None:
-    """The noise floor `sigma^2 r(2d - r)`."""
-    heights = [one.sigma**2 * parameters(int(r), one.d) for r in ranks]
-    axis.plot(ranks, heights, color="0.3", linestyle="--", linewidth=1, label=r"$\sigma^2 r(2d-r)$")
+def floor(axis: Axes, ranks: Sequence[float], noise: float, d: int) -> None:
+    """The noise floor, `r(2d - r)` times the noise's variance."""
+    heights = [noise**2 * parameters(int(r), d) for r in ranks]
+    label = rf"$r(2d-r)\cdot {noise:g}^2$, the noise floor"
+    axis.plot(ranks, heights, color="0.3", linestyle="--", linewidth=1, label=label)
 
 
 def finish_ranks(axis: Axes) -> None:
@@ -164,7 +172,7 @@ def meta_learners(name: str, rows: Sequence[Row], note: str = "") -> Figure:
         means = [values.mean() for values in found.values()]
         where = [value + offset for value in found]
         axis.plot(where, means, marker, color=COLOURS[method], label=NAMES[method], markersize=5)
-    floor(axis, sorted(exact(rows, "lora-ml")), LinearSetting())
+    floor(axis, sorted(exact(rows, "lora-ml")), LinearSetting().sigma, LinearSetting().d)
     finish_ranks(axis)
     return figure
 
@@ -238,7 +246,7 @@ def share_y(axes: Sequence[Axes]) -> None:
         axis.tick_params(labelleft=False)
 
 
-PLOTS: dict[str, Callable[[str, Sequence[Row], str], Figure]] = {
+PLOTS: dict[str, Callable[..., Figure]] = {
     **dict.fromkeys(SWEPT, sweep),
     "shallow-d": shallow_sweep,
     "shallow-T": shallow_sweep,

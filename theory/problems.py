@@ -247,5 +247,9 @@ def require_rank(name: str, rank: int, d: int) -> None:
 
 def require_noise(sigma: float) -> None:
     """Refuse a standard deviation that is negative or not finite."""
-    if not (sigma >= 0 and math.isfinite(sigma)):
+    if (
+        isinstance(sigma, bool)
+        or not isinstance(sigma, (int, float))
+        or not (sigma >= 0 and math.isfinite(sigma))
+    ):
         raise ValueError(f"sigma must be a finite number of at least 0 (a standard deviation), got {sigma!r}")

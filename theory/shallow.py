@@ -133,12 +133,14 @@ def run(setting: LinearSetting, schedule: Schedule, seed: int) -> list[Point]:
         `(method, trial, epoch, mean squared error on the n inputs, on fresh inputs)`, both to clean targets.
 
     Raises:
-        ValueError: sizes beyond the draw.
+        ValueError: sizes beyond the draw, a k above its rank.
     """
     if setting.d > WIDTH or setting.T > TASKS:
         raise ValueError(
             f"the draw covers d up to {WIDTH} and T up to {TASKS}, got {setting.d} and {setting.T}"
         )
+    if setting.k > RANK:
+        raise ValueError(f"k={setting.k}: the shallow net's tasks differ by maps of rank {RANK}")
     draws = [_draw(setting, np.random.default_rng([seed, 7, trial])) for trial in range(schedule.trials)]
     parts = {name: torch.stack([draw[name] for draw in draws for _ in METHODS]) for name in draws[0]}
     adapting = torch.tensor([float(method == "lora-ml") for _ in draws for method in METHODS]).view(

@@ -220,8 +220,9 @@ def alternate(
         `A` `(d, d)` and the loss above the best unrestricted one after each round, `(rounds,)`.
 
     Raises:
-        ValueError: symmetric adapters with statistics that are not isotropic.
+        ValueError: fewer than one round, symmetric adapters with statistics that are not isotropic.
     """
+    require_positive("rounds", rounds)
     objective = MetaObjective(statistics, rank, symmetric)
     isotropic = objective.moments[:, :1, :1] * np.eye(objective.d)
     if symmetric and not np.allclose(objective.moments, isotropic, rtol=1e-10, atol=1e-12):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,14 @@ def report(found: list[Check], seconds: float) -> dict[str, Any]:
     """The JSON document, `{"checks": [...], "seconds": ...}`.
 
     A check has `theorem` (0: beyond the paper), `statement`, `instances`, `measured`, `relation` (`"<="` or
-    `">="`), `bound`, `passed`, and `detail`.
+    `">="`), `bound`, `passed`, and `detail`; `measured` is null where it is not a finite number.
     """
     rows = [
         {
             "theorem": check.theorem,
             "statement": check.statement,
             "instances": check.instances,
-            "measured": float(check.measured),
+            "measured": float(check.measured) if math.isfinite(check.measured) else None,
             "relation": check.relation,
             "bound": float(check.bound),
             "passed": check.passed,
@@ -83,6 +84,8 @@ def verify(json_file: Path | None, seed: int, checks: list[CheckFunction] | None
     Raises:
         ValueError: a negative seed, a folder for the JSON that does not exist.
     """
+    if json_file is not None and json_file.is_dir():
+        raise ValueError(f"--json: {json_file} is a folder; name a file in it")
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise ValueError(f"--json: the folder {json_file.resolve().parent} does not exist; make it first")
     if seed < 0:

@@ -63,6 +63,10 @@ WRONG = [
     (beyond.indifferent_selection, {"instances": 1, "dropped": 2}),
     (beyond.seed_floor, {"factor": 2.0}),
     (beyond.generated, {"instances": 5, "fewer": 1}),
+    (beyond.generated, {"instances": 5, "others": 60}),
+    (beyond.asymmetric_residual, {"instances": 20, "claimed": lambda k, T, d: min(k * (T + 1), d) - 1}),
+    (metalearners.common_covariance, {"instances": 5, "common": False}),
+    (metalearners.task_covariances, {"instances": 5, "spread": 0.0}),
 ]
 
 
@@ -111,6 +115,37 @@ def test_a_spurious_minimum_is_found_and_left():
 def test_nan_never_passes():
     assert not Check(1, "", 1, math.nan, 1.0).passed
     assert not Check(1, "", 1, math.nan, 1.0, ">=").passed
+
+
+def test_nan_in_any_instance_never_passes(monkeypatch):
+    """The worst of the instances is NaN then, whichever came first."""
+    engine = metalearners.solution
+    calls = []
+
+    def second_is_nan(*arguments):
+        calls.append(0)
+        return np.full_like(engine(*arguments), np.nan) if len(calls) == 2 else engine(*arguments)
+
+    monkeypatch.setattr(metalearners, "solution", second_is_nan)
+    assert not passes(run(metalearners.engine_solution, instances=4))
+    monkeypatch.setattr(minima, "_distance", lambda found, true: next(values))
+    values = iter([0.0, 0.0, math.nan, 0.0, 0.0, 0.0])
+    assert not all(check.passed for check in run(minima.unique, instances=3))
+
+
+SEEDED = (
+    residual.rank, residual.inertia, residual.best_loss, residual.semidefinite, surface.family, surface.saddles,
+    metalearners.same_solution, metalearners.common_covariance, beyond.asymmetric_residual, beyond.generated,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", SEEDED, ids=lambda check: check.__name__)
+def test_true_statements_pass_at_every_seed(check):
+    """As `verify --seed` runs them; no bound is so close that the seed decides."""
+    for seed in range(1, 13):
+        found = check(np.random.default_rng([seed, 5]))
+        assert passes(found), (seed, [(c.statement, c.measured) for c in found if not c.passed])
 
 
 def test_all_theorems_are_covered():

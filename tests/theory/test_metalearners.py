@@ -10,7 +10,11 @@ from theory.metalearners import METHODS, outer_gradient, solution, spread_covari
 from theory.problems import draw_truth, population
 from theory.solvers import pooled_least_squares
 
-RATES = st.floats(0.01, 1.99).filter(lambda eta: abs(eta - 1) > 1e-6)
+AWAY = st.floats(-12, -2).map(lambda power: 10.0**power)
+RATES = st.one_of(
+    st.floats(0.01, 1.99).filter(lambda eta: abs(eta - 1) > 1e-12),
+    *(AWAY.map(place) for place in (lambda e: e, lambda e: 1 - e, lambda e: 1 + e, lambda e: 2 - e)),
+)
 
 
 @settings(max_examples=40, deadline=None)

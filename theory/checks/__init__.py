@@ -1,7 +1,7 @@
 """The theorem checks: each draws random instances, measures a quantity, and holds it to a bound.
 
-Every check takes what the statement claims (a rank, a constant, a number of tasks) as an argument whose
-default is right, so that a test can pass a wrong one and see the check fail.
+Checks take what the statement claims or supposes (a rank, a constant, a number of tasks, a common covariance) as
+an argument whose default is right, so that a test can pass a wrong one and see the check fail.
 """
 
 from __future__ import annotations

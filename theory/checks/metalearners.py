@@ -11,9 +11,10 @@ from theory.solvers import pooled_least_squares
 
 
 def random_rate(generator: np.random.Generator) -> float:
-    """An inner rate in (0, 2) without 1, a tenth of them within 1e-3 of 1."""
-    if generator.uniform() < 0.1:
-        return 1.0 + float(generator.choice([-1, 1]) * 10.0 ** generator.uniform(-6, -3))
+    """An inner rate in (0, 2) without 1; of each three in ten one lies within 1e-12 to 1e-3 of 0, of 1, of 2."""
+    if generator.uniform() < 0.3:
+        away = float(10.0 ** generator.uniform(-12, -3))
+        return (away, 1 - away, 1 + away, 2 - away)[int(generator.integers(4))]
     return float(generator.uniform(0.01, 1.99))
 
 
@@ -60,7 +61,7 @@ def engine_solution(generator: np.random.Generator, instances: int = 20, spread:
     """The same through `metapeft.hypergradient` (Reptile, first order, unroll, CG with a proximal term)."""
     from theory.engine import engine_gradient
 
-    worst = 0.0
+    worst = []
     for index in range(instances):
         method, d, T = (
             METHODS[index % len(METHODS)],
@@ -72,22 +73,24 @@ def engine_solution(generator: np.random.Generator, instances: int = 20, spread:
         rate, steps = float(generator.uniform(0.05, 0.9)), int(generator.integers(1, 6))
         found = solution(method, maps, covariances, rate, steps, engine_gradient)
         retrained = pooled_least_squares(population(maps, covariances))
-        worst = max(worst, float(np.linalg.norm(found - retrained) / np.linalg.norm(retrained)))
+        worst.append(np.linalg.norm(found - retrained) / np.linalg.norm(retrained))
     return [
         Check(
             6,
             "the four of them through metapeft's engine have SR's solution (relative)",
             instances,
-            worst,
+            float(np.max(worst)),
             1e-8,
         )
     ]
 
 
-def common_covariance(generator: np.random.Generator, instances: int = 100) -> list[Check]:
+def common_covariance(
+    generator: np.random.Generator, instances: int = 100, common: bool = True
+) -> list[Check]:
     """A covariance that all tasks share leaves theorem 6 true: the matrices P_t agree and drop out."""
     # At higher rates some 1 - eta lambda is near 0, and K = 10 steps make the system too ill-conditioned.
-    worst = distances(generator, instances, spread=0.5, common=True, rates=(0.05, 0.3)).max()
+    worst = distances(generator, instances, spread=0.5, common=common, rates=(0.05, 0.3)).max()
     statement = "theorem 6 holds under any common covariance of x (relative)"
     return [Check(BEYOND, statement, instances, float(worst), 1e-8)]
 
