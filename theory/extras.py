@@ -1,4 +1,4 @@
-"""Figures that the paper lacks, as data: rates, the T = 2 tie, meta-learners on SR's line, covariances.
+"""Figures that the paper lacks, as data: rates, the T = 2 tie, meta-learners on SR's line, covariances, minima.
 
 All from exact solvers; the rows have the columns of the sweeps and `step` is always `exact`.
 """
@@ -10,12 +10,21 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from theory.checks.rates import retrained_base, true_base, tuned_errors
+from theory.landscape import spurious_minimum
 from theory.metalearners import METHODS, solution, spread_covariances
 from theory.problems import Array, LinearSetting, Statistics, Truth, draw_truth, population, sample
 from theory.rows import EXACT, Row
-from theory.solvers import input_loss, meta_least_squares, pooled_least_squares, reduced_rank_regression
+from theory.solvers import (
+    MetaObjective,
+    descend,
+    input_loss,
+    meta_least_squares,
+    pooled_least_squares,
+    reduced_rank_regression,
+)
 
 DEFAULT = LinearSetting()
+STARTS = 0.1  # standard deviation of LoRA-ML's starts, as published
 INNER_RATE, INNER_STEPS = 0.5, 5  # of Reptile, FOMAML, MAML; iMAML's proximal weight is the rate
 
 
@@ -107,12 +116,37 @@ def covariance(generator: np.random.Generator, draws: int = 50) -> Iterator[Row]
                 yield Row("covariance", spread, method, run, EXACT, loss, distance)
 
 
+def landscape(generator: np.random.Generator, draws: int = 200) -> Iterator[Row]:
+    """Where descents of LoRA-ML end on three tasks that have a spurious minimum, and on two of them.
+
+    `loss`: above the global minimum, relative to that of no updates; `population`: `||A - A*||_F^2`, relative to A*'s.
+    The row `spurious` is the minimum that the search for such tasks found.
+    """
+    found = spurious_minimum(generator)
+    if found is None:
+        raise ArithmeticError("no spurious minimum was found; take another --seed")
+    for T in (2, 3):
+        objective = MetaObjective(population(found.maps[:T]), 1)
+        reference = objective(np.zeros(objective.size))[0]
+        for run in range(draws):
+            end = descend(objective, STARTS * generator.standard_normal(objective.size))
+            distance = ((end.base - found.base) ** 2).sum() / (found.base**2).sum()
+            yield Row("landscape", T, "lora-ml", run, EXACT, float(end.excess / reference), float(distance))
+    spurious = found.point
+    fitted = spurious.factors @ spurious.factors.swapaxes(-1, -2)
+    gap = (found.maps - fitted).mean(0) - found.base
+    yield Row(
+        "landscape", 3, "spurious", 0, EXACT, spurious.loss, float((gap**2).sum() / (found.base**2).sum())
+    )
+
+
 EXTRAS: dict[str, Callable[[np.random.Generator], Iterator[Row]]] = {
     "test-error": tuning_error,
     "retraining-error": retraining_error,
     "tie": tie,
     "meta-learners": meta_learners,
     "covariance": covariance,
+    "landscape": landscape,
 }
 
 

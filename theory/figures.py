@@ -52,6 +52,9 @@ CAPTIONS = {
     "retraining-error": "8 draws, T = 3 and 16; distance from each method's own limit (SR's is A* + mean R). "
     "SR's constant grows as 1 - 1/T.",
     "covariance": "50 draws, T = 3, five inner steps at rate 0.3. At s = 0 all coincide with SR.",
+    "landscape": "Descents from the published starts, on three tasks (d = 5, k = 1) that have a spurious minimum and "
+    "on the first two of them, population losses; 0 is shown as 1e-30. At T = 2 a descent that is not at 0 has run off "
+    "along the family of theorem 4, which has no end.",
     "shallow-d": SHALLOW,
     "shallow-T": SHALLOW,
 }

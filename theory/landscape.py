@@ -82,9 +82,10 @@ def stationary_point(objective: MetaObjective, start: Array) -> Point | None:
 
 
 class Spurious(NamedTuple):
-    """A spurious local minimum: the truth's maps, the point, the starts it took, and what restarts reach."""
+    """A spurious local minimum: the truth's maps and A*, the point, the starts it took, and what restarts reach."""
 
     maps: Array
+    base: Array
     point: Point
     starts: int
     restarted: MetaSolution
@@ -115,14 +116,15 @@ def spurious_minimum(
     """
     require_positive("attempts", attempts)
     for attempt in range(1, attempts + 1):
-        maps = draw_truth(generator, d, T, k).maps
+        truth = draw_truth(generator, d, T, k)
+        maps = truth.maps
         objective = MetaObjective(population(maps), k)
         found = descend(objective, spread * generator.standard_normal(objective.size))
         if found.excess < 1e-8 * objective.scale**2 or found.gradient > 1e-6:
             continue
         point = inspect(objective, found.left)
         if point.loss > 1e-6 and point.spectrum[0] > 1e-6 * point.spectrum[-1]:
-            return Spurious(maps, point, attempt, restart_past(objective, generator))
+            return Spurious(maps, truth.base, point, attempt, restart_past(objective, generator))
     return None
 
 

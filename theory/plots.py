@@ -34,9 +34,11 @@ NAMES = {
     "fomaml": "FOMAML",
     "maml": "MAML",
     "imaml": "iMAML",
+    "spurious": "spurious minimum",
 }
 MARKERS = {"reptile": "o", "fomaml": "s", "maml": "^", "imaml": "D"}
 SWEPT = {"d": "width d", "T": "tasks T", "N": "samples a task N", "n": "test samples n", "k": "rank k"}
+ROUNDING = 1e-30  # below it a relative loss is 0
 TEST_LOSS = r"$\sum_{i\leq n}\,\|(W^* - A - UV^\top)\,x_i\|^2$"
 
 
@@ -246,6 +248,22 @@ def share_y(axes: Sequence[Axes]) -> None:
         axis.tick_params(labelleft=False)
 
 
+def landscape(name: str, rows: Sequence[Row], note: str = "") -> Figure:
+    """Losses at which descents end, from the lowest: all 0 at T = 2, some at a spurious minimum at T = 3."""
+    figure, (axis,) = panels(1, "Where descents of LoRA-ML end", note, width=6)
+    for (T, losses), marker in zip(exact(rows, "lora-ml").items(), ("s", "o"), strict=True):
+        shares = 100 * (np.arange(len(losses)) + 1) / len(losses)
+        label = f"T = {T:g}, {len(losses)} descents"
+        axis.plot(shares, np.sort(np.maximum(losses, ROUNDING)), marker, markersize=3, label=label)
+    (level,) = exact(rows, "spurious").values()
+    axis.axhline(level[0], color="0.3", linestyle="--", linewidth=1, label="the spurious minimum, T = 3")
+    axis.set_yscale("log")
+    axis.set_xlabel("share of the descents, %")
+    axis.set_ylabel("loss above the global minimum, relative")
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
 PLOTS: dict[str, Callable[..., Figure]] = {
     **dict.fromkeys(SWEPT, sweep),
     "shallow-d": shallow_sweep,
@@ -256,4 +274,5 @@ PLOTS: dict[str, Callable[..., Figure]] = {
     "test-error": tuning_error,
     "retraining-error": retraining_error,
     "covariance": covariance,
+    "landscape": landscape,
 }
