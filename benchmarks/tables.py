@@ -144,8 +144,9 @@ def theory_times(path: Path) -> str:
     parts = [f"{group} {seconds:.0f} s" for group, seconds in found["seconds"].items()]
     where = found["environment"]
     return (
-        f"Time on {found['cores']} cores: {', '.join(parts)} (linear figures: both protocols). Commit "
-        f"{str(where['commit'])[:9]}, {where['cpu']}; from `benchmarks/results/{path.name}`."
+        f"Time on {found['cores']} cores: {', '.join(parts)} (linear figures: both protocols). Commits "
+        f"{', '.join(dict.fromkeys(run['commit'][:9] for run in found['runs']))}, {where['cpu']}; from "
+        f"`benchmarks/results/{path.name}`."
     )
 
 

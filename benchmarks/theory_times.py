@@ -47,12 +47,17 @@ def main(
     """Time the commands and keep the seconds.
 
     Args:
-        json_file: where they go. only: groups; all if left out. check: exit with 1 above a bar.
+        json_file: where they go. only: groups, beside which earlier ones are kept; all if left out.
+        check: exit with 1 above a bar.
     """
     unknown = set(only or ()) - set(BARS)
     if unknown:
         raise SystemExit(f"unknown group {sorted(unknown)}: known are {', '.join(BARS)}")
     runs: list[dict[str, Any]] = []
+    if only and json_file.exists():
+        earlier = json.loads(json_file.read_text(encoding="utf-8"))["runs"]
+        runs = [run for run in earlier if run["group"] not in only]
+    made_with = environment()
     with tempfile.TemporaryDirectory() as out:
         for group, arguments in commands(out):
             if only and group not in only:
@@ -61,7 +66,8 @@ def main(
             subprocess.run([sys.executable, "-m", "theory", *arguments], check=True, capture_output=True)
             took = time.perf_counter() - begun
             shown = " ".join(arguments).replace(out, "OUT")
-            runs.append({"group": group, "command": f"python -m theory {shown}", "seconds": took})
+            command = f"python -m theory {shown}"
+            runs.append({"group": group, "command": command, "seconds": took, "commit": made_with["commit"]})
             print(f"{took:7.1f} s  {runs[-1]['command']}", flush=True)
     total = {
         group: sum(run["seconds"] for run in runs if run["group"] == group)
@@ -72,7 +78,7 @@ def main(
     short = [sentence for group, sentence in zip(total, short) if total[group] > BARS[group]]
     content = {
         "runs": runs, "seconds": total, "bars": BARS, "short": short, "cores": os.cpu_count(),
-        "environment": environment(),
+        "environment": made_with,
     }  # fmt: skip
     json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for sentence in short:
