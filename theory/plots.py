@@ -102,7 +102,8 @@ def shallow_sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(3))
     share_y(axes)
     axes[0].set_ylabel("mean squared error, clean targets")
-    axes[-1].legend(fontsize=8, frameon=False)
+    free = [axis for axis, setting in zip(axes, found.values(), strict=True) if not setting.caveats()]
+    free[-1].legend(fontsize=8, frameon=False)
     return figure
 
 

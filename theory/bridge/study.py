@@ -1,8 +1,9 @@
 """Standard retraining, Reptile and LoRA-ML from one start, each then adapted with LoRA of rank r and a fresh head.
 
 All three see the same number of images in the same number of outer steps, all of them through the toolkit:
-`mp.pretrain`, `mp.methods`, `BilevelTrainer`, `mp.evaluate`. Rates and steps are chosen on validation classes, by the
-same number of trials for each method; the test classes are used once, at the end.
+`mp.pretrain`, `mp.methods`, `BilevelTrainer`, `mp.evaluate`. Outer rates, and the rate at test (with the number of
+steps, where several are given), are chosen on validation classes, by the same number of trials for each method; the
+test classes are used once, at the end.
 
 Source of the comparison: Block et al., NeurIPS 2025, arXiv 2410.22264, section 5 (vision and language). Theirs drops
 the adapters' biases and turns Reptile's sign round; here biases are trained and Reptile goes towards the adapted point.
