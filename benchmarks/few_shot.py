@@ -150,6 +150,17 @@ def training_sampler(setting: Setting, sampler: Any) -> Any:
     )
 
 
+def best_step(log: list[dict[str, Any]]) -> int | None:
+    """The outer step whose state validation chose; None where nothing was validated.
+
+    Example:
+        >>> best_step([{"step": 0, "validation_accuracy": 0.9}, {"step": 5}, {"step": 9, "validation_accuracy": 0.8}])
+        0
+    """
+    validated = [line for line in log if "validation_accuracy" in line]
+    return max(validated, key=lambda line: line["validation_accuracy"])["step"] if validated else None
+
+
 def write(
     row: str,
     data: str,
@@ -167,7 +178,8 @@ def write(
         "row": row, "about": setting.about, "data": data, "kind": kind, "seed": seed,
         "accuracy": result.accuracy, "ci95": result.ci95, "protocol": result.protocol.as_dict(),
         "setting": setting.as_dict(), "chosen": chosen, "seconds_of_last_process": round(seconds, 1),
-        "environment": environment(), "log": log[-20:], "values": [round(v, 4) for v in result.values.tolist()],
+        "best_step": best_step(log), "environment": environment(),
+        "log": log[-20:], "values": [round(v, 4) for v in result.values.tolist()],
     }  # fmt: skip
     (RESULTS / f"{data}-{kind}-{row}-{seed}.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"{row} on {data}, {kind}: {result}")

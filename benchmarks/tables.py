@@ -53,6 +53,7 @@ def few_shot(paths: list[Path]) -> str:
     for row in sorted(rows, key=lambda row: (row["data"], row["kind"], -row["accuracy"])):
         protocol = Protocol.from_dict(row["protocol"])
         name = f"{row['row']}: {row['about']}"
+        name += " (validation kept the start)" if row.get("best_step") == 0 else ""
         commit = str(row["environment"]["commit"])[:9]
         accuracy = percent(row["accuracy"], row["ci95"])
         lines.append(f"| {row['data']}, {row['kind']} | {name} | {accuracy} | {protocol}; commit {commit} |")
