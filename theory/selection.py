@@ -40,7 +40,7 @@ def validation_loss(
     `L_val(D*(alpha), alpha)`, `D* = argmin_{u, v} ||Y - sum_j alpha_j u_j v_j^T X||^2`, for one layer.
 
     Args:
-        generator: of the start, N(0, 1).
+        generator: of the three starts, N(0, 1); the lowest end counts.
         train, validation: statistics of the residual `y - W0 x`, `(d, d)`.
         alpha: `(terms,)`, at least 0.
 
@@ -64,10 +64,11 @@ def validation_loss(
         return value, np.stack([(slope @ right) * alpha, (slope.T @ left) * alpha]).ravel()
 
     options = {"maxiter": 20000, "maxfun": 40000, "maxcor": 30, "ftol": 0.0, "gtol": 1e-10}
-    start = generator.standard_normal(2 * d * terms)
-    left, right = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x.reshape(
-        2, d, terms
-    )
+    ends = [  # one of many descents stops at a saddle
+        minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+        for start in generator.standard_normal((3, 2 * d * terms))
+    ]
+    left, right = min(ends, key=lambda end: float(end.fun)).x.reshape(2, d, terms)
     error = (left * alpha) @ right.T
     loss = np.trace(error @ validation.xx @ error.T - 2 * error @ validation.yx.T + validation.yy)
     return float(loss / validation.samples)

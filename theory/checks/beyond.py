@@ -62,9 +62,11 @@ def indifferent_selection(
         terms: rank-1 terms.
         dropped: terms whose alpha is 0 in every second draw, which does change the loss.
     """
-    _, train, validation = planted(generator, instances, terms, 6, 1000, 0.5)
+    _, train, validation = planted(generator, 3 * instances, terms, 6, 1000, 0.5)
+    # A singular value of the optimum near 0 makes a saddle beside it, which a solver cannot tell from a minimum.
+    least = np.linalg.svd(train.yx @ np.linalg.inv(train.xx), compute_uv=False)[:, -1]
     worst = []
-    for layer in range(instances):
+    for layer in np.flatnonzero(least > 0.01)[:instances]:
         losses = []
         for draw in range(3):
             alpha = 0.5 / terms + 0.5 * generator.dirichlet(np.ones(terms))
@@ -74,7 +76,7 @@ def indifferent_selection(
     statement = (
         "AutoLoRA: validation loss at the exact lower optimum does not depend on alpha (relative range)"
     )
-    return [Check(BEYOND, statement, instances, float(np.max(worst)), 1e-4)]
+    return [Check(BEYOND, statement, len(worst), float(np.max(worst)), 1e-6)]
 
 
 def selected_ranks(generator: np.random.Generator, layers: int = 60, margin: float = 1.1) -> list[Check]:
