@@ -23,14 +23,17 @@ def before_after(path: Path) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for entry in _read(path):
-        times = [f"{entry['median_s'][which]:.2f} s" for which in ("before", "after")]
+        times = [
+            f"{entry['median_s'][which]:.2f} s ({min(entry['seconds'][which]):.2f} to {max(entry['seconds'][which]):.2f})"
+            for which in ("before", "after")
+        ]
         commits = " to ".join(entry["commits"][which][:9] for which in ("before", "after"))
         lines.append(
             f"| {entry['about']} ({commits}) | {entry['workload']} | {entry['threads']} | {' | '.join(times)} "
             f"| {entry['ratio']:.2f} x |"
         )
     note = (
-        "Medians over alternating processes, by `python -m benchmarks.before_after`; from "
+        "Medians (least to most) over alternating processes, by `python -m benchmarks.before_after`; from "
         f"`benchmarks/results/{path.name}`."
     )
     return "\n".join([*lines, "", note])
@@ -53,9 +56,12 @@ def profile(path: Path) -> str:
 def processes(path: Path) -> str:
     """One process against two."""
     found = _read(path)
-    one, two = found["median_s"]["1"], found["median_s"]["2"]
+    one, two = (
+        f"{found['median_s'][count]:.2f} s ({min(found['seconds'][count]):.2f} to {max(found['seconds'][count]):.2f})"
+        for count in ("1", "2")
+    )
     return (
-        f"16 tasks of W1 an outer step: {one:.2f} s by one single-threaded process, {two:.2f} s by two "
+        f"16 tasks of W1 an outer step: {one} by one single-threaded process, {two} by two "
         f"({found['ratio']:.2f} times as fast; {found['bar']:g} was wanted). {_where(found['environment'], path)}"
     )
 
@@ -65,7 +71,7 @@ def start(path: Path) -> str:
     found = _read(path)
     lines = ["| | median |", "| --- | ---: |"]
     lines += [
-        f"| {name} | {value:,.0f} |" if value > 100 else f"| {name} | {value:.2f} |"
+        f"| {name} | {value:,.0f} |" if value > 100 else f"| {name} | {value:.3f} |"
         for name, value in found["medians"].items()
     ]
     return "\n".join([*lines, "", _where(found["environment"], path)])

@@ -78,12 +78,13 @@ def speed(path: Path) -> str:
             for who in others
         ]
         own = rows["metapeft"]
+        least, most = min(own["seconds"]), max(own["seconds"])
         lines.append(
-            f"| {name} | {own['median_s']:.2f} s | {' | '.join(times)} | {100 * own['rate']:.0f} % |"
+            f"| {name} | {own['median_s']:.2f} s ({least:.2f} to {most:.2f}) | {' | '.join(times)} | {100 * own['rate']:.0f} % |"
         )
     where = found["environment"]
     note = (
-        "Time of one meta-step, and how many times as long the others take for the same gradient; medians of "
+        "Time of one meta-step, and how many times as long the others take for the same gradient; medians (least to most) of "
         f"{found['repeats']} alternating repeats in one process, {found['threads']} threads. Matrix rate: metapeft's "
         "counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 on "
         "Conv-4-64, 28x28, 16 tasks of 5-way 1-shot, 25 queries, 5 second-order steps. Commit "
@@ -134,9 +135,28 @@ def of_readme() -> str:
 
 def of_theory() -> str:
     """What stands between the markers of docs/theory.md."""
-    parts = [bridge(path) for path in sorted(RESULTS.glob("bridge-*.json"))]
+    parts = [theory_checks(path) for path in [RESULTS / "theory_verify.json"] if path.exists()]
+    parts += [bridge(path) for path in sorted(RESULTS.glob("bridge-*.json"))]
     parts += [theory_times(path) for path in [RESULTS / "theory_times.json"] if path.exists()]
     return "\n\n".join(parts)
+
+
+def theory_checks(path: Path) -> str:
+    """Every measured statement of `theory verify` against its bound, as Markdown."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["| theorem | statement | instances | measured | bound |", "| --- | --- | ---: | ---: | ---: |"]
+    for check in found["checks"]:
+        shown = f"{check['measured']:.2g}" + ("" if check["passed"] else " (violated)")
+        bound = f"{'≤' if check['relation'] == '<=' else '≥'} {check['bound']:.2g}"
+        lines.append(
+            f"| {check['theorem'] or 'beyond'} | {check['statement']} | {check['instances']} | {shown} | {bound} |"
+        )
+    where = found["environment"]
+    note = (
+        f"`python -m theory verify --seed {found['seed']}`, the worst of the instances unless said; commit "
+        f"{str(where['commit'])[:9]}, {where['cpu']}; from `benchmarks/results/{path.name}`."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def theory_times(path: Path) -> str:

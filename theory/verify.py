@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from metapeft.environment import environment
 from theory.checks import BEYOND, Check, CheckFunction, all_checks
 
 
@@ -37,8 +38,8 @@ def run_checks(checks: list[CheckFunction], seed: int, console: Console) -> tupl
     return found, time.perf_counter() - start
 
 
-def report(found: list[Check], seconds: float) -> dict[str, Any]:
-    """The JSON document, `{"checks": [...], "seconds": ...}`.
+def report(found: list[Check], seconds: float, seed: int) -> dict[str, Any]:
+    """The JSON document, `{"checks": [...], "seconds": ..., "seed": ..., "environment": ...}`.
 
     A check has `theorem` (0: beyond the paper), `statement`, `instances`, `measured`, `relation` (`"<="` or
     `">="`), `bound`, `passed`, and `detail`; `measured` is null where it is not a finite number.
@@ -56,7 +57,7 @@ def report(found: list[Check], seconds: float) -> dict[str, Any]:
         }
         for check in found
     ]
-    return {"checks": rows, "seconds": seconds}
+    return {"checks": rows, "seconds": seconds, "seed": seed, "environment": environment()}
 
 
 def table(found: list[Check]) -> Table:
@@ -100,5 +101,5 @@ def verify(json_file: Path | None, seed: int, checks: list[CheckFunction] | None
     instances, failed = sum(check.instances for check in found), [c for c in found if not c.passed]
     console.print(f"{len(found)} statements, {instances} instances, {len(failed)} violated, {seconds:.1f} s")
     if json_file is not None:
-        json_file.write_text(json.dumps(report(found, seconds), indent=2, allow_nan=False) + "\n")
+        json_file.write_text(json.dumps(report(found, seconds, seed), indent=2, allow_nan=False) + "\n")
     return not failed
