@@ -16,6 +16,16 @@ def _where(environment: dict[str, Any], path: Path) -> str:
     return f"Commit {commit}, {environment['cpu']}; from `benchmarks/results/{path.name}`."
 
 
+def spread(median: float, seconds: list[float]) -> str:
+    """A median of seconds with the least and the most.
+
+    Example:
+        >>> spread(1.0, [0.9, 1.0, 1.25])
+        '1.00 s (0.90 to 1.25)'
+    """
+    return f"{median:.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
+
+
 def before_after(path: Path) -> str:
     """One line a change and a workload."""
     lines = [
@@ -23,10 +33,7 @@ def before_after(path: Path) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for entry in _read(path):
-        times = [
-            f"{entry['median_s'][which]:.2f} s ({min(entry['seconds'][which]):.2f} to {max(entry['seconds'][which]):.2f})"
-            for which in ("before", "after")
-        ]
+        times = [spread(entry["median_s"][which], entry["seconds"][which]) for which in ("before", "after")]
         commits = " to ".join(entry["commits"][which][:9] for which in ("before", "after"))
         lines.append(
             f"| {entry['about']} ({commits}) | {entry['workload']} | {entry['threads']} | {' | '.join(times)} "
@@ -56,10 +63,7 @@ def profile(path: Path) -> str:
 def processes(path: Path) -> str:
     """One process against two."""
     found = _read(path)
-    one, two = (
-        f"{found['median_s'][count]:.2f} s ({min(found['seconds'][count]):.2f} to {max(found['seconds'][count]):.2f})"
-        for count in ("1", "2")
-    )
+    one, two = (spread(found["median_s"][count], found["seconds"][count]) for count in ("1", "2"))
     return (
         f"16 tasks of W1 an outer step: {one} by one single-threaded process, {two} by two "
         f"({found['ratio']:.2f} times as fast; {found['bar']:g} was wanted). {_where(found['environment'], path)}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from cyclopts import App
 
-from benchmarks.speed_tables import of_speed
+from benchmarks.speed_tables import of_speed, spread
 from metapeft.cli.tables import percent, protocol_line
 from metapeft.episodes.protocol import Protocol
 
@@ -78,15 +78,13 @@ def speed(path: Path) -> str:
             for who in others
         ]
         own = rows["metapeft"]
-        least, most = min(own["seconds"]), max(own["seconds"])
-        lines.append(
-            f"| {name} | {own['median_s']:.2f} s ({least:.2f} to {most:.2f}) | {' | '.join(times)} | {100 * own['rate']:.0f} % |"
-        )
+        time = spread(own["median_s"], own["seconds"])
+        lines.append(f"| {name} | {time} | {' | '.join(times)} | {100 * own['rate']:.0f} % |")
     where = found["environment"]
     note = (
-        "Time of one meta-step, and how many times as long the others take for the same gradient; medians (least to most) of "
-        f"{found['repeats']} alternating repeats in one process, {found['threads']} threads. Matrix rate: metapeft's "
-        "counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 on "
+        "Time of one meta-step, and how many times as long the others take for the same gradient; medians (least to "
+        f"most) of {found['repeats']} alternating repeats in one process, {found['threads']} threads. Matrix rate: "
+        "metapeft's counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 on "
         "Conv-4-64, 28x28, 16 tasks of 5-way 1-shot, 25 queries, 5 second-order steps. Commit "
         f"{str(where['commit'])[:9]}, {where['cpu']}; from `benchmarks/results/{path.name}`, by "
         "`python -m benchmarks.speed`."
@@ -135,8 +133,8 @@ def of_readme() -> str:
 
 def of_theory() -> str:
     """What stands between the markers of docs/theory.md."""
-    parts = [theory_checks(path) for path in [RESULTS / "theory_verify.json"] if path.exists()]
-    parts += [bridge(path) for path in sorted(RESULTS.glob("bridge-*.json"))]
+    parts = [bridge(path) for path in sorted(RESULTS.glob("bridge-*.json"))]
+    parts += [theory_checks(path) for path in [RESULTS / "theory_verify.json"] if path.exists()]
     parts += [theory_times(path) for path in [RESULTS / "theory_times.json"] if path.exists()]
     return "\n\n".join(parts)
 
