@@ -84,8 +84,8 @@ def speed(path: Path) -> str:
     note = (
         "Time of one meta-step, and how many times as long the others take for the same gradient; medians (least to "
         f"most) of {found['repeats']} alternating repeats in one process, {found['threads']} threads. Matrix rate: "
-        "metapeft's counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 on "
-        "Conv-4-64, 28x28, 16 tasks of 5-way 1-shot, 25 queries, 5 second-order steps. Commit "
+        "metapeft's counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 "
+        "on Conv-4-64, 28x28, 16 tasks of 5-way 1-shot, 25 queries, 5 second-order steps. Commit "
         f"{str(where['commit'])[:9]}, {where['cpu']}; from `benchmarks/results/{path.name}`, by "
         "`python -m benchmarks.speed`."
     )

@@ -72,6 +72,27 @@ def test_the_start_can_be_the_best_state(tmp_path: Path, monkeypatch: pytest.Mon
     assert digest(again.learner.state()) == start
 
 
+def test_a_start_that_was_logged_but_not_saved_is_not_logged_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the row of step 0 and the checkpoint behind it."""
+    plan, save, calls = {**PLAN, "validate_start": True}, mp.BilevelTrainer.save, []
+
+    def killed(trainer: Any, run: Run) -> None:
+        calls.append(0)
+        if len(calls) == 2:  # the first is of the start itself
+            raise SystemExit
+        save(trainer, run)
+
+    monkeypatch.setattr(mp.BilevelTrainer, "save", killed)
+    with pytest.raises(SystemExit):
+        trainer().fit(sampler(), 2, sampler("val"), tmp_path / "x", **plan)
+    monkeypatch.setattr(mp.BilevelTrainer, "save", save)
+    log = trainer().resume(tmp_path / "x", sampler(), sampler("val"))
+    assert [row["step"] for row in log].count(0) == 1
+    assert log[0]["step"] == 0
+
+
 def test_validating_the_start_needs_validation() -> None:
     with pytest.raises(ValueError, match="validate_start=True has no effect"):
         trainer().fit(sampler(), 3, **{**PLAN, "validate_start": True})
