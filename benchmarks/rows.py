@@ -11,7 +11,7 @@ from torch import nn
 import metapeft as mp
 from metapeft.generators.control import OtherTask
 from metapeft.learner import Learner
-from metapeft.tuning import grid, tune
+from metapeft.tuning import calibrated_scale, grid, tune
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,28 @@ class Setting:
 def build(
     setting: Setting, start: nn.Module, preprocess: Any, validation: Any
 ) -> tuple[Learner, dict[str, Any]]:
-    """The learner of a row; inner rate and steps are the best of its grid on 100 validation episodes."""
+    """The learner of a row; inner rate and steps are the best of its grid on 100 validation episodes.
+
+    From the SR start, the scale of the nearest-centroid logits is the one with the smallest loss there.
+    """
+    chosen: dict[str, Any] = {}
+    if not setting.scratch:
+        chosen["scale"] = calibrated_scale(start, validation, preprocess=preprocess)
 
     def make(lr: float | None = None, steps: int | None = None) -> Learner:
         options = dict(setting.options, preprocess=preprocess)
+        if chosen:
+            head = mp.heads.Prototypes if setting.make in CLOSED else mp.heads.PrototypeInit
+            options["head"] = head(scale=chosen["scale"])
         if lr is not None and steps is not None:
             options["inner"] = mp.inner.SGD(steps, lr, rates=setting.rates)
         return setting.make(start, **options)
 
     if not setting.inner_lr:
-        return make(), {}
+        return make(), chosen
     tuned = tune(make, grid(lr=setting.inner_lr, steps=setting.inner_steps), validation, 100)
-    return make(**tuned.settings), {**tuned.settings, "validation": tuned.score, "trials": tuned.trials}
+    chosen |= {**tuned.settings, "validation": tuned.score, "trials": tuned.trials}
+    return make(**tuned.settings), chosen
 
 
 def controlled(setting: Setting, learner: Learner, start: nn.Module, preprocess: Any) -> Learner:
@@ -74,19 +84,21 @@ def controlled(setting: Setting, learner: Learner, start: nn.Module, preprocess:
     if learner.generator is None:
         raise ValueError(f"{setting.about!r} has no generator to control")
     options = dict(
-        setting.options, preprocess=preprocess, inner=learner.inner, generator=OtherTask(learner.generator)
-    )
+        setting.options, preprocess=preprocess, inner=learner.inner, head=learner.head,
+        generator=OtherTask(learner.generator),
+    )  # fmt: skip
     control = setting.make(start, **options)
     control.load_state(learner.state())
     return control
 
 
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 STEPS = (3, 5, 10)
-# The SR start is good: at 1e-3 its factors fit the loss at the cost of accuracy, so W0 and starts move slowly.
-SLOW = {"weights": 3e-5, "factors": 1e-4, "default": 1e-3}
-FROZEN = {"factors": 1e-4, "default": 1e-3}
+# The SR start is good, so W0 moves more slowly than what is new.
+SLOW = {"weights": 3e-4, "default": 1e-3}
 METHODS = mp.methods
+# recipes whose head is a closed form of the current features
+CLOSED = (METHODS.centroids, METHODS.protonet, METHODS.metalora_cp, METHODS.metalora_tr)
 
 
 def _whole(about: str, options: dict[str, Any] | None = None, control: str | None = None) -> Setting:
@@ -110,8 +122,8 @@ ROWS = {
     ),
     "maml": Setting(
         "SR start, running statistics, full updates", METHODS.maml,
-        {"norm": "running", "head": "prototype-init"}, rates="step", inner_lr=RATES, inner_steps=(5,), steps=400,
-        lr=3e-5,
+        {"norm": "running"}, rates="step", inner_lr=RATES, inner_steps=(5,), steps=400,
+        lr=3e-4,
     ),
     "maml-scratch": Setting(
         "from scratch, support statistics, full updates", METHODS.maml, {"norm": "support"}, scratch=True,
@@ -122,10 +134,10 @@ ROWS = {
         scratch=True, inner_lr=(0.4,), inner_steps=(1,), steps=2500, tasks=8,
     ),
     "metalora-cp": Setting(
-        "SR start frozen, CP factors trained, seeds generated", METHODS.metalora_cp, steps=600, lr=FROZEN
+        "SR start frozen, CP factors trained, seeds generated", METHODS.metalora_cp, steps=600
     ),
     "metalora-tr": Setting(
-        "SR start frozen, ring factors trained, seeds generated", METHODS.metalora_tr, steps=600, lr=FROZEN
+        "SR start frozen, ring factors trained, seeds generated", METHODS.metalora_tr, steps=600
     ),
     "metapeft": _whole("SR start, CP: generated, selected, adapted", control="other-task"),
     "generator-off": _whole("metapeft with a constant seed", {"generator": None}),

@@ -34,7 +34,7 @@ _MISSING = {
     "generator": "generator= is missing",
     "selection": "selection= is missing, or no format has terms to select",
     "rates": 'the inner solver has no learnable rates: mp.inner.SGD(..., rates="step")',
-    "head": "the head learns nothing of its own (ridge does)",
+    "head": "the head learns nothing of its own (ridge and the nearest-centroid heads do)",
 }
 _log = logging.getLogger(__name__)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from metapeft.errors import NumericalError
 from metapeft.evaluation import evaluate
+from metapeft.heads.closed_form import Prototypes
 from metapeft.learner import Learner
+from metapeft.methods.recipes import centroids
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,9 @@ def grid(**choices: Iterable[Any]) -> list[dict[str, Any]]:
 def tune(
     make: Callable[..., Learner], trials: Iterable[Mapping[str, Any]], validation: Any, episodes: int = 100
 ) -> Tuned:
-    """Evaluate `make(**settings)` for every trial on the same validation episodes; the first best one wins.
+    """Evaluate `make(**settings)` for every trial on the same validation episodes; the best one wins.
 
-    A trial whose adaptation diverges scores minus infinity.
+    Where accuracies are equal the smaller loss decides. A trial whose adaptation diverges scores minus infinity.
 
     Args:
         make: settings -> learner. trials: settings to try. validation: a sampler on validation classes.
@@ -47,14 +52,35 @@ def tune(
     """
     rows: list[dict[str, Any]] = []
     for trial in trials:
-        try:
+        score, loss = float("-inf"), float("inf")
+        with contextlib.suppress(NumericalError):
             result = evaluate(make(**trial), validation, episodes)
-            score = result.accuracy if result.has_accuracy else -result.loss
-        except NumericalError:
-            score = float("-inf")
-        rows.append({**trial, "score": score})
+            score, loss = (result.accuracy if result.has_accuracy else -result.loss), result.loss
+        rows.append({**trial, "score": score, "loss": loss})
     if not rows:
         raise ValueError("trials is empty: there is nothing to choose from")
-    best = max(rows, key=lambda row: row["score"])
-    settings = {name: value for name, value in best.items() if name != "score"}
+    best = max(rows, key=lambda row: (row["score"], -row["loss"]))
+    settings = {name: value for name, value in best.items() if name not in ("score", "loss")}
     return Tuned(settings, best["score"], rows)
+
+
+def calibrated_scale(
+    body: nn.Module,
+    validation: Any,
+    episodes: int = 100,
+    scales: Iterable[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+    **options: Any,
+) -> float:
+    """The scale of the nearest-centroid logits with the smallest validation loss, before anything adapts.
+
+    Accuracy does not depend on it, but every gradient through those logits does.
+
+    Args:
+        body: a backbone. validation: a sampler on validation classes. episodes: how many. scales: to try.
+        options: of `mp.methods.centroids`, such as `preprocess`.
+    """
+    losses = {
+        scale: evaluate(centroids(body, head=Prototypes(scale=scale), **options), validation, episodes).loss
+        for scale in scales
+    }
+    return min(losses, key=lambda scale: losses[scale])

@@ -9,15 +9,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metapeft.heads.head import Head, Tensors, absent_bias, one_hot
+from metapeft.heads.head import Head, Tensors, above_zero, absent_bias, one_hot
 from metapeft.heads.linear import PrototypeInit
 
 
 @dataclass(frozen=True)
-class Prototypes(Head):
-    """Nearest centroid: logits `-|x - c_n|^2`, less the part `-|x|^2` that all classes share.
+class Prototypes(PrototypeInit):
+    """Nearest centroid: logits `-s |x - c_n|^2`, less the part `-s |x|^2` that all classes share.
 
+    The scale s is learned as a logarithm, the outer group `head`.
     Source: Snell et al. 2017, prototypical networks, eqs. 1 and 2.
+
+    Args:
+        scale: where s starts.
 
     Example:
         >>> import torch
@@ -26,15 +30,7 @@ class Prototypes(Head):
         tensor([[0, 1]])
     """
 
-    def start(
-        self,
-        features: Tensor,
-        y: Tensor,
-        ways: int,
-        mask: Tensor | None = None,
-        learned: Tensors | None = None,
-    ) -> dict[str, Tensor]:
-        return PrototypeInit().start(features, y, ways, mask)
+    inner: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -64,10 +60,7 @@ class Ridge(Head):
     bias: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("penalty", "scale"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}={value!r}: allowed is a finite number above 0")
+        above_zero(penalty=self.penalty, scale=self.scale)
 
     def learned(self) -> dict[str, Tensor]:
         return {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from metapeft.heads.head import Head, Tensors, absent_bias, class_means, one_hot
+from metapeft.heads.head import Head, Tensors, above_zero, absent_bias, class_means, one_hot
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,18 @@ class Zero(Head):
 
 @dataclass(frozen=True)
 class PrototypeInit(Head):
-    """Starts as the nearest-centroid classifier, `W = 2 c`, `b = -|c|^2`, and is then moved by the inner solver.
+    """Starts as the nearest-centroid classifier, `W = 2 s c`, `b = -s |c|^2`, and is then moved by the inner solver.
 
-    Gradients flow through the start. Source: Triantafillou et al. 2020 (Proto-MAML), section 3.
+    The logits are `-s |x - c_n|^2`, less what all classes share. The scale s changes no prediction before adaptation,
+    but how sure they are, and with it every gradient; it is learned as a logarithm, the outer group `head`.
+    Gradients flow through the start. Source: Triantafillou et al. 2020 (Proto-MAML), section 3; a learned scale:
+    Oreshkin et al. 2018 (TADAM), section 3.1.
+
+    Args:
+        scale: where s starts.
+
+    Raises:
+        ValueError: a scale that is not above 0.
 
     Example:
         >>> import torch
@@ -64,6 +75,13 @@ class PrototypeInit(Head):
     """
 
     inner: ClassVar[bool] = True
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        above_zero(scale=self.scale)
+
+    def learned(self) -> dict[str, Tensor]:
+        return {"log_scale": torch.tensor(math.log(self.scale), dtype=torch.float64)}
 
     def start(
         self,
@@ -75,5 +93,6 @@ class PrototypeInit(Head):
     ) -> dict[str, Tensor]:
         rows = one_hot(y, ways, mask, features)
         centre = class_means(features, rows)
-        bias = -centre.square().sum(-1) + absent_bias(rows)
-        return {"head.weight": 2.0 * centre, "head.bias": bias}
+        scale = (self.learned() if learned is None else learned)["log_scale"].to(features).exp()
+        bias = -scale * centre.square().sum(-1) + absent_bias(rows)
+        return {"head.weight": 2.0 * scale * centre, "head.bias": bias}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapeft.heads.closed_form import Ridge
-from metapeft.heads.head import Head, Tensors, absent_bias, one_hot
+from metapeft.heads.head import Head, Tensors, above_zero, absent_bias, one_hot
 from metapeft.inner.closed_form import ridge
 from metapeft.inner.multiclass import softmax_regression
 
@@ -72,8 +72,7 @@ class Logistic(Head):
     penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.penalty < math.inf:
-            raise ValueError(f"penalty={self.penalty!r}: allowed is a finite number above 0")
+        above_zero(penalty=self.penalty)
 
     def learned(self) -> dict[str, Tensor]:
         return {"log_penalty": torch.tensor(math.log(self.penalty))}

@@ -108,3 +108,22 @@ def test_gradients_flow_through_starts() -> None:
         assert torch.autograd.gradcheck(
             lambda f, name=name: ALL[name].start(f, y, 3)["head.weight"], features.requires_grad_()
         )
+
+
+@pytest.mark.parametrize("make", [heads.Prototypes, heads.PrototypeInit])
+def test_the_scale_of_prototypes_multiplies_logits_and_is_learned(make: type[heads.PrototypeInit]) -> None:
+    features, y = support()
+    queries = torch.randn(2, 9, 4, dtype=torch.float64)
+    plain, scaled = (head.logits(queries, head.start(features, y, 3)) for head in (make(), make(scale=0.25)))
+    torch.testing.assert_close(scaled, 0.25 * plain, rtol=1e-10, atol=1e-12)
+    learned = {"log_scale": make(scale=0.25).learned()["log_scale"].requires_grad_()}
+    logits = make().logits(queries, make().start(features, y, 3, learned=learned))
+    torch.testing.assert_close(logits, scaled, rtol=1e-10, atol=1e-12)
+    (slope,) = torch.autograd.grad(logits.sum(), learned["log_scale"])
+    torch.testing.assert_close(slope, logits.sum(), rtol=1e-10, atol=1e-12)  # d exp(l) / dl = exp(l)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_is_not_above_0_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match="scale="):
+        heads.Prototypes(scale=scale)
