@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metapeft import derived, roles, specs, state
+from metapeft import adapting, derived, roles, specs, state
 from metapeft import generators as generator_folder
 from metapeft import heads as head_folder
 from metapeft.adapted import Adapted
@@ -19,8 +19,8 @@ from metapeft.generators.generator import Generator
 from metapeft.heads.head import Head
 from metapeft.hypergradients.problem import Result, resolve
 from metapeft.inner.fixed_point import as_solver
-from metapeft.inner.loop import solve
 from metapeft.inner.solver import Solver
+from metapeft.item_masks import ItemMasks
 from metapeft.items import Items, moved, number_of_ways, row_loss
 from metapeft.objectives import Objectives
 from metapeft.precision import check_autocast
@@ -55,7 +55,9 @@ class Learner:
         test_steps: inner steps outside training; None for those of `inner`.
         device, dtype: of the learner's copies; None for the backbone's.
         autocast: `torch.bfloat16` for forwards in that type, with float32 weights, inner variables and losses.
-        seed: of the generator's random start.
+        dropout: whether the backbone's dropout acts in training; `ItemMasks` says what its masks depend on (not on
+            the inner step). Adaptation and evaluation are without it, and so are the generator's features.
+        seed: of the generator's random start and of the dropout masks.
         name: what tables call it.
 
     Attributes:
@@ -90,6 +92,7 @@ class Learner:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         autocast: torch.dtype | None = None,
+        dropout: bool = False,
         seed: int = 0,
         name: str = "learner",
     ) -> None:
@@ -111,7 +114,7 @@ class Learner:
         self.model, self.trainable = copied(model, self.head_name == "learned", device, dtype)
         self.dropped = [] if self.head_name == "learned" else roles.classifier_parameters(self.model)
         check_autocast(autocast, self._like)
-        self.autocast = autocast
+        self.autocast, self.dropout = autocast, dropout
         self._name_variables()
         roles.check_parts(self)
         roles.check_engine(self)
@@ -163,8 +166,13 @@ class Learner:
 
     @cached_property
     def batch_model(self) -> AttachedModel:
-        """The model under the statistics of each task's own batch."""
-        return viewed(self.model, norm="transductive")
+        """The model in training, under the statistics of each task's own batch."""
+        return viewed(self.model, norm="transductive", dropout=self.dropout)
+
+    @cached_property
+    def training_model(self) -> AttachedModel:
+        """The model in training: with dropout, if that was asked for."""
+        return viewed(self.model, dropout=True) if self.dropout else self.model
 
     def value(self, u: Tensors, name: str) -> Tensor:
         """An outer variable from `u`, or the learner's own."""
@@ -194,7 +202,7 @@ class Learner:
         """Move every tensor of the learner, in place; None leaves device or dtype as it is."""
         own = self.state()
         self.model, _ = copied(self.model, True, device, dtype)
-        for view in ("body", "batch_model"):
+        for view in ("body", "batch_model", "training_model"):
             self.__dict__.pop(view, None)
         self._name_variables()
         self.load_state(own)
@@ -211,11 +219,14 @@ class Learner:
             Items(batch.query_x, batch.query_y, batch.query_mask),
             batch.ways,
             training,
+            ItemMasks(self.seed, batch, self._like.device) if training and self.dropout else None,
         )
 
-    def _objectives(self, support: Items, query: Items | None, ways: int, training: bool) -> Objectives:
+    def _objectives(
+        self, support: Items, query: Items | None, ways: int, training: bool, masks: ItemMasks | None = None
+    ) -> Objectives:
         own = None if query is None else self.prepared(query, "query")
-        return Objectives(self, self.prepared(support, "support"), own, ways, training)
+        return Objectives(self, self.prepared(support, "support"), own, ways, training, masks)
 
     def prepared(self, items: Items, name: str = "query") -> Items:
         """Items on the learner's device, uint8 images in floats; ValueError where their axes disagree."""
@@ -251,19 +262,7 @@ class Learner:
         self, objectives: Objectives, steps: int | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Adapt to the support sets: the inner variables and what was derived from the batch; no graphs."""
-        with torch.no_grad():
-            made = objectives.derive({})
-        solver = self.test_solver(steps)
-        if solver is None:
-            return {}, made
-        w = solve(
-            lambda _, w: objectives.inner({}, w, made),
-            self.variables,
-            lambda _: objectives.start({}, made),
-            solver,
-            task_axis=True,
-        )
-        return w, made
+        return adapting.adapted(self, objectives, steps)
 
     def adapt_many(
         self,

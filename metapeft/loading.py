@@ -97,6 +97,7 @@ def load(
         device=device,
         dtype=getattr(torch, settings["dtype"]),
         autocast=None if settings.get("autocast") is None else getattr(torch, settings["autocast"]),
+        dropout=bool(settings.get("dropout")),
         seed=settings["seed"],
         name=settings["method"],
     )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metapeft.item_masks import ItemMasks
 from metapeft.items import Items, correct, losses
 from metapeft.precision import forward_precision
 from metapeft.updates.attached import AttachedModel
@@ -33,16 +34,24 @@ class Objectives:
         support, query: the two parts of the episodes; `query` is None where tasks are only adapted.
         ways: the number of classes.
         training: whether batch statistics and `inner_data="both"` apply.
+        masks: of dropout; None for none.
     """
 
     def __init__(
-        self, learner: Learner, support: Items, query: Items | None, ways: int, training: bool
+        self,
+        learner: Learner,
+        support: Items,
+        query: Items | None,
+        ways: int,
+        training: bool,
+        masks: ItemMasks | None = None,
     ) -> None:
         self.learner, self.ways = learner, ways
         self.support, self.query = support, query
         self.tasks = leaves(support.x)[0].shape[0]
         self.batch_statistics = training and learner.trains_on_batch_statistics
         self.both = training and learner.inner_data == "both"
+        self.masks = masks
         self.statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     # --- what the engines call -----------------------------------------------------------------------------
@@ -223,7 +232,7 @@ class Objectives:
         learner, items = self.learner, self._items(part)
         factors = self._compose(u, w, derived, part)
         options: dict[str, Any] = {"weights": learner.weights(u)}
-        model = learner.model
+        model = learner.model if self.masks is None else learner.training_model
         if self.batch_statistics:
             model = learner.batch_model
             options.update(mask=items.mask, statistics=self.statistics)
@@ -234,6 +243,8 @@ class Objectives:
             options["support"] = (own, of_support, self.support.mask)
         elif model.norm == "transductive":
             options["mask"] = items.mask
+        if self.masks is not None:
+            options["masks"] = self.masks.of(part, model.norm == "support" and part != "support")
         return self._forward(model, items, factors, features, **options)
 
     def _forward(

@@ -19,6 +19,7 @@ from metapeft.hypergradients.direct import Direct
 from metapeft.hypergradients.problem import Engine
 from metapeft.hypergradients.reptile import Reptile
 from metapeft.inner.solver import Solver
+from metapeft.item_masks import check_dropout
 from metapeft.objectives import HEAD
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.copying import feature_size
@@ -148,6 +149,7 @@ def check_parts(learner: Learner) -> None:
             f'head="{head}" has no gradients and is for evaluation only: outer=() and inner=None here, train and '
             "adapt with another"
         )
+    check_dropout(learner.dropout, learner.model.module, learner.outer, learner.seed)
     if learner.generator is not None and not learner.seeds:
         raise ValueError("generator= has no seed to write: use a format with one, CP or TensorRing")
     clash = [name for name in learner.adapted if name in learner.seeds]

@@ -137,6 +137,7 @@ def of_learner(learner: Learner) -> dict[str, Any]:
         "selection": of(learner.selection),
         "inner_data": learner.inner_data,
         "autocast": None if learner.autocast is None else str(learner.autocast).removeprefix("torch."),
+        "dropout": learner.dropout or None,  # None, as in runs from before there was any
         "loss": of_loss(learner.loss),
         "test_steps": learner.test_steps,
         "seed": learner.seed,

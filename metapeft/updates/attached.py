@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from metapeft.updates import check, inputs
 from metapeft.updates import factors as _factors
 from metapeft.updates.call import Call, Holder, Statistics
+from metapeft.updates.dropout import Dropping
 from metapeft.updates.inputs import Preprocess
+from metapeft.updates.masks import Masks
 from metapeft.updates.merge import merge
 from metapeft.updates.refusals import refuse_backbone
 from metapeft.updates.skeleton import build, share
@@ -31,6 +34,7 @@ class AttachedModel:
         norm: `"running"`, `"support"` or `"transductive"`.
         preprocess: what turns uint8 inputs into floats; None: `x / 255`.
         classifier: name of the classifier layer, or None.
+        dropout: whether it runs in train mode, with the masks that a run is given; merged modules never do.
 
     Example:
         >>> import metapeft as mp
@@ -48,11 +52,12 @@ class AttachedModel:
         classifier: str | None,
         classifier_is_certain: bool,
         seed: int,
+        dropout: bool = False,
     ) -> None:
         self.module, self.sites, self.norm = module, sites, norm
-        self.preprocess, self.classifier, self.seed = preprocess, classifier, seed
+        self.preprocess, self.classifier, self.seed, self.dropout = preprocess, classifier, seed, dropout
         self.holder = Holder(classifier)
-        self.backbone, self._loose, self.users = build(module, sites, self.holder)
+        self.backbone, self._loose, self.users = build(module, sites, self.holder, dropout)
         self.parameters: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         self._state: dict[str, Tensor] = dict(self.parameters)
         self._state.update(module.named_buffers(remove_duplicate=False))
@@ -89,6 +94,7 @@ class AttachedModel:
         weights: Factors | None = None,
         mask: Tensor | None = None,
         statistics: Statistics | None = None,
+        masks: Masks | None = None,
     ) -> Tensor:
         """Run the backbone once on all tasks.
 
@@ -101,6 +107,8 @@ class AttachedModel:
             weights: parameters and buffers of the backbone by name, in place of its own.
             mask: `(T, B)`, True for inputs that batch statistics count (`norm="transductive"` only).
             statistics: receives mean, biased variance `(T, C)` and count `(T,)` of every batch norm.
+            masks: of dropout, for `T * B` rows, under `norm="support"` `T * (S + B)`, a task's support set first
+                (not for `support=x`); None for no dropout.
 
         Returns: the backbone's output, `(T, B, ...)`; of a transformers output its `.logits`.
 
@@ -108,7 +116,7 @@ class AttachedModel:
             ValueError: inputs, factors or weights of the wrong names, shapes or dtypes, a support set that is
                 missing or not wanted; on the first batch also what `check.first_batch` finds.
         """
-        return self._run(x, factors, support, weights, mask, statistics, features=False)
+        return self._run(x, factors, support, weights, mask, statistics, masks, features=False)
 
     def features(
         self,
@@ -119,9 +127,10 @@ class AttachedModel:
         weights: Factors | None = None,
         mask: Tensor | None = None,
         statistics: Statistics | None = None,
+        masks: Masks | None = None,
     ) -> Tensor:
         """The classifier's input `(T, B, F)`, the output of a backbone without classifier; see `__call__`."""
-        return self._run(x, factors, support, weights, mask, statistics, features=True)
+        return self._run(x, factors, support, weights, mask, statistics, masks, features=True)
 
     def prepared(self, x: Any, name: str = "x") -> Any:
         """An input on the backbone's device, its uint8 leaves `(T, B, ...)` as floats; see `__call__`."""
@@ -173,9 +182,10 @@ class AttachedModel:
         weights: Factors | None,
         mask: Tensor | None,
         statistics: Statistics | None,
+        masks: Masks | None,
         features: bool,
     ) -> Tensor:
-        weights = self._checked_weights(weights)
+        weights = inputs.checked_weights(weights, self._state)
         prepared = self.prepared(x)
         tasks, items = inputs.sizes(prepared)
         dropped, reference = 0, None
@@ -202,7 +212,11 @@ class AttachedModel:
         mask = inputs.checked_mask(mask, tasks, reference or items)
         items += dropped
         updates = _factors.updates_of(self.sites, factors, {**self.parameters, **weights}, tasks, items)
-        call = Call(tasks, items, updates, reference, mask, features)
+        if masks is not None and (not self.dropout or len(masks.keys) != tasks * items):
+            raise ValueError(
+                f"masks= for {len(masks.keys)} rows: this forward has {tasks * items if self.dropout else 'no dropout'}"
+            )
+        call = Call(tasks, items, updates, reference, mask, features, masks=masks)
         if not self._checked:
             with torch.autocast(
                 inputs.leaves(prepared)[0].device.type, enabled=False
@@ -224,9 +238,9 @@ class AttachedModel:
             if name in call.updates:  # a parameter with a first axis of 1 gets one row an input
                 own = values.get(name, self.parameters[name]) + call.updates[name].delta(call.rows)
                 values[name] = own.flatten(0, 1).repeat_interleave(call.items, 0)
-        self.holder.call = call
+        self.holder.call, self.holder.running = call, []
         try:
-            with inputs.exact_attention():
+            with inputs.exact_attention(), Dropping(self.holder) if self.dropout else nullcontext():
                 if values:
                     output = torch.func.functional_call(self.backbone, values, args, kwargs)
                 else:
@@ -234,18 +248,6 @@ class AttachedModel:
         finally:
             self.holder.call = None
         return inputs.output_tensor(output, call.rows)
-
-    def _checked_weights(self, weights: Factors | None) -> dict[str, Tensor]:
-        for name, value in (weights or {}).items():
-            own = self._state.get(name)
-            if own is None:
-                raise ValueError(f"weights has {name!r}, which is no parameter or buffer of the backbone")
-            if own.shape != value.shape or own.dtype != value.dtype:
-                raise ValueError(
-                    f"weights[{name!r}] is {value.dtype} of shape {tuple(value.shape)}, the backbone's own "
-                    f"{own.dtype} of shape {tuple(own.shape)}: they must agree"
-                )
-        return dict(weights or {})
 
 
 def attach(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metapeft.updates.format import Factors, Format, Geometry, per_row
 from metapeft.updates.layout import Layouts, Shapes
+from metapeft.updates.masks import Masks
 
 #: batch-norm layer -> mean and biased variance `(T, C)`, and the number of values behind them `(T,)`
 Statistics = dict[str, tuple[Tensor, Tensor, Tensor]]
@@ -68,6 +69,8 @@ class Call:
     `reference` says which items of a task the normalisation statistics are taken from: None means the
     buffers, else the first `reference` items, those that `mask` `(T, reference)` keeps. `statistics` receives
     them. While `shapes` is a dict, the leaves note the shapes of what they take and give.
+    `masks` are those of dropout, None for none; `dropouts` counts it, and while a leaf runs under vmap, `group` is
+    the number of groups that the rows are cut into and which of them it is.
     """
 
     tasks: int
@@ -80,6 +83,9 @@ class Call:
     shapes: Shapes | None = None
     visits: Counter[str] = field(default_factory=Counter)
     classifier_output: Tensor | None = None
+    masks: Masks | None = None
+    dropouts: int = 0
+    group: tuple[int, Tensor] | None = None
 
     @property
     def rows(self) -> int:
@@ -97,6 +103,7 @@ class Holder:
         self.call: Call | None = None
         self.classifier = classifier
         self.layouts: Layouts = {}
+        self.running: list[str] = []  # the modules that run, outermost first, where somebody asks
 
     def current(self) -> Call:
         if self.call is None:

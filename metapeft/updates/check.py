@@ -27,12 +27,16 @@ def first_batch(model: AttachedModel, x: Any, call: Call) -> None:
 
     Raises:
         ValueError: NaN or infinity in the input; a parameter with an update that is not used; outputs that
-            differ, because some module can't take several tasks in one batch.
+            differ, because some module can't take several tasks in one batch. With dropout also: a backbone that
+            drops nothing, or whose train mode does more than to drop.
     """
     for value in inputs.leaves(x):
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"x of shape {tuple(value.shape)} has NaN or infinity in it")
+    buffers = {name: value.clone() for name, value in model.module.named_buffers()} if model.dropout else {}
     without = _learn_layouts(model, x, call)
+    if model.dropout:
+        _check_train_mode(model, buffers)
     noise = _noise(model)
     updates = _factors.updates_of(model.sites, noise, model.parameters, 2, call.items)
     trial = Call(2, call.items, updates, call.reference, _tasks(call.mask, 2))
@@ -88,6 +92,23 @@ def _learn_layouts(model: AttachedModel, x: Any, call: Call) -> Tensor:
             "the backbone's output is not finite on a finite input: NaN or infinity in its weights?"
         )
     return output
+
+
+def _check_train_mode(model: AttachedModel, before: dict[str, Tensor]) -> None:
+    """Raise ValueError where train mode drops nothing, or moves buffers, which are put back."""
+    moved = [name for name, value in model.module.named_buffers() if not torch.equal(value, before[name])]
+    for name in moved:
+        model.module.get_buffer(name).copy_(before[name])
+    if moved:
+        raise ValueError(
+            f"dropout=True runs the backbone in train mode, where its forward changes the buffer {moved[0]!r}, which "
+            "none may: leave that module in eval mode (override its train()), or leave out dropout=True"
+        )
+    if not any(key[2] == "dropout" for key in model.holder.layouts):
+        raise ValueError(
+            "dropout=True has no effect: the backbone's forward drops nothing (no nn.Dropout or attention with a "
+            "rate above 0 runs); leave it out"
+        )
 
 
 def _noise(model: AttachedModel) -> dict[str, Tensor]:

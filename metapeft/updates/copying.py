@@ -55,9 +55,12 @@ def copied(
 
 
 def viewed(
-    model: AttachedModel, sites: dict[str, Site] | None = None, norm: str | None = None
+    model: AttachedModel,
+    sites: dict[str, Site] | None = None,
+    norm: str | None = None,
+    dropout: bool = False,
 ) -> AttachedModel:
-    """Another model on the same weights and buffers, with other updates or another normalisation."""
+    """Another model on the same weights and buffers, with other updates or normalisation, or with dropout."""
     return AttachedModel(
         model.module,
         model.sites if sites is None else sites,
@@ -66,6 +69,7 @@ def viewed(
         model.classifier,
         model.classifier_is_certain,
         model.seed,
+        dropout,
     )
 
 

@@ -136,6 +136,20 @@ def checked_mask(mask: Tensor | None, tasks: int, items: int) -> Tensor | None:
     return mask
 
 
+def checked_weights(weights: Mapping[str, Tensor] | None, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters and buffers that stand in for a backbone's own, if they are like them; else ValueError."""
+    for name, value in (weights or {}).items():
+        like = own.get(name)
+        if like is None:
+            raise ValueError(f"weights has {name!r}, which is no parameter or buffer of the backbone")
+        if like.shape != value.shape or like.dtype != value.dtype:
+            raise ValueError(
+                f"weights[{name!r}] is {value.dtype} of shape {tuple(value.shape)}, the backbone's own "
+                f"{like.dtype} of shape {tuple(like.shape)}: they must agree"
+            )
+    return dict(weights or {})
+
+
 def output_tensor(output: Any, rows: int) -> Tensor:
     """The tensor of a backbone's output, with its row axis checked."""
     value = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)

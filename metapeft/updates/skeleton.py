@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from metapeft.updates import layers
 from metapeft.updates.call import Call, Holder
 from metapeft.updates.chains import Chain, chains
+from metapeft.updates.dropout import announce, in_training
 from metapeft.updates.layout import Key, Layout, spread
 from metapeft.updates.normalization import batch_norm, is_batch_norm
 from metapeft.updates.targets import Leaf, Site, is_gpt2_linear, leaves
@@ -43,14 +44,16 @@ def share(module: nn.Module) -> nn.Module:
 
 
 def build(
-    module: nn.Module, sites: dict[str, Site], holder: Holder
+    module: nn.Module, sites: dict[str, Site], holder: Holder, dropout: bool = False
 ) -> tuple[nn.Module, set[str], dict[str, list[str]]]:
     """Copy a backbone's skeleton and give each leaf that needs it a forward of its own.
 
-    Returns: the skeleton in eval mode, the names of parameters with an update that no layer owns, and for
-    every other parameter with an update the leaves that use it.
+    Returns: the skeleton in eval mode, or with `dropout` in train mode but for its norms; the names of parameters
+    with an update that no layer owns; and for every other parameter with an update the leaves that use it.
     """
     skeleton = share(module).eval()
+    if dropout:
+        in_training(skeleton)
     by_parameter = {id(parameter): name for name, parameter in module.named_parameters()}
     loose: set[str] = set()
     users: dict[str, list[str]] = {}
@@ -70,6 +73,8 @@ def build(
             _teach(Leaf(name, child, {}), {}, holder)
         if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward:
             _join(child, f"{name}." if name else "", by_parameter, sites, holder)
+    if dropout:
+        announce(skeleton, holder)  # last, for what has hooks is in no chain
     return skeleton, loose, users
 
 

@@ -49,16 +49,19 @@ def own_forward(
 
     empty: list[bool] = []  # which outputs are None (attention's weights): vmap returns tensors only
 
-    def one(own: dict[str, Tensor], mapped: dict[int | str, Tensor]) -> Any:
+    def one(own: dict[str, Tensor], mapped: dict[int | str, Tensor], which: Tensor) -> Any:
         full = {**values, **mapped}
         given = tuple(full[i] for i in range(len(args))), {key: full[key] for key in kwargs}
+        call.group = (groups, which)
         output = torch.func.functional_call(clone, {**shared, **own}, *given)
+        call.group = None
         if not isinstance(output, tuple):
             return output
         empty[:] = [value is None for value in output]
         return tuple(value for value in output if value is not None)
 
-    result = torch.func.vmap(one, in_dims=(0, axes), randomness="different")(own, mapped)
+    each = torch.arange(groups, device=next(iter(own.values())).device)
+    result = torch.func.vmap(one, in_dims=(0, axes, 0), randomness="different")(own, mapped, each)
 
     def joined(value: Tensor, index: int) -> Tensor:
         """`(groups, ...)` to rows along the output's batch axis."""

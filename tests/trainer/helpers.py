@@ -38,7 +38,18 @@ def learner(kind: str = "metapeft", **options: Any) -> mp.Learner:
         return mp.methods.lora_ml(
             body, rank=2, inner=mp.inner.SGD(2, 0.05), hypergradient="envelope", inner_data="both", **options
         )
+    if kind == "dropout":
+        return mp.methods.maml(dropping(), steps=2, **{"dropout": True, **options})
     return mp.methods.protonet(body, **options)
+
+
+def dropping() -> torch.nn.Module:
+    """A network with dropout, which no registry knows, with the same weights at each call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        maps = [torch.nn.Conv2d(1, 3, 3, stride=4), torch.nn.BatchNorm2d(3), torch.nn.Dropout2d(0.2)]
+        rest = [torch.nn.Flatten(), torch.nn.Tanh(), torch.nn.Dropout(0.3), torch.nn.Linear(48, 3)]
+        return torch.nn.Sequential(*maps, *rest)
 
 
 def trainer(task: Any = None, kind: str = "metapeft", **options: Any) -> mp.BilevelTrainer:

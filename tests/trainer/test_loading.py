@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import metapeft as mp
 from metapeft import specs
 from metapeft.specs import digest
-from tests.trainer.helpers import PLAN, learner, sampler, trainer
+from tests.trainer.helpers import PLAN, dropping, learner, sampler, trainer
 
 
 def fitted(task: mp.Learner, folder: Path) -> mp.Learner:
@@ -146,6 +147,30 @@ def test_stored_settings_win(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ValueError, match="stored settings win"):
             mp.load(tmp_path / "x", **{part: value})
+
+
+def test_dropout_is_stored(tmp_path: Path) -> None:
+    """It is built again, another value is refused, and a run from before there was any goes on without."""
+    own = trainer(kind="dropout")
+    own.fit(sampler(), 2, run_dir=tmp_path / "x")
+    again = mp.load(tmp_path / "x", backbone=dropping())
+    assert again.dropout
+    assert again.settings() == own.learner.settings()
+    assert digest(again.state()) == digest(own.learner.state())
+    first, second = (one.hypergradient(sampler().batch(7, 2)) for one in (own.learner, again))
+    assert digest(dict(first.grads)) == digest(dict(second.grads))
+    without = trainer(learner("dropout", dropout=False), "dropout")
+    with pytest.raises(ValueError, match=r"learner.dropout is None here, but the run was started with True"):
+        without.resume(tmp_path / "x", sampler())
+    without.fit(sampler(), 2, run_dir=tmp_path / "y", stop_at=1)
+    with pytest.raises(ValueError, match=r"learner.dropout is True here, but the run was started with None"):
+        trainer(kind="dropout").resume(tmp_path / "y", sampler())
+    config = tmp_path / "y" / "config.json"
+    stored = json.loads(config.read_text())
+    del stored["learner"]["dropout"]
+    config.write_text(json.dumps(stored))
+    trainer(learner("dropout", dropout=False), "dropout").resume(tmp_path / "y", sampler())
+    assert not mp.load(tmp_path / "y", backbone=dropping()).dropout
 
 
 def test_what_is_no_learners_run_is_refused(tmp_path: Path) -> None:

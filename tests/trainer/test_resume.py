@@ -18,7 +18,7 @@ from metapeft.runs import Run
 from metapeft.specs import digest
 from tests.trainer.helpers import PLAN, STEPS, go_on, learner, sampler, trainer
 
-KINDS = ("metapeft", "warm", "protonet")
+KINDS = ("metapeft", "warm", "protonet", "dropout")
 
 
 @pytest.mark.parametrize("kind", KINDS)
