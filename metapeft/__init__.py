@@ -16,6 +16,7 @@ _FOLDERS = ("updates", "episodes", "datasets", "heads", "generators", "hypergrad
 _NAMESPACES = ("inner", "methods", "backbones", "report", *_FOLDERS)
 _NAMES = {
     "NumericalError": "errors",
+    "NotFiniteInput": "errors",
     "DataError": "errors",
     "RunError": "errors",
     "Learner": "learner",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from metapeft.buffers import Means, task_mean
+from metapeft.errors import NotFiniteInput
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ def accumulated(
         batch: with `len()` and `.tasks(slice)` where `chunk` is given.
         chunk: tasks in one forward; None for all.
         w0: a start of the inner variables, without chunks.
+
+    Raises:
+        NotFiniteInput: NaN or infinity in the batch, with the task's place in the whole of it.
     """
     pieces: list[tuple[Any, float]] = [(batch, 1.0)]
     if chunk is not None and chunk < len(batch):
@@ -43,8 +47,14 @@ def accumulated(
     grads: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
     statistics: dict[str, tuple[Tensor, Tensor]] = {}
+    before = 0
     for piece, weight in pieces:
-        found = task.hypergradient(piece, w0)
+        try:
+            found = task.hypergradient(piece, w0)
+        except NotFiniteInput as error:
+            raise error.among(before) from None
+        if len(pieces) > 1:
+            before += len(piece)
         _add(grads, found.grads, weight)
         _add(values, {"loss": found.value, **_accuracy(found)}, weight)
         for name, (mean, variance) in task_mean(found.log.get("statistics") or {}).items():

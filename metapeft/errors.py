@@ -7,6 +7,33 @@ class NumericalError(ArithmeticError):
     """A number that cannot be trusted: a non-finite objective or gradient, or a linear solve that failed."""
 
 
+class NotFiniteInput(NumericalError, ValueError):
+    """NaN or infinity in what a batch of tasks holds.
+
+    Args:
+        name: of the argument, such as `support_x`. task, item: where in it. episode: of that task, if it is known.
+
+    Example:
+        >>> print(NotFiniteInput("query_x", task=1, item=4).among(2).of_episode(19))
+        query_x has NaN or infinity in item 4 of task 3, episode 19 (a damaged file, or a division by 0?)
+    """
+
+    def __init__(self, name: str, task: int, item: int, episode: int | None = None) -> None:
+        known = "" if episode is None else f", episode {episode}"
+        super().__init__(
+            f"{name} has NaN or infinity in item {item} of task {task}{known} (a damaged file, or a division by 0?)"
+        )
+        self.name, self.task, self.item, self.episode = name, task, item, episode
+
+    def among(self, before: int) -> NotFiniteInput:
+        """The same in a batch that has `before` tasks more in front."""
+        return NotFiniteInput(self.name, self.task + before, self.item, self.episode)
+
+    def of_episode(self, number: int) -> NotFiniteInput:
+        """The same with the number of its episode."""
+        return NotFiniteInput(self.name, self.task, self.item, number)
+
+
 class DataError(ValueError):
     """Data on disk that is missing, incomplete or not what it claims to be; the message says what to put where."""
 

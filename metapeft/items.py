@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metapeft.finite import refuse_not_finite
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import join, leaves, mapped
 
@@ -82,9 +83,12 @@ def moved(items: Items, model: AttachedModel, name: str) -> Items:
 
     Raises:
         ValueError: what `checked` refuses.
+        NotFiniteInput: NaN or infinity in inputs or targets.
     """
     y, like = checked(items, name).y, next(model.backbone.parameters())
+    refuse_not_finite(items.x, f"{name}_x")
     if y is not None:
+        refuse_not_finite(y, f"{name}_y")
         y = y.to(like) if items.regression else y.to(like.device, torch.int64)
     mask = None if items.mask is None else items.mask.to(like.device)
     dtypes = {value.dtype for value in model.backbone.parameters()}
