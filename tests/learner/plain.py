@@ -241,7 +241,8 @@ class Plain:
                     for n in range(ways)
                 ]
             )
-            return 2 * centres, -centres.square().sum(1) + absent
+            scale = self.get(u, "head.log_scale").exp()
+            return 2 * scale * centres, -scale * centres.square().sum(1) + absent
         penalty, scale = self.get(u, "head.log_penalty").exp(), self.get(u, "head.log_scale").exp()
         rows = F.one_hot(y, ways).to(features)
         gram = features @ features.T + penalty * torch.eye(len(y), dtype=features.dtype)
