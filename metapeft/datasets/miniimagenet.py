@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +11,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from metapeft.datasets.images import ImageData, check_split
+from metapeft.datasets.miniimagenet_rows import PER_CLASS, read_rows
+from metapeft.datasets.published import table
 from metapeft.datasets.store import Images, cached_images, data_root, progress, signature
 from metapeft.errors import DataError
 
@@ -28,7 +26,7 @@ def read_miniimagenet(
     split: str = "train",
     *,
     size: int = 84,
-    per_class: int | None = 600,
+    per_class: int | None = PER_CLASS,
 ) -> ImageData:
     """miniImageNet as uint8 `(images, 3, size, size)`, decoded once into a memory-mapped file in the cache
     folder.
@@ -38,8 +36,8 @@ def read_miniimagenet(
             `filename,label`; None: `$METAPEFT_DATA/miniimagenet`.
         split: `"train"` (64 classes), `"val"` (16) or `"test"` (20).
         size: height and width in pixels; images of another size are scaled, with antialiasing.
-        per_class: images that each class must have, to be sure that nothing is missing; None takes what is
-            there.
+        per_class: images that each class must have, to be sure that nothing is missing; 600 also wants the
+            published rows in their order, told by SHA-256; None takes what is there.
 
     Raises:
         DataError: for a split file or images that are missing, incomplete or damaged.
@@ -54,8 +52,8 @@ def read_miniimagenet(
         raise ValueError(f"size must be at least 8 pixels, not {size!r}")
     folder = data_root(root, "miniimagenet")
     classes = class_names(split)
-    rows = _read_rows(folder / f"{split}.csv", split, classes, per_class)
-    files = _find_images(folder / "images", [name for name, _ in rows], split)
+    rows = read_rows(folder / f"{split}.csv", split, classes, per_class)
+    files = _find_images(folder / "images", [row.name for row in rows], split)
 
     def chunks() -> Iterator[Images]:
         starts = range(0, len(files), _CHUNK)
@@ -64,7 +62,7 @@ def read_miniimagenet(
 
     shape = (len(files), 3, size, size)
     stored = cached_images(f"miniimagenet-{split}-{size}", signature(files), shape, chunks)
-    labels = [classes.index(label) for _, label in rows]
+    labels = [classes.index(row.label) for row in rows]
     return ImageData(
         torch.from_numpy(stored), labels, classes, split, name="miniimagenet", mean=MEAN, deviation=DEVIATION
     )
@@ -72,39 +70,7 @@ def read_miniimagenet(
 
 def class_names(split: str) -> list[str]:
     """The WordNet ids of a split, in the order of its file."""
-    table = json.loads(
-        resources.files("metapeft.datasets").joinpath("splits/miniimagenet.json").read_text("utf-8")
-    )
-    return str(table[split]).split()
-
-
-def _read_rows(
-    file: Path, split: str, classes: Sequence[str], per_class: int | None
-) -> list[tuple[str, str]]:
-    if not file.is_file():
-        raise DataError(f"there is no {file}: put Ravi and Larochelle's {split}.csv there, beside images/")
-    with file.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        if reader.fieldnames is None or not {"filename", "label"} <= set(reader.fieldnames):
-            raise DataError(f"{file} must begin with the columns filename,label, not {reader.fieldnames}")
-        rows = [(row["filename"], row["label"]) for row in reader]
-    counts = Counter(label for _, label in rows)
-    foreign, missing = sorted(set(counts) - set(classes)), sorted(set(classes) - set(counts))
-    if foreign or missing:
-        raise DataError(
-            f"{file} is not Ravi and Larochelle's {split} split: of {len(classes)} classes {len(missing)} "
-            f"are missing ({', '.join(missing[:3]) or 'none'}), and {len(foreign)} are foreign "
-            f"({', '.join(foreign[:3]) or 'none'})"
-        )
-    for label, count in counts.items():
-        if per_class is not None and count != per_class:
-            raise DataError(
-                f"{file} lists {count} images of class {label} instead of {per_class}; "
-                "per_class=None takes what is there"
-            )
-    if len({name for name, _ in rows}) != len(rows):
-        raise DataError(f"{file} lists a file name twice")
-    return rows
+    return str(table("miniimagenet")[split]).split()
 
 
 def _find_images(folder: Path, names: Sequence[str], split: str) -> list[Path]:

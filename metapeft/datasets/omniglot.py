@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Iterator
-from importlib import resources
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from metapeft.datasets import omniglot_files
+from metapeft.datasets import omniglot_files, omniglot_published
 from metapeft.datasets.images import SPLITS, ImageData, check_split, statistics
+from metapeft.datasets.published import table
 from metapeft.datasets.rotated import TURNS
 from metapeft.datasets.store import Images, cached_images, progress
 from metapeft.episodes import counter
@@ -51,7 +51,8 @@ def read_omniglot(
         download: fetch the two zip files into `root` from the original address where they are missing.
 
     Raises:
-        DataError: for data that is missing, incomplete or damaged.
+        DataError: for data that is missing, incomplete or damaged, or whose file names or pixels are not the
+            published ones.
         ValueError: for options that do not fit.
 
     Example:
@@ -68,14 +69,21 @@ def read_omniglot(
             "sets some of its 1200 apart; split_by='vinyals' has 172"
         )
     source = omniglot_files.open_source(root, download)
-    omniglot_files.check(source, list(characters()), DRAWINGS)
+    paths = tuple(characters())
+    omniglot_files.check(source, paths, DRAWINGS)
+    published = omniglot_published.hashes(paths)
+    identity: list[Any] = [source.identity]
+    if published is not None:
+        omniglot_published.check_names(source, paths, published)
+        identity += [published[part] for part in omniglot_files.SETS]  # what is in the cache was compared
 
     def chunks() -> Iterator[Images]:
-        for path in progress(characters(), "Omniglot", len(characters())):
-            yield _scaled(source.read(path), size)
+        read = omniglot_published.checked(source, paths, published)
+        for _, drawings in progress(read, "Omniglot", len(paths)):
+            yield _scaled(drawings, size)
 
-    shape = (len(characters()) * DRAWINGS, 1, size, size)
-    stored = torch.from_numpy(cached_images(f"omniglot-{size}", source.identity, shape, chunks))
+    shape = (len(paths) * DRAWINGS, 1, size, size)
+    stored = torch.from_numpy(cached_images(f"omniglot-{size}", identity, shape, chunks))
     drawings = stored.view(-1, DRAWINGS, 1, size, size)
     mean, deviation = statistics(drawings[parts["train"]].flatten(0, 1))
     names = ["/".join(path.split("/")[1:]) for path in characters()]
@@ -91,12 +99,9 @@ def read_omniglot(
 @functools.cache
 def characters() -> dict[str, str]:
     """Every character, sorted: `images_background/Alphabet/character01` -> its part of the Vinyals split."""
-    table = json.loads(
-        resources.files("metapeft.datasets").joinpath("splits/omniglot.json").read_text("utf-8")
-    )
-    found = {}
-    for image_set in ("images_background", "images_evaluation"):
-        for alphabet, (_, parts) in table[image_set].items():
+    listed, found = table("omniglot"), {}
+    for image_set in omniglot_files.SETS:
+        for alphabet, (_, parts) in listed[image_set].items():
             for part, (first, last) in parts.items():
                 for number in range(first, last + 1):
                     found[f"{image_set}/{alphabet}/character{number:02d}"] = part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,8 @@ from metapeft.errors import DataError
 
 SETS = ("images_background", "images_evaluation")
 ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
-# As torchvision.datasets.Omniglot states them.
+# As torchvision.datasets.Omniglot states them; no stronger hash of the zips is stated anywhere that we know of.
+# What is in them is compared by SHA-256, see omniglot_published.py.
 MD5 = {
     "images_background": "68d2efa1b9178cc56df9314c21c6e718",
     "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
@@ -34,6 +35,18 @@ class Source(Protocol):
     @property
     def counts(self) -> dict[str, int]:
         """Path of each character -> its number of drawings."""
+
+    @property
+    def names(self) -> Mapping[str, list[str]]:
+        """Path of each character -> the sorted names of its files; empty for a form without files."""
+
+    @property
+    def zips(self) -> Mapping[str, Path]:
+        """Part -> its zip file; empty for other forms."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do about data that is not the published one: a sentence."""
 
     def read(self, path: str) -> Images:
         """The drawings of one character in the order of their names, `(drawings, 105, 105)`, ink 255."""
@@ -93,7 +106,12 @@ def check(source: Source, characters: Sequence[str], drawings: int) -> None:
 class Folders:
     """`images_background/Alphabet/character01/0001_01.png`, as torchvision unpacks it."""
 
+    zips: Mapping[str, Path] = {}
+
     def __init__(self, folder: Path) -> None:
+        self.remedy = (
+            f"Unpack the zip files from {ADDRESS} again; drawings of your own are read by data set 'folder'"
+        )
         self._files = {
             "/".join(character.parts[-3:]): _pictures(character)
             for name in SETS
@@ -101,6 +119,7 @@ class Folders:
             for character in sorted(filter(Path.is_dir, alphabet.iterdir()))
         }
         self.counts = {path: len(files) for path, files in self._files.items()}
+        self.names = {path: [*map(os.path.basename, files)] for path, files in self._files.items()}
         self.identity = signature(file for files in self._files.values() for file in files)
 
     def read(self, path: str) -> Images:
@@ -112,15 +131,19 @@ class Zips:
     """`images_background.zip` and `images_evaluation.zip`, read in place."""
 
     def __init__(self, folder: Path) -> None:
-        files = [folder / f"{name}.zip" for name in SETS]
-        self.identity = signature(files)
-        self._archives = {name: _open_zip(file) for name, file in zip(SETS, files)}
+        self.zips = {name: folder / f"{name}.zip" for name in SETS}
+        self.remedy = f"Delete the zip file and fetch it again from {ADDRESS}"
+        self.identity = signature(self.zips.values())
+        self._archives = {name: _open_zip(file) for name, file in self.zips.items()}
         self._members: dict[str, list[str]] = {}
         for archive in self._archives.values():
             for member in sorted(archive.namelist()):
                 if member.endswith(".png"):
                     self._members.setdefault(member.rpartition("/")[0], []).append(member)
         self.counts = {path: len(members) for path, members in self._members.items()}
+        self.names = {
+            path: [member.rpartition("/")[2] for member in members] for path, members in self._members.items()
+        }
 
     def read(self, path: str) -> Images:
         """See `Source.read`."""
@@ -135,6 +158,10 @@ class Zips:
 
 class Torchmeta:
     """torchmeta's `data.hdf5`: a uint8 array `(20, 105, 105)` for each character, ink 255."""
+
+    names: Mapping[str, list[str]] = {}
+    zips: Mapping[str, Path] = {}
+    remedy = "Make data.hdf5 again with torchmeta"
 
     def __init__(self, file: Path) -> None:
         try:
