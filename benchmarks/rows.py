@@ -66,7 +66,7 @@ def build(
     def make(lr: float | None = None, steps: int | None = None) -> Learner:
         options = dict(setting.options, preprocess=preprocess)
         if chosen:
-            head = mp.heads.Prototypes if setting.make in CLOSED else mp.heads.PrototypeInit
+            head = mp.heads.PrototypeInit if setting.inner_lr else mp.heads.Prototypes
             options["head"] = head(scale=chosen["scale"])
         if lr is not None and steps is not None:
             options["inner"] = mp.inner.SGD(steps, lr, rates=setting.rates)
@@ -97,8 +97,6 @@ STEPS = (3, 5, 10)
 # The SR start is good, so W0 moves more slowly than what is new.
 SLOW = {"weights": 3e-4, "default": 1e-3}
 METHODS = mp.methods
-# recipes whose head is a closed form of the current features
-CLOSED = (METHODS.centroids, METHODS.protonet, METHODS.metalora_cp, METHODS.metalora_tr)
 
 
 def _whole(about: str, options: dict[str, Any] | None = None, control: str | None = None) -> Setting:

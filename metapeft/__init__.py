@@ -23,6 +23,7 @@ _NAMES = {
     "Adapted": "adapted",
     "BilevelTrainer": "trainer",
     "pretrain": "pretraining",
+    "keep_freed_memory": "allocator",
     "calibrate": "pretraining",
     "evaluate": "evaluation",
     "compare": "evaluation",

@@ -66,9 +66,9 @@ class Chunking:
         if can_recompute(task) and not self.recompute:
             log.warning("%s: out of memory with one task, now hypergradient recompute for unroll", where)
             return replace(self, chunk=1, recompute=True)
+        less = 'fewer inner steps, ways or queries, a smaller backbone, or hypergradient="first-order"'
         raise MemoryError(
-            f"{where}: out of memory with one task in one forward: take fewer inner steps, ways or queries, a "
-            'smaller backbone, or hypergradient="first-order"'
+            f"{where}: out of memory with one task in one forward: take {getattr(task, 'smaller', less)}"
         )
 
     def validation_halved(self, where: str) -> Chunking:

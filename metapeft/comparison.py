@@ -19,7 +19,8 @@ class Method:
 
     Attributes:
         make: recipe. about: one line. trains: whether it is meta-trained from the common start; else it gets the
-            continued retraining. options: of the recipe. adapts: whether it has inner steps to choose.
+            continued retraining. options: of the recipe. adapts: whether it has inner steps to
+            choose, from a nearest-centroid head; else that head is in closed form.
         control_of: a trained method whose weights it takes, only evaluated otherwise.
         rule: how the selection variables of `"metapeft"` are rounded to the ranks that it is trained at, anew.
     """
@@ -50,9 +51,7 @@ METHODS = {
     "centroids": Method(
         recipes.centroids, "continued retraining, nearest centroids, nothing adapts", trains=False, adapts=False
     ),
-    "maml": Method(
-        recipes.maml, "full updates adapted, W0 trained", options={"norm": "running", "head": "prototype-init"}
-    ),
+    "maml": Method(recipes.maml, "full updates adapted, W0 trained", options={"norm": "running"}),
     "protonet": Method(recipes.protonet, "nothing adapts, W0 trained episodically", adapts=False),
     "generator-off": Method(recipes.metapeft, "metapeft with a constant seed", options={"generator": None}),
     "selection-off": Method(recipes.metapeft, "metapeft without selection variables", options={"selection": None}),

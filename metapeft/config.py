@@ -10,6 +10,9 @@ from metapeft.byte_units import parse_bytes
 
 DataName = Literal["glyphs", "omniglot", "miniimagenet", "folder"]
 BackboneName = Literal["conv4", "resnet12", "mixer", "vit"]
+DtypeName = Literal["float32", "float64"]
+AutocastName = Literal["bfloat16"]
+AutocastOrOff = Literal["bfloat16", "off"]  # off: not that of the run
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,12 @@ class TrainConfig:
         Threads of torch; 0 leaves torch's own choice.
     memory
         What a process may hold, such as 8GiB; default what is free. Tasks go through in chunks that fit.
+    device
+        Where models are run: cpu, cuda (under torchrun the GPU of the local rank) or cuda:1; default the CPU.
+    dtype
+        Type of weights, inner variables and losses; default float32.
+    autocast
+        Forwards in bfloat16, with all else in float32; default none.
     """
 
     data: DataName = "glyphs"
@@ -78,7 +87,7 @@ class TrainConfig:
     tasks_per_step: int = 4
     lr: float = 1e-3
     weights_lr: float = 3e-4
-    inner_lrs: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    inner_lrs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     inner_steps: tuple[int, ...] = (1, 3, 5, 10)
     episodes: int = 120
     validation_episodes: int = 24
@@ -86,6 +95,9 @@ class TrainConfig:
     seed: int = 0
     threads: int = 0
     memory: str | None = None
+    device: str | None = None
+    dtype: DtypeName | None = None
+    autocast: AutocastName | None = None
 
     def __post_init__(self) -> None:
         positive = (
@@ -105,3 +117,7 @@ class TrainConfig:
             raise ValueError("methods, inner_lrs and inner_steps each need at least one entry")
         if self.memory is not None:
             parse_bytes(self.memory)
+        if self.autocast is not None and self.dtype == "float64":
+            raise ValueError(
+                f"autocast={self.autocast!r} goes with dtype='float32', not {self.dtype!r}: leave one of them out"
+            )

@@ -184,7 +184,9 @@ def restarts() -> tuple[int, int]:
 def _join() -> None:
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        own = int(os.environ.get("LOCAL_RANK", "0"))
+        if own < torch.cuda.device_count():  # else it can train on the CPU; `usable` refuses the rest
+            torch.cuda.set_device(own)
         backend = "cpu:gloo,cuda:nccl"
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend, timeout=TIMEOUT)

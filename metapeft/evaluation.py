@@ -13,6 +13,7 @@ from metapeft.episodes.protocol import Protocol
 from metapeft.errors import NotFiniteInput, NumericalError
 from metapeft.intervals import mean_interval
 from metapeft.items import correct
+from metapeft.precision import precision_name
 
 if TYPE_CHECKING:
     from metapeft.learner import Learner
@@ -127,6 +128,7 @@ def evaluate(
             inner_steps=None if solver is None else solver.steps,
             norm=learner.model.norm,
             head=learner.head_name,
+            precision=precision_name(learner.autocast, next(iter(learner.model.parameters.values()))),
         )
     return Evaluation(values, mean_interval(values)[1], torch.cat(losses), protocol, bool(hits))
 
@@ -147,7 +149,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         raise ValueError(f"a has {len(a.values)} episodes, b {len(b.values)}: they must be the same episodes")
     if a.protocol is not None and b.protocol is not None:
         episodes = [
-            dataclasses.replace(p, inner_steps=None, norm=None, head=None) for p in (a.protocol, b.protocol)
+            dataclasses.replace(p, inner_steps=None, norm=None, head=None, precision="float32")
+            for p in (a.protocol, b.protocol)
         ]
         if episodes[0] != episodes[1]:
             raise ValueError(f"a and b were measured on different episodes: {episodes[0]} and {episodes[1]}")

@@ -119,7 +119,8 @@ class OuterGradient:
             self.chunking, self.changed = (self.chunking or Chunking()).validation_halved(where), True
 
     def _first(self, task: Any, batch: Any, processes: Processes) -> Chunking:
-        if self.chunk is not None or self.tasks == 1 or self.whole or not _can_be_cut(task, batch):
+        unasked = self.tasks == 1 and self.memory is None  # then there is nothing to choose
+        if self.chunk is not None or unasked or self.whole or not _can_be_cut(task, batch):
             return Chunking(self.chunk)
         return choose(task, batch, self.memory, _device(task), processes)
 

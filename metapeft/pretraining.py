@@ -4,78 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metapeft import state
 from metapeft.buffers import task_mean
-from metapeft.episode_specs import of_change, of_data
-from metapeft.episodes import counter
 from metapeft.finite import refuse_not_finite
+from metapeft.groups import Groups, GroupSampler
 from metapeft.hypergradients.problem import Problem, Result, resolve
+from metapeft.placement import usable
+from metapeft.precision import check_autocast, forward_precision, precision_name
 from metapeft.trainer import BilevelTrainer
 from metapeft.updates.attached import AttachedModel, attach
 from metapeft.updates.copying import copied, feature_size, viewed
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Images in groups: `x (G, n, ...)`, `y (G, n)` global labels. Batch statistics are taken a group at a time."""
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def tasks(self, which: slice) -> Groups:
-        return Groups(self.x[which], self.y[which])
-
-
-class GroupSampler:
-    """Group `i` is a pure function of the arguments and `i`: `size` images without replacement, with their labels.
-
-    Args:
-        dataset: an image data set. size: images a group. seed: of the draws.
-        augment: as `EpisodeSampler` has it. shift: likewise, but drawn for each image on its own.
-
-    Raises:
-        ValueError: a group size that the data set cannot serve.
-    """
-
-    def __init__(
-        self, dataset: Any, size: int, seed: int = 0, augment: Any = None, shift: Any = None
-    ) -> None:
-        if not 1 <= size <= len(dataset):
-            raise ValueError(f"size={size}: a group has 1 to {len(dataset)} images, all of the data set")
-        self.dataset, self.size, self.seed = dataset, size, seed
-        self.augment, self.shift = augment, shift
-        self._root = counter.root(seed)
-
-    def settings(self) -> dict[str, Any]:
-        """What identifies these groups in a run folder."""
-        changes = {"shift": of_change(self.shift), "augment": of_change(self.augment)}
-        return {"groups": {"data": of_data(self.dataset), "size": self.size, "seed": self.seed, **changes}}
-
-    def batch(self, start: int, count: int) -> Groups:
-        """Groups `start .. start + count - 1`."""
-        number = np.uint64(start) + np.arange(count, dtype=np.uint64)
-        keys = counter.words(counter.child(self._root, number), 3)
-        index = torch.from_numpy(counter.draw(keys[:, 0], np.full(count, len(self.dataset)), self.size))
-        x = self.dataset.gather(index)
-        if self.augment is not None:
-            seeds = counter.words(keys[:, 1], self.size).astype(np.int64)
-            x = self.augment(x, torch.from_numpy(seeds))
-        if self.shift is not None:
-            seeds = counter.words(keys[:, 2], self.size).astype(np.int64)
-            flat = self.shift(x.flatten(0, 1).unsqueeze(1), torch.from_numpy(seeds).flatten())
-            x = flat.squeeze(1).unflatten(0, index.shape)
-        return Groups(x, self.dataset.labels[index])
 
 
 class Pretraining:
@@ -85,13 +29,24 @@ class Pretraining:
     the buffers once a step.
     """
 
+    smaller = "a smaller group of images, whose statistics need all of it at once, or a smaller backbone"
+
     def __init__(
-        self, model: AttachedModel, classes: int, seed: int = 0, softmax: Mapping[str, Tensor] | None = None
+        self,
+        model: AttachedModel,
+        classes: int,
+        seed: int = 0,
+        softmax: Mapping[str, Tensor] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        self.model, trainable = copied(model, keep_classifier=False)
+        self.model, trainable = copied(model, False, device, dtype)
         self.batch_model = viewed(self.model, sites={}, norm="transductive")
         size = feature_size(self.model)
         like = next(self.model.backbone.parameters())
+        check_autocast(autocast, like)
+        self.autocast = autocast
         bound = size**-0.5
         weight = torch.empty(classes, size).uniform_(
             -bound, bound, generator=torch.Generator().manual_seed(seed)
@@ -121,8 +76,9 @@ class Pretraining:
 
         def outer(u: dict[str, Tensor], w: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             weights = {n.removeprefix("weights."): v for n, v in u.items() if n.startswith("weights.")}
-            features = self.batch_model.features(x, {}, weights=weights, statistics=statistics)
-            logits = F.linear(features, u["softmax.weight"], u["softmax.bias"])
+            with forward_precision(self.autocast, u["softmax.weight"]):
+                features = self.batch_model.features(x, {}, weights=weights, statistics=statistics)
+            logits = F.linear(features.to(u["softmax.bias"]), u["softmax.weight"], u["softmax.bias"])
             loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y).mean(1)
             return loss, {"accuracy": (logits.argmax(-1) == y).to(loss.dtype).mean(1)}
 
@@ -147,7 +103,9 @@ class Pretraining:
     def settings(self) -> dict[str, Any]:
         """What identifies this task in a run folder."""
         shapes = {name: list(value.shape) for name, value in self.variables.items()}
-        return {"method": "sr", "shapes": shapes}
+        precision = precision_name(self.autocast, self.variables["softmax.weight"])
+        said = {} if precision == "float32" else {"precision": precision}  # as in runs of before
+        return {"method": "sr", "shapes": shapes, **said}
 
 
 def pretrain(
@@ -168,6 +126,10 @@ def pretrain(
     progress: bool = True,
     resume: bool = False,
     softmax: Mapping[str, Tensor] | None = None,
+    memory: int | str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    autocast: torch.dtype | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """SR: train a copy of a backbone to tell all classes of a data set apart.
 
@@ -175,7 +137,7 @@ def pretrain(
         backbone: a module whose last `Linear` is its classifier; it is not changed, nor is that classifier.
         data: an image data set.
         steps: outer steps; each sees `group * groups` images.
-        group: images that share batch statistics. groups: of them, one after the other in memory.
+        group: images that share batch statistics. groups: of them.
         optimizer, lr, schedule: as `BilevelTrainer` takes them.
         seed: of the images' order and the temporary softmax.
         augment, shift: applied to each image on its own.
@@ -183,8 +145,16 @@ def pretrain(
         run_dir: a run folder; with `resume=True` one that is there already goes on.
         softmax: `softmax.weight` and `softmax.bias` of an earlier retraining (its checkpoint has them), to continue
             it; None for a random start.
+        memory: what this process may hold, as `BilevelTrainer` takes it: the groups of a step go through in
+            chunks that fit. A group itself is not cut.
+        device, dtype: of the copy; None for the backbone's. autocast: of the forwards, as `Learner` takes it.
 
     Returns: the trained copy, and the log: one dict a logged step.
+
+    Raises:
+        ValueError: a group that the data set cannot serve, a device that is not here, an autocast that does not
+            go with the dtype, a run that was started with other settings.
+        MemoryError: memory is too little even for one group.
 
     Example:
         >>> import metapeft as mp
@@ -196,14 +166,18 @@ def pretrain(
         2
     """
     chosen = data.preprocess if preprocess is None else preprocess
-    task = Pretraining(attach(backbone, {}, preprocess=chosen), len(data.classes), seed, softmax)
-    trainer = BilevelTrainer(task, optimizer, lr, tasks_per_step=groups, schedule=schedule, progress=progress)
+    place = next(backbone.parameters()).device if device is None else usable(device)
+    model = attach(backbone, {}, preprocess=chosen)
+    task = Pretraining(model, len(data.classes), seed, softmax, place, dtype, autocast)
+    trainer = BilevelTrainer(
+        task, optimizer, lr, tasks_per_step=groups, schedule=schedule, progress=progress, memory=memory
+    )
     sampler = GroupSampler(data, group, seed, augment, shift)
     if resume and run_dir is not None and trainer.has_run(run_dir):
         log = trainer.resume(run_dir, sampler)
     else:
         log = trainer.fit(sampler, steps, run_dir=run_dir)
-    trained = copy.deepcopy(backbone)
+    trained = copy.deepcopy(backbone).to(device=place, dtype=dtype)
     own = {**dict(task.model.module.named_parameters()), **dict(task.model.module.named_buffers())}
     with torch.no_grad():
         for name, value in [*trained.named_parameters(), *trained.named_buffers()]:

@@ -43,10 +43,10 @@ class Sinusoids:
         }
 
 
-def learners(seed: int) -> dict[str, Learner]:
-    """MAML and LoRA-ML on a small MLP with a mean squared error."""
+def learners(seed: int, **place: Any) -> dict[str, Learner]:
+    """MAML and LoRA-ML on a small MLP with a mean squared error; `place` has device, dtype and autocast."""
     factory = backbones.resolve("mlp")
-    common: dict[str, Any] = {"loss": F.mse_loss, "head": "learned", "norm": "running"}
+    common: dict[str, Any] = {"loss": F.mse_loss, "head": "learned", "norm": "running", **place}
     body = factory(1, 1, hidden=(40, 40), seed=seed)
     inner = SGD(1, 0.01, rates="step")
     outer = ("weights", "factors", "rates")
@@ -56,16 +56,25 @@ def learners(seed: int) -> dict[str, Learner]:
     }
 
 
-def run(steps: int, seed: int, folder: Path, progress: bool = True) -> Sinusoids:
-    """Train both recipes for `steps` outer steps of 25 tasks, 10-shot, and evaluate 0, 1 and 5 inner steps."""
+def run(
+    steps: int, seed: int, folder: Path, progress: bool = True, memory: str | None = None, **place: Any
+) -> Sinusoids:
+    """Train both recipes for `steps` outer steps of 25 tasks, 10-shot, and evaluate 0, 1 and 5 inner steps.
+
+    Args:
+        folder: a run folder for each recipe is made in it. memory: as `BilevelTrainer` takes it.
+        place: device, dtype and autocast of the learners.
+    """
     sampler = {
         split: EpisodeSampler(load_dataset("sinusoid", split=split), 1, SHOTS, POINTS, seed=seed)
         for split in ("train", "test")
     }
     evaluations: dict[str, dict[int, Evaluation]] = {}
     fits: list[dict[str, Any]] = []
-    for name, learner in learners(seed).items():
-        trainer = BilevelTrainer(learner, lr=1e-2, tasks_per_step=TASKS, schedule="cosine", progress=progress)
+    for name, learner in learners(seed, **place).items():
+        trainer = BilevelTrainer(
+            learner, lr=1e-2, tasks_per_step=TASKS, schedule="cosine", progress=progress, memory=memory
+        )
         if trainer.has_run(folder / name):
             trainer.resume(folder / name, sampler["train"])
         else:

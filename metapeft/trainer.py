@@ -19,6 +19,7 @@ from metapeft.errors import NotFiniteInput, NumericalError
 from metapeft.hypergradients.problem import Problem
 from metapeft.outer_loop import Averages, run_loop
 from metapeft.outer_step import OuterGradient
+from metapeft.placement import usable
 from metapeft.problem_task import ProblemTask
 from metapeft.runs import Run
 from metapeft.schedules import resolve_schedule
@@ -39,12 +40,12 @@ class BilevelTrainer:
         inner_every: outer steps a run of the inner solver, for a warm-started problem; between, w is held.
         options: of the optimiser, such as `{"betas": (0.5, 0.999)}`.
         progress: show a bar with loss, accuracy, tasks a second and the time left.
-        device, dtype: to which the learner is moved; None to leave it where it is.
+        device, dtype: to which the learner is moved; None to leave it where it is. See `metapeft.placement`.
         memory: what this process may hold, in bytes or as `"8GiB"`, for the choice of the chunk and, where one
             task is too much, of recompute instead of unroll; None for what is free. See docs/scale.md.
 
     Raises:
-        ValueError: numbers out of range, unknown groups, options without effect.
+        ValueError: numbers out of range, unknown groups, a device that is not here, options without effect.
 
     Example:
         >>> import metapeft as mp
@@ -76,6 +77,7 @@ class BilevelTrainer:
         memory: int | str | None = None,
     ) -> None:
         self.processes = processes()  # first, for it says which GPU is this process's own
+        device = None if device is None else usable(device)
         if not isinstance(task, Problem) and (device is not None or dtype is not None):
             task.to(device, dtype)
         self.learner: Any = ProblemTask(task, device, dtype) if isinstance(task, Problem) else task

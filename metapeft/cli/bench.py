@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,16 +11,24 @@ from cyclopts import Parameter
 from metapeft.cli.train import start
 from metapeft.config import TrainConfig
 
-ABLATIONS = (
-    "metapeft", "generator-off", "other-task", "selection-off", "inner-off", "retrained-threshold", "retrained-total",
-    "retrained-uniform", "retrained-shuffled", "retrained-random", "sr+lora", "centroids",
-)  # fmt: skip
-_DEFAULT = dataclasses.replace(TrainConfig(), methods=ABLATIONS, sinusoid_steps=0)
+
+@dataclass(frozen=True)
+class BenchConfig(TrainConfig):
+    """The settings of the main job, with the ablations as methods and without sinusoids."""
+
+    methods: tuple[str, ...] = (
+        "metapeft", "generator-off", "other-task", "selection-off", "inner-off", "retrained-threshold",
+        "retrained-total", "retrained-uniform", "retrained-shuffled", "retrained-random", "sr+lora", "centroids",
+    )  # fmt: skip
+    sinusoid_steps: int = 0
+
+
+_DEFAULT = BenchConfig()
 
 
 def bench(
     *,
-    config: Annotated[TrainConfig, Parameter(name="*")] = _DEFAULT,
+    config: Annotated[BenchConfig, Parameter(name="*")] = _DEFAULT,
     out: Path | None = None,
     resume: bool = False,
     quiet: bool = False,

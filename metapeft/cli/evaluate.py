@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metapeft.config import DataName
+from metapeft.config import AutocastOrOff, DataName, DtypeName
 
 
 def evaluate(
@@ -20,7 +20,10 @@ def evaluate(
     steps: int | None = None,
     shift: bool = False,
     seed: int = 1,
-    checkpoint: str = "latest",
+    checkpoint: str | None = None,
+    device: str | None = None,
+    dtype: DtypeName | None = None,
+    autocast: AutocastOrOff | None = None,
 ) -> int:
     """Evaluate a trained run on episodes.
 
@@ -49,12 +52,19 @@ def evaluate(
     seed
         Of the episodes.
     checkpoint
-        latest or best.
+        best (on validation episodes) or latest; default best where there is one.
+    device
+        cpu, cuda or cuda:1; default the CPU.
+    dtype
+        Type of weights, inner variables and losses; default that of the run.
+    autocast
+        Type of the forwards; default that of the run.
     """
     import metapeft as mp
+    from metapeft.cli.loading import loaded
 
     options = {} if root is None else {"root": root}
-    learner = mp.load(run, checkpoint=checkpoint)
+    learner = loaded(run, checkpoint, device, dtype, autocast)
     sampler = mp.EpisodeSampler(
         mp.load_dataset(data, split=split, **options), ways, shots, queries, seed=seed, shift=shift
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metapeft.config import DataName
+from metapeft.config import DataName, DtypeName
 
 
 def export(
@@ -19,7 +19,9 @@ def export(
     episode: int = 0,
     seed: int = 1,
     steps: int | None = None,
-    checkpoint: str = "latest",
+    checkpoint: str | None = None,
+    device: str | None = None,
+    dtype: DtypeName | None = None,
 ) -> int:
     """Adapt a run to one episode's support set and write it as an adapter that PEFT loads.
 
@@ -46,12 +48,17 @@ def export(
     steps
         Inner steps; default those of the learner.
     checkpoint
-        latest or best.
+        best (on validation episodes) or latest; default best where there is one.
+    device
+        Where the task is adapted: cpu, cuda or cuda:1; default the CPU.
+    dtype
+        Type of weights and factors; default that of the run.
     """
     import metapeft as mp
+    from metapeft.cli.loading import loaded
 
     options = {} if root is None else {"root": root}
-    learner = mp.load(run, checkpoint=checkpoint)
+    learner = loaded(run, checkpoint, device, dtype)
     sampler = mp.EpisodeSampler(mp.load_dataset(data, split=split, **options), ways, shots, 1, seed=seed)
     task = sampler[episode]
     learner.adapt(task.support_x, task.support_y, steps, ways=ways).export_peft(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def ranks(run: Path, *, total: int | None = None, checkpoint: str = "latest") -> int:
+def ranks(run: Path, *, total: int | None = None, checkpoint: str | None = None) -> int:
     """Round a run's selection variables to ranks, by every rule that needs nothing else.
 
     To train anew at such ranks: metapeft bench --methods metapeft --methods retrained-total.
@@ -17,7 +17,7 @@ def ranks(run: Path, *, total: int | None = None, checkpoint: str = "latest") ->
     total
         Budget of terms; default half of all.
     checkpoint
-        latest or best.
+        best (on validation episodes) or latest; default best where there is one.
     """
     from rich.console import Console
     from rich.table import Table

@@ -23,11 +23,16 @@ def report(run: Path) -> int:
     from metapeft.runs import Run
 
     with Run.open(run, writable=False) as opened:
+        config = configured(opened.config.get("train"))
         path = opened.folder / "results.json"
         if not path.exists():
             raise ValueError(f"{run} has no results yet: metapeft train --out {run} --resume")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        page = write(opened.folder, opened.environment, found, samplers(configured(opened.config["train"])))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            found["rows"].items()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): metapeft train --out {run} --resume") from error
+        page = write(opened.folder, opened.environment, found, samplers(config))
     for shown in tables(found):
         Console().print(shown)
     print(f"report: {page}")

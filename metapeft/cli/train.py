@@ -53,7 +53,7 @@ def start(config: TrainConfig, out: Path | None, resume: bool, quiet: bool) -> i
         raise ValueError("--resume needs --out, the run folder to go on with")
     from rich.console import Console
 
-    from metapeft import shared_run
+    from metapeft import placement, shared_run
     from metapeft.distributed import processes, restarts
 
     together, (restarted, allowed) = processes(), restarts()
@@ -66,8 +66,10 @@ def start(config: TrainConfig, out: Path | None, resume: bool, quiet: bool) -> i
     try:
         if resume or (restarted and shared_run.exists(out, together)):
             with shared_run.opened(out, together) as run:
-                config = configured(run.config["train"], settings)
+                config = configured(run.config.get("train"), config)
+                placement.ask(config.device, config.autocast)
                 return _run(config, run, console, quiet, together.main)
+        placement.ask(config.device, config.autocast)  # before anything is written
         with shared_run.created(out, {"train": settings}, together) as run:
             return _run(config, run, console, quiet, together.main)
     except MemoryError as error:
@@ -83,15 +85,28 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def configured(stored: dict[str, Any], given: dict[str, Any] | None = None) -> TrainConfig:
-    """The stored settings; raises ValueError where one is given that differs from them and from the default."""
-    default = plain_config(_DEFAULT)
-    for name, value in (given or {}).items():
-        before = stored.get(name, default[name])
-        if value not in (default[name], before):
-            raise ValueError(
-                f"{name}={value!r}, but the run was started with {before!r}: leave it out, or start anew"
-            )
+def configured(stored: Any, given: TrainConfig | None = None) -> TrainConfig:
+    """The settings that a run stores as `"train"` in its configuration.
+
+    Raises:
+        RunError: a folder that is no run of this command, or whose settings cannot be read.
+        ValueError: a given setting that differs from the stored one and from its default.
+    """
+    from metapeft.errors import RunError
+
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    if not isinstance(stored, dict) or not set(stored) <= names:
+        raise RunError(
+            "this is no run folder of metapeft train or bench of this version; the folder of one method lies in one"
+        )
+    if given is not None:
+        default, wanted = plain_config(type(given)()), plain_config(given)
+        for name, value in wanted.items():
+            before = stored.get(name, default[name])
+            if value not in (default[name], before):
+                raise ValueError(
+                    f"{name}={value!r}, but the run was started with {before!r}: leave it out, or start anew"
+                )
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, builtins.list) else value for name, value in stored.items()
     }
@@ -112,12 +127,14 @@ def _run(config: TrainConfig, run: Any, console: Any, quiet: bool, main: bool) -
     begun = time.monotonic()
     import torch
 
-    from metapeft import experiment, sinusoids
+    from metapeft import experiment, placement, sinusoids
+    from metapeft.allocator import keep_freed_memory
     from metapeft.checkpoint import write_atomically
     from metapeft.cli.tables import tables
     from metapeft.report.main_job import write
     from metapeft.results import as_json
 
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
 
@@ -128,7 +145,10 @@ def _run(config: TrainConfig, run: Any, console: Any, quiet: bool, main: bool) -
     fits = None
     if config.sinusoid_steps:
         say("sinusoid regression by the same recipes")
-        fits = sinusoids.run(config.sinusoid_steps, config.seed, run.folder / "sinusoid", progress=not quiet)
+        fits = sinusoids.run(
+            config.sinusoid_steps, config.seed, run.folder / "sinusoid", not quiet, config.memory,
+            **placement.options(config.device, config.dtype, config.autocast),
+        )  # fmt: skip
     if not main:
         return 0
     found = as_json(results)

@@ -31,6 +31,7 @@ class Protocol:
         inner_steps: of the inner solver; None where nothing adapts.
         norm: `"running"`, `"support"` or `"transductive"`; None where it plays no part.
         head: kind of head.
+        precision: `"float32"`, `"float64"`, or `"bfloat16 forwards"`.
         interval: what the interval beside the mean is.
 
     Example:
@@ -53,6 +54,7 @@ class Protocol:
     inner_steps: int | None = None
     norm: str | None = None
     head: str | None = None
+    precision: str = "float32"
     interval: str = "95 % t"
 
     @classmethod
@@ -64,6 +66,7 @@ class Protocol:
         inner_steps: int | None = None,
         norm: str | None = None,
         head: str | None = None,
+        precision: str = "float32",
         interval: str = "95 % t",
     ) -> Protocol:
         """The protocol of a sampler's first `episodes` episodes."""
@@ -83,6 +86,7 @@ class Protocol:
             inner_steps=inner_steps,
             norm=norm,
             head=head,
+            precision=precision,
             interval=interval,
         )
 
@@ -113,6 +117,7 @@ class Protocol:
             *([f"{self.inner_steps} steps"] if self.inner_steps is not None else []),
             *([f"norm {self.norm}"] if self.norm is not None else []),
             *([f"head {self.head}"] if self.head is not None else []),
+            *([self.precision] if self.precision != "float32" else []),
             self.interval,
         ]
         return ", ".join(parts)

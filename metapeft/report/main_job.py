@@ -34,10 +34,21 @@ def write(
         "data": f"{config['data']}, {episodes}, {config['backbone']} of width {config['width']}",
         "seed": str(config["seed"]),
         "commit": str(environment.get("commit") or "not from a checkout"),
-        "machine": f"{environment.get('cpu')}, {environment.get('threads')} threads",
+        "precision": _precision(config),
+        "machine": _machine(config, environment),
         "time": f"{found['seconds']:.0f} s",
     }
     return write_report(folder, "Few-shot episodes: what adapting brings", sections, facts)
+
+
+def _precision(config: Mapping[str, Any]) -> str:
+    dtype = config.get("dtype") or "float32"
+    return dtype if config.get("autocast") is None else f"{dtype}, forwards in {config['autocast']}"
+
+
+def _machine(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    on = "" if config.get("device") in (None, "cpu") else f"{environment.get('gpu')}, "
+    return f"{on}{environment.get('cpu')}, {environment.get('threads')} threads"
 
 
 def _accuracy(found: dict[str, Any]) -> Section:

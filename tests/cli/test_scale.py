@@ -23,9 +23,9 @@ def test_memory_has_a_unit(text: str, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_runs_of_before_have_no_memory_in_their_settings() -> None:
     stored = train.plain_config(TrainConfig(ways=3))
     del stored["memory"]
-    assert train.configured(stored, train.plain_config(TrainConfig())) == TrainConfig(ways=3)
+    assert train.configured(stored, TrainConfig()) == TrainConfig(ways=3)
     with pytest.raises(ValueError, match="memory='8GiB', but the run was started with None"):
-        train.configured(stored, train.plain_config(TrainConfig(memory="8GiB")))
+        train.configured(stored, TrainConfig(memory="8GiB"))
 
 
 @pytest.fixture

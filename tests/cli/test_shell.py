@@ -10,6 +10,7 @@ import pytest
 from metapeft.cli import run
 from metapeft.cli.train import configured, plain_config
 from metapeft.config import TrainConfig
+from metapeft.errors import RunError
 
 TINY = [
     *("--width", "4", "--pretrain-steps", "2", "--steps", "2", "--tasks-per-step", "1", "--episodes", "2"),
@@ -84,9 +85,9 @@ def test_options_come_from_a_file_and_unknown_ones_are_refused(tmp_path, monkeyp
 def test_stored_settings_come_back_and_others_are_refused():
     config = TrainConfig(ways=3, methods=("centroids",))
     stored = json.loads(json.dumps(plain_config(config)))
-    assert configured(stored, plain_config(TrainConfig())) == config
+    assert configured(stored, TrainConfig()) == config
     with pytest.raises(ValueError, match="ways=7"):
-        configured(stored, plain_config(TrainConfig(ways=7)))
+        configured(stored, TrainConfig(ways=7))
 
 
 @pytest.mark.slow
@@ -118,3 +119,17 @@ def test_the_main_job_end_to_end_and_again_after_a_kill(tmp_path):
     assert ranks.returncode == 0, ranks.stderr
     exported = shell("export", str(tmp_path / "whole" / "lora-ml"), str(tmp_path / "adapter"))
     assert exported.returncode == 0, exported.stderr
+
+
+def test_the_settings_of_bench_keep_its_own_defaults() -> None:
+    from metapeft.cli.bench import BenchConfig
+
+    own = BenchConfig(seed=3)
+    assert "generator-off" in own.methods
+    assert own.sinusoid_steps == 0
+    stored = plain_config(BenchConfig(seed=3, methods=("metapeft", "inner-off")))
+    assert configured(stored, own).methods == ("metapeft", "inner-off")  # the default says nothing
+    with pytest.raises(ValueError, match="methods="):
+        configured(stored, BenchConfig(methods=("centroids",)))
+    with pytest.raises(RunError, match="no run folder"):
+        configured(None)
