@@ -1,6 +1,7 @@
 """Few-shot accuracy on real data: one command a row, resumable, its result kept as a JSON file.
 
-    python -m benchmarks.few_shot sr --data omniglot          (the start that most rows share)
+    python -m benchmarks.few_shot sr --data omniglot                 (the start that most rows share)
+    python -m benchmarks.few_shot sr --data omniglot --continued     (on as many images as the other rows see after it)
     python -m benchmarks.few_shot lora-ml --data omniglot
     python -m benchmarks.few_shot list
 
@@ -19,21 +20,23 @@ import torch
 from cyclopts import App
 
 import metapeft as mp
-from benchmarks.rows import ROWS, Setting, build, controlled
+from benchmarks.rows import ITEMS, OUTER_STEPS, ROWS, TASKS, Setting, build, controlled
 from metapeft.checkpoint import load, save
 from metapeft.environment import environment
+from metapeft.retraining import softmax_of, training_styles
 from metapeft.trainer import BilevelTrainer
 
 app = App(help=__doc__, version_flags=[])
 RESULTS = Path(__file__).parent / "results" / "few_shot"
 Data = Literal["omniglot", "miniimagenet"]
+Kind = Literal["plain", "shifted"]
 SR = {
     "omniglot": {"steps": 3000, "group": 64, "groups": 2, "lr": 2e-3},
     "miniimagenet": {"steps": 2500, "group": 64, "groups": 1, "lr": 1e-3},
 }
 
 
-def splits(data: str, kind: Literal["plain", "shifted"], seed: int) -> dict[str, Any]:
+def splits(data: str, kind: Kind, seed: int) -> dict[str, Any]:
     """Samplers of 5-way 1-shot episodes with 15 queries, on training, validation and test classes."""
     shift = kind == "shifted"
     return {
@@ -51,26 +54,48 @@ def backbone(data: str, seed: int) -> torch.nn.Module:
     return module
 
 
-def sr_start(data: str, runs: Path, seed: int) -> torch.nn.Module:
+def sr_folder(data: str, kind: str, runs: Path, seed: int, continued: bool = False) -> Path:
+    """Where a retraining lies; plain and shifted ones are different."""
+    shifted = "" if kind == "plain" else f"-{kind}"
+    return runs / f"{data}{shifted}-sr{'-continued' if continued else ''}-{seed}"
+
+
+def sr_start(data: str, folder: Path, seed: int) -> torch.nn.Module:
     """The backbone after standard retraining; raises ValueError where it has not been trained yet."""
-    path = runs / f"{data}-sr-{seed}" / "start.safetensors"
+    path = folder / "start.safetensors"
     if not path.exists():
-        raise ValueError(f"{path} is missing: run `python -m benchmarks.few_shot sr --data {data}` first")
+        raise ValueError(f"{path} is missing: run `python -m benchmarks.few_shot sr --data {data} ...` first")
     module = backbone(data, seed)
     module.load_state_dict(load(path)[0])
     return module
 
 
 @app.command
-def sr(data: Data = "omniglot", runs: Path = Path("runs"), seed: int = 0, threads: int = 2) -> None:
-    """Standard retraining: one softmax over all training classes; the start of the other rows."""
+def sr(
+    data: Data = "omniglot",
+    kind: Kind = "plain",
+    continued: bool = False,
+    runs: Path = Path("runs"),
+    seed: int = 0,
+    threads: int = 2,
+) -> None:
+    """Standard retraining: one softmax over all training classes; the start of the other rows.
+
+    Args:
+        data: which data. kind: shifted: images in the styles that shifted rows train with.
+        continued: go on from the retraining that is there, with its softmax, on as many images as the meta-trained
+            rows see. runs, seed, threads: as for the rows.
+    """
     torch.set_num_threads(threads)
     train = mp.load_dataset(data, split="train")
-    folder = runs / f"{data}-sr-{seed}"
+    folder, first = sr_folder(data, kind, runs, seed, continued), sr_folder(data, kind, runs, seed)
     begun = time.monotonic()
+    more = {"steps": OUTER_STEPS, "group": ITEMS, "groups": TASKS, "lr": 1e-3}
     body, log = mp.pretrain(
-        backbone(data, seed), train, run_dir=folder / "run", resume=True, seed=seed, **SR[data]
-    )
+        sr_start(data, first, seed) if continued else backbone(data, seed), train,
+        run_dir=folder / "run", resume=True, seed=seed + continued, softmax=softmax_of(first) if continued else None,
+        shift=training_styles() if kind == "shifted" else None, **(more if continued else SR[data]),
+    )  # fmt: skip
     save(folder / "start.safetensors", dict(body.state_dict()), {})
     print(f"sr on {data}: {log[-1]}, {time.monotonic() - begun:.0f} s")
 
@@ -79,14 +104,14 @@ def sr(data: Data = "omniglot", runs: Path = Path("runs"), seed: int = 0, thread
 def names() -> None:
     """The rows that can be run."""
     for name, setting in ROWS.items():
-        print(f"{name:24}{setting.about}")
+        print(f"{name:28}{setting.about}")
 
 
 @app.default
 def run(
     row: str,
     data: Data = "omniglot",
-    kind: Literal["plain", "shifted"] = "plain",
+    kind: Kind = "plain",
     runs: Path = Path("runs"),
     seed: int = 0,
     episodes: int = 600,
@@ -105,7 +130,11 @@ def run(
     setting = ROWS[row]
     samplers = splits(data, kind, seed)
     preprocess = samplers["train"].dataset.preprocess
-    start = backbone(data, seed) if setting.scratch else sr_start(data, runs, seed)
+    start = (
+        backbone(data, seed)
+        if setting.start == "scratch"
+        else sr_start(data, sr_folder(data, kind, runs, seed, setting.start == "sr-continued"), seed)
+    )
     begun = time.monotonic()
     learner, chosen = build(setting, start, preprocess, samplers["val"])
     folder = runs / f"{data}-{kind}-{row}-{seed}"
@@ -129,7 +158,7 @@ def run(
                 samplers["val"],
                 folder,
                 validate_every=setting.validate_every,
-                validate_start=not setting.scratch,
+                validate_start=setting.start != "scratch",
             )
     seconds = time.monotonic() - begun
     result = mp.evaluate(learner, samplers["test"], episodes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -20,7 +20,8 @@ class Setting:
 
     Args:
         about: one line for tables. make: a recipe. options: for it.
-        scratch: from random weights instead of the SR start. inner: grid of (lr, steps) tried on validation classes.
+        start: `"sr"`, standard retraining; `"sr-continued"`, that continued on as many images as the meta-trained rows
+            see after it; `"scratch"`, random weights. inner: grid of (lr, steps) tried on validation classes.
         control: a row that is this one, trained, with its generator fed another task's support set.
         steps, tasks, chunk, lr: of the outer loop. ways, queries: of training episodes where they differ from the test.
         validate_every: outer steps.
@@ -29,7 +30,7 @@ class Setting:
     about: str
     make: Callable[..., Learner]
     options: dict[str, Any] = field(default_factory=dict)
-    scratch: bool = False
+    start: Literal["sr", "sr-continued", "scratch"] = "sr"
     control: str | None = None
     rates: Any = None
     inner_lr: tuple[float, ...] = ()
@@ -57,10 +58,10 @@ def build(
 ) -> tuple[Learner, dict[str, Any]]:
     """The learner of a row; inner rate and steps are the best of its grid on 100 validation episodes.
 
-    From the SR start, the scale of the nearest-centroid logits is the one with the smallest loss there.
+    From a retrained start, the scale of the nearest-centroid logits is the one with the smallest loss there.
     """
     chosen: dict[str, Any] = {}
-    if not setting.scratch:
+    if setting.start != "scratch":
         chosen["scale"] = calibrated_scale(start, validation, preprocess=preprocess)
 
     def make(lr: float | None = None, steps: int | None = None) -> Learner:
@@ -94,6 +95,7 @@ def controlled(setting: Setting, learner: Learner, start: nn.Module, preprocess:
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 STEPS = (3, 5, 10)
+OUTER_STEPS, TASKS, ITEMS = 600, 4, 80  # of the meta-trained rows: 5-way 1-shot with 15 queries
 # The SR start is good, so W0 moves more slowly than what is new.
 SLOW = {"weights": 3e-4, "default": 1e-3}
 METHODS = mp.methods
@@ -103,20 +105,24 @@ def _whole(about: str, options: dict[str, Any] | None = None, control: str | Non
     """metapeft, or metapeft with a part switched off."""
     return Setting(
         about, METHODS.metapeft, options or {}, control=control, rates="step", inner_lr=RATES, inner_steps=(5,),
-        steps=600, lr=SLOW,
+        steps=OUTER_STEPS, lr=SLOW,
     )  # fmt: skip
 
 
 ROWS = {
-    "centroids": Setting("SR start, nearest centroids, nothing adapts", METHODS.centroids),
-    "sr+lora": Setting("SR start, LoRA and head fitted at test", METHODS.sr_lora, inner_lr=RATES, inner_steps=STEPS),
+    "start": Setting("SR start as it is, nearest centroids", METHODS.centroids),
+    "centroids": Setting("SR continued, nearest centroids, nothing adapts", METHODS.centroids, start="sr-continued"),
+    "sr+lora": Setting(
+        "SR continued, LoRA and head fitted at test", METHODS.sr_lora, start="sr-continued", inner_lr=RATES,
+        inner_steps=STEPS,
+    ),
     "protonet": Setting(
-        "prototypical network, 60-way training, from scratch", METHODS.protonet, scratch=True, steps=2400, tasks=1,
+        "prototypical network, 60-way training, from scratch", METHODS.protonet, start="scratch", steps=2400, tasks=1,
         lr=2e-3, ways=60, validate_every=300,
     ),
     "lora-ml": Setting(
         "SR start, W0, starts and rates meta-trained through LoRA", METHODS.lora_ml, rates="step", inner_lr=RATES,
-        inner_steps=(5,), steps=600, lr=SLOW,
+        inner_steps=(5,), steps=OUTER_STEPS, lr=SLOW,
     ),
     "maml": Setting(
         "SR start, running statistics, full updates", METHODS.maml,
@@ -124,24 +130,24 @@ ROWS = {
         lr=3e-4,
     ),
     "maml-scratch": Setting(
-        "from scratch, support statistics, full updates", METHODS.maml, {"norm": "support"}, scratch=True,
+        "from scratch, support statistics, full updates", METHODS.maml, {"norm": "support"}, start="scratch",
         inner_lr=(0.4,), inner_steps=(1,), steps=2500, tasks=8,
     ),
     "maml-scratch-transductive": Setting(
         "from scratch, TRANSDUCTIVE statistics (queries see each other)", METHODS.maml, {"norm": "transductive"},
-        scratch=True, inner_lr=(0.4,), inner_steps=(1,), steps=2500, tasks=8,
+        start="scratch", inner_lr=(0.4,), inner_steps=(1,), steps=2500, tasks=8,
     ),
     "metalora-cp": Setting(
-        "SR start frozen, CP factors trained, seeds generated", METHODS.metalora_cp, steps=600
+        "SR start frozen, CP factors trained, seeds generated", METHODS.metalora_cp, steps=OUTER_STEPS
     ),
     "metalora-tr": Setting(
-        "SR start frozen, ring factors trained, seeds generated", METHODS.metalora_tr, steps=600
+        "SR start frozen, ring factors trained, seeds generated", METHODS.metalora_tr, steps=OUTER_STEPS
     ),
     "metapeft": _whole("SR start, CP: generated, selected, adapted", control="other-task"),
     "generator-off": _whole("metapeft with a constant seed", {"generator": None}),
     "selection-off": _whole("metapeft without selection variables", {"selection": None}),
     "inner-off": Setting(
         "metapeft without inner loop: W0, factors and generator trained", METHODS.metalora_cp,
-        {"outer": ("weights", "factors", "generator")}, steps=600, lr=SLOW,
+        {"outer": ("weights", "factors", "generator")}, steps=OUTER_STEPS, lr=SLOW,
     ),
 }  # fmt: skip
