@@ -5,7 +5,8 @@
     python -m benchmarks.few_shot lora-ml --data omniglot
     python -m benchmarks.few_shot list
 
-Killed at any moment, the same command goes on. Data: $METAPEFT_DATA (see the README).
+Killed at any moment, the same command goes on. Starts that were trained before are kept in
+benchmarks/results/few_shot/starts. Data: $METAPEFT_DATA (see the README).
 """
 
 from __future__ import annotations
@@ -61,12 +62,15 @@ def sr_folder(data: str, kind: str, runs: Path, seed: int, continued: bool = Fal
 
 
 def sr_start(data: str, folder: Path, seed: int) -> torch.nn.Module:
-    """The backbone after standard retraining; raises ValueError where it has not been trained yet."""
-    path = folder / "start.safetensors"
-    if not path.exists():
-        raise ValueError(f"{path} is missing: run `python -m benchmarks.few_shot sr --data {data} ...` first")
+    """The backbone after standard retraining: the one in `folder`, or the kept one of the same name.
+
+    Raises ValueError where neither is there.
+    """
+    own, kept = folder / "start.safetensors", RESULTS / "starts" / f"{folder.name}.safetensors"
+    if not own.exists() and not kept.exists():
+        raise ValueError(f"{own} is missing: run `python -m benchmarks.few_shot sr --data {data} ...` first")
     module = backbone(data, seed)
-    module.load_state_dict(load(path)[0])
+    module.load_state_dict(load(own if own.exists() else kept)[0])
     return module
 
 

@@ -70,6 +70,20 @@ def processes(path: Path) -> str:
     )
 
 
+def allocator(path: Path) -> str:
+    """Steps with and without reuse of freed memory."""
+    found = _read(path)
+    lines = ["| step | given back | kept | ratio |", "| --- | ---: | ---: | ---: |"]
+    for name, row in found["steps"].items():
+        times = [spread(row["median_s"][kind], row["seconds"][kind]) for kind in ("leave", "keep")]
+        lines.append(f"| {name} | {' | '.join(times)} | {row['ratio']:.2f} x |")
+    note = (
+        "Processor seconds of one thread, medians (least to most) over alternating processes, by `python -m "
+        f"benchmarks.allocator`. {_where(found['environment'], path)}"
+    )
+    return "\n".join([*lines, "", note])
+
+
 def start(path: Path) -> str:
     """What one waits for before anything is learned."""
     found = _read(path)
@@ -86,6 +100,7 @@ def of_speed(results: Path) -> str:
     parts = {
         "profile.json": ("Where the time goes", profile),
         "before-after.json": ("What changes of the engine brought", before_after),
+        "allocator.json": ("Freed memory that stays with the process", allocator),
         "processes.json": ("A second process", processes),
         "start.json": ("Waiting for the start", start),
     }

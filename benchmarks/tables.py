@@ -22,22 +22,21 @@ def main_job(path: Path) -> str:
     """The table of one main job, as Markdown."""
     found = json.loads(path.read_text(encoding="utf-8"))
     columns = list(next(iter(found["rows"].values()))["columns"])
-    reference = "sr+lora"
-    lines = [
-        f"| method | {' | '.join(columns)} | {' | '.join(f'{c}, minus {reference}' for c in columns)} |",
-        f"| --- |{' --- |' * (2 * len(columns))}",
-    ]
+    references = list(found["differences"])
+    paired = [(reference, column) for reference in references for column in columns]
+    titles = [*columns, *(f"{column}, minus {reference}" for reference, column in paired)]
+    lines = [f"| method | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
     for name, row in found["rows"].items():
-        own = [percent(row["columns"][c]["accuracy"], row["columns"][c]["ci95"]) for c in columns]
-        differences = found["differences"][reference].get(name)
-        paired = [
-            percent(differences[c][0], differences[c][1], sign=True) if differences else "-" for c in columns
-        ]
-        lines.append(f"| {name} | {' | '.join([*own, *paired])} |")
+        cells = [percent(row["columns"][c]["accuracy"], row["columns"][c]["ci95"]) for c in columns]
+        for reference, column in paired:
+            own = found["differences"][reference].get(name)
+            cells.append(percent(own[column][0], own[column][1], sign=True) if own else "-")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    command = "bench" if "generator-off" in found["rows"] else "train"
     where = found["environment"]
     note = (
         f"Accuracy in %, mean ± half-width of the 95 % t-interval; {protocol_line(found)}. Differences in points, "
-        f"paired over the same episodes. `metapeft train`, seed {found['config']['seed']}, commit "
+        f"paired over the same episodes. `metapeft {command}`, seed {found['config']['seed']}, commit "
         f"{str(where['commit'])[:9]}, {where['cpu']}, {where['threads']} threads, {found['seconds']:.0f} s. "
         f"From `benchmarks/results/{path.name}`."
     )
