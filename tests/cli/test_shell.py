@@ -1,6 +1,8 @@
 """The shell: quick help, typed options, one sentence and exit code 2 for bad input."""
 
 import json
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -11,12 +13,18 @@ from metapeft.cli import run
 from metapeft.cli.train import configured, plain_config
 from metapeft.config import TrainConfig
 from metapeft.errors import RunError
+from tests.killing import contents, last_step, wait_for
 
-TINY = [
-    *("--width", "4", "--pretrain-steps", "2", "--steps", "2", "--tasks-per-step", "1", "--episodes", "2"),
-    *("--validation-episodes", "2", "--queries", "2", "--inner-lrs", "0.01", "--inner-steps", "1"),
-    *("--sinusoid-steps", "2", "--quiet"),
-]
+
+def options(pretrain, steps, sinusoid):
+    sizes = ("--pretrain-steps", str(pretrain), "--steps", str(steps), "--sinusoid-steps", str(sinusoid))
+    return [
+        *("--width", "4", "--tasks-per-step", "1", "--episodes", "2", "--validation-episodes", "2"),
+        *("--queries", "2", "--inner-lrs", "0.01", "--inner-steps", "1", *sizes, "--quiet"),
+    ]
+
+
+TINY = options(2, 2, 2)
 
 
 def shell(*arguments, **options):
@@ -91,23 +99,48 @@ def test_stored_settings_come_back_and_others_are_refused():
 
 
 @pytest.mark.slow
-def test_the_main_job_end_to_end_and_again_after_a_kill(tmp_path):
+def test_a_job_killed_in_three_stages_ends_the_same(tmp_path):
+    """Each kill lands at a random moment of the stage, after a random step that was seen and before its last."""
+    given = [*options(30, 60, 4), "--methods", "metapeft", "--methods", "sr+lora"]
+    folder, draw = tmp_path / "killed", random.Random(0)
+    command = [sys.executable, "-m", "metapeft", "train", "--out", str(folder)]
+    # before the first checkpoint, after the one at step 25, and in what is retrained from the first stage's end
+    for stage, steps, end in (
+        ("sr/run", (1, 10), 30),
+        ("metapeft", (26, 40), 60),
+        ("sr-continued/run", (1, 30), 60),
+    ):
+        more = ["--resume", "--quiet"] if (folder / "config.json").exists() else given
+        with (tmp_path / "said.txt").open("w") as said:
+            process = subprocess.Popen([*command, *more], stdout=said, stderr=said)
+        try:
+            wait_for(folder / stage, draw.randint(*steps), lambda: process.poll() is None)  # noqa: B023
+            time.sleep(draw.uniform(0, 0.05))
+        finally:
+            process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert 0 < last_step(folder / stage) < end
+    resumed = shell(*command[3:], "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    whole = shell("train", "--out", str(tmp_path / "whole"), *given)
+    assert whole.returncode == 0, whole.stderr
+    found = contents(folder)
+    latest = "checkpoints/latest.safetensors"
+    assert {f"{stage}/{latest}" for stage in ("sr/run", "metapeft", "sinusoid/maml")} <= set(found)
+    assert found == contents(tmp_path / "whole")
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
+    for timed in ("seconds", "environment"):
+        assert results[0].pop(timed)
+        assert results[1].pop(timed)
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_the_main_job_end_to_end(tmp_path):
     whole = shell("train", "--out", str(tmp_path / "whole"), *TINY)
     assert whole.returncode == 0, whole.stderr
     assert "sr+lora" in whole.stdout
     assert (tmp_path / "whole" / "report.html").stat().st_size > 10_000
-    command = [sys.executable, "-m", "metapeft", "train", "--out", str(tmp_path / "killed"), *TINY]
-    for _ in range(3):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(9)
-        process.kill()
-        process.wait()
-        if (tmp_path / "killed" / "config.json").exists() and "--resume" not in command:
-            command.append("--resume")
-    resumed = shell("train", "--out", str(tmp_path / "killed"), "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
-    assert results[0]["rows"] == results[1]["rows"]
     again = shell("train", "--out", str(tmp_path / "whole"), *TINY)
     assert again.returncode == 2
     assert "holds a run already" in again.stderr

@@ -29,8 +29,8 @@ def sampler(split: str = "train", **options: Any) -> mp.EpisodeSampler:
     return mp.EpisodeSampler(data(split), 3, 1, 2, seed=0, **options)
 
 
-def learner(kind: str = "metapeft", **options: Any) -> mp.Learner:
-    body = mp.backbones.conv4(ways=3, channels=1, width=4, size=16)
+def learner(kind: str = "metapeft", body: torch.nn.Module | None = None, **options: Any) -> mp.Learner:
+    body = mp.backbones.conv4(ways=3, channels=1, width=4, size=16) if body is None else body
     inner = mp.inner.SGD(2, 0.05, rates="step")
     if kind == "metapeft":
         return mp.methods.metapeft(body, format=mp.CP(2), inner=inner, hidden=4, norm="support", **options)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ import torch
 import metapeft as mp
 from metapeft.runs import Run
 from metapeft.specs import digest
+from tests.killing import contents, last_step, wait_for
+from tests.trainer import killed
 from tests.trainer.helpers import PLAN, STEPS, go_on, learner, sampler, trainer
 
-KINDS = ("metapeft", "warm", "protonet", "dropout")
+KINDS = tuple(killed.KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,34 +71,43 @@ def test_fit_again_starts_afresh() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_random_moments(kind: str, tmp_path: Path) -> None:
-    """Ten times with everything that a learner can have, three times with the other kinds."""
-    command = [sys.executable, "-m", "tests.trainer.helpers"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_killed_at_random_steps(kind: str, tmp_path: Path) -> None:
+    """Ten times with everything that a learner can have, three times with the other kinds.
 
-    def start(folder: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*command, str(folder), kind], stdout=subprocess.PIPE, text=True, env=environment
-        )
+    Each kill comes at a random moment after a random step that was not done before, and well before the end.
+    """
+    whole, part = tmp_path / "whole", tmp_path / "killed"
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.trainer.preloaded"])
 
-    begun = time.monotonic()
-    expected = start(tmp_path / "whole").communicate(timeout=300)[0]
-    seconds = time.monotonic() - begun
-    draw, killed = random.Random(0), 0
-    moments = [0.25, *(draw.uniform(0.3, 0.9) for _ in range(9 if kind == "metapeft" else 2))]
-    for moment in moments:  # the first is early enough to hit whatever the machine's load was before
-        process = start(tmp_path / "killed")
-        try:
-            process.wait(moment * seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.communicate()
-    found = start(tmp_path / "killed").communicate(timeout=300)[0]
-    assert killed > 0
-    assert found == expected
-    rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "killed")]
-    assert rows[0] == rows[1]
+    def start(folder: Path) -> Any:
+        process = server.Process(target=killed.go_on, args=(folder, kind), daemon=True)
+        process.start()
+        return process
+
+    process = start(whole)
+    process.join(300)
+    assert process.exitcode == 0
+    draw, reached, landed = random.Random(0), 0, []
+    times, steps = killed.KINDS[kind]
+    for _ in range(times):
+        process = start(part)
+        wait_for(part, reached + draw.randint(1, 9), process.is_alive)
+        time.sleep(draw.uniform(0, 0.03))  # anywhere in a step, or in what follows it
+        process.kill()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        reached = last_step(part)
+        landed.append(reached)
+    assert len(set(landed)) == times
+    assert 0 < landed[0] <= landed[-1] < steps
+    process = start(part)
+    process.join(300)
+    assert process.exitcode == 0
+    assert part.with_suffix(".end").read_text() == whole.with_suffix(".end").read_text()
+    found = contents(part)
+    assert set(found) == {"checkpoints/best.safetensors", "checkpoints/latest.safetensors", "metrics.jsonl"}
+    assert found == contents(whole)
 
 
 @pytest.mark.slow
