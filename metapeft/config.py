@@ -115,6 +115,12 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed is a number above 0")
         if not self.methods or not self.inner_lrs or not self.inner_steps:
             raise ValueError("methods, inner_lrs and inner_steps each need at least one entry")
+        for rate in self.inner_lrs:
+            if not 0 < rate < float("inf"):
+                raise ValueError(f"inner_lrs has {rate}: allowed are numbers above 0")
+        for steps in self.inner_steps:
+            if steps < 0:
+                raise ValueError(f"inner_steps has {steps}: allowed are whole numbers of at least 0")
         if self.memory is not None:
             parse_bytes(self.memory)
         if self.autocast is not None and self.dtype == "float64":

@@ -81,7 +81,7 @@ def evaluate(
         tasks_per_batch: episodes in one forward; changes no result under `norm="running"` or `"support"`.
 
     Raises:
-        ValueError: fewer than 1 episode.
+        ValueError: fewer than 1 episode; a data set in place of a sampler.
         NotFiniteInput: NaN or infinity in an episode. NumericalError: an adaptation that diverges.
 
     Example:
@@ -95,6 +95,10 @@ def evaluate(
     """
     if episodes < 1 or tasks_per_batch < 1:
         raise ValueError(f"episodes={episodes}, tasks_per_batch={tasks_per_batch}: both are at least 1")
+    if not hasattr(sampler, "batch"):
+        raise ValueError(
+            f"sampler is a {type(sampler).__name__} without .batch(start, count): wrap a data set in mp.EpisodeSampler"
+        )
     first: int = getattr(sampler, "first", 0)  # of a rank's share
     hits: list[Tensor] = []
     losses: list[Tensor] = []

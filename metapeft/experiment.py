@@ -77,7 +77,14 @@ def run(config: TrainConfig, folder: Path, say: Say = print, progress: bool = Tr
     data = found["data"]["train"]
     say(f"{data}: standard retraining on all training classes")
     start, sr_log = retrained(
-        config, folder / "sr", make_backbone(config, data), data, config.pretrain_steps, 128, 1, progress
+        config,
+        folder / "sr",
+        make_backbone(config, data),
+        data,
+        config.pretrain_steps,
+        min(128, len(data)),
+        1,
+        progress,
     )
     softmax = softmax_of(folder / "sr")
     scale = _scale(config, start, found)
@@ -92,7 +99,8 @@ def run(config: TrainConfig, folder: Path, say: Say = print, progress: bool = Tr
             if continued is None:
                 images = config.tasks_per_step, config.ways * (config.shots + config.queries)
                 body, _ = retrained(
-                    config, folder / "sr-continued", start, data, config.steps, images[1], images[0], progress,
+                    config, folder / "sr-continued", start, data, config.steps, min(images[1], len(data)), images[0],
+                    progress,
                     softmax,
                 )  # fmt: skip
                 continued = body, _scale(config, body, found)

@@ -57,6 +57,12 @@ class Plan:
         """Raise ValueError for episodes that do not suffice, and for what would have no effect."""
         if episodes is None and not isinstance(trainer.learner, ProblemTask):
             raise ValueError("episodes=None: a learner trains on episodes, such as an mp.EpisodeSampler")
+        for name, given in (("episodes", episodes), ("validation", validation)):
+            if given is not None and not hasattr(given, "batch"):
+                raise ValueError(
+                    f"{name} is a {type(given).__name__} without .batch(start, count): wrap a data set in "
+                    "mp.EpisodeSampler"
+                )
         _check_count("episodes", episodes, self.steps * trainer.tasks_per_step)
         _check_count("validation", validation, self.validation_episodes)
         if validation is None and self.validate_start:
@@ -112,7 +118,7 @@ def parameter_groups(trained: Mapping[str, Tensor], lr: float | Mapping[str, flo
         lr: of all, or `{group: rate}` by the first part of the variables' names; `"default"` for the rest.
 
     Raises:
-        ValueError: a group that is not trained, a variable without a rate.
+        ValueError: a rate that is no number of at least 0, a group that is not trained, a variable without a rate.
 
     Example:
         >>> trained = {"weights.w": torch.zeros(1), "rates.r": torch.ones(1)}
@@ -121,7 +127,9 @@ def parameter_groups(trained: Mapping[str, Tensor], lr: float | Mapping[str, flo
     """
     rates = dict(lr) if isinstance(lr, Mapping) else {"default": lr}
     known = {name.partition(".")[0] for name in trained}
-    for group in rates:
+    for group, rate in rates.items():
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            raise ValueError(f"lr={rate!r}: an outer rate is a finite number of at least 0")
         if group != "default" and group not in known:
             raise ValueError(
                 f"lr names the group {group!r}, which is not trained: trained are {sorted(known)}"

@@ -112,6 +112,7 @@ def load(
                 f"the run has {name} of shape {tuple(shape)}, what was built has {what}: backbone= is "
                 "another network than that of the run, or was changed after it was made"
             )
+    _check_names(learner.state(), state)
     learner.load_state(state)
     return learner
 
@@ -122,6 +123,16 @@ def _state(folder: Run, checkpoint: str | None) -> Any:
     name = checkpoint or ("best" if folder.checkpoint("best").exists() else "latest")
     tree = folder.load(name)[0]
     return tree["learner"] if name == "latest" else tree
+
+
+def _check_names(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Raise ValueError for a checkpoint that has not exactly the learner's tensors."""
+    missing, further = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or further:
+        what = f"lacks {missing[0]!r}" if missing else f"has {further[0]!r}, which the run's learner has not"
+        raise ValueError(
+            f"the checkpoint {what}: it was written by another method or another version, or copied in from another run"
+        )
 
 
 def _backbone(spec: Mapping[str, Any], given: nn.Module | None) -> nn.Module:

@@ -23,7 +23,7 @@ _COMMANDS = {
     "train": "Meta-train and compare methods on few-shot episodes; without options the main job on glyphs.",
     "evaluate": "Evaluate a trained run on episodes.",
     "bench": "Ablations of the whole method: generator, selection and inner loop switched off one at a time.",
-    "ranks": "Round a run's selection variables to ranks, and retrain at them.",
+    "ranks": "Round a run's selection variables to ranks.",
     "data": "Look at a data set: counts, classes, hash; build its store.",
     "episodes": "Write or check the index lists of a protocol.",
     "export": "Adapt a run to one task and write it as an adapter that PEFT loads.",
@@ -45,6 +45,8 @@ def _with_config(
     if config is not None:
         if config.suffix not in _FORMATS:
             raise ValueError(f"config={str(config)!r}: allowed are files that end in {', '.join(_FORMATS)}")
+        if not config.is_file():
+            raise ValueError(f"config={str(config)!r}: there is no such file")
         reader: Callable[..., Any] = _FORMATS[config.suffix]
         app.config = reader(config, must_exist=True, use_commands_as_keys=False)
     return app(tokens, exit_on_error=False, print_error=False)

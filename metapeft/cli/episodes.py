@@ -50,6 +50,8 @@ def dump(
     import metapeft as mp
     from metapeft.episodes.listing import dump as write
 
+    if episodes < 1:
+        raise ValueError(f"episodes={episodes}: allowed is a whole number of at least 1")
     options = {} if root is None else {"root": root}
     sampler = mp.EpisodeSampler(
         mp.load_dataset(data, split=split, **options), ways, shots, queries, seed=seed

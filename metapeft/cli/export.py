@@ -57,6 +57,12 @@ def export(
     import metapeft as mp
     from metapeft.cli.loading import loaded
 
+    if episode < 0:
+        raise ValueError(f"episode={episode}: episodes are counted from 0")
+    if (folder / "config.json").exists() or folder.is_file():
+        raise ValueError(
+            f"folder={str(folder)!r} is a run folder or a file: name a new folder for the adapter"
+        )
     options = {} if root is None else {"root": root}
     learner = loaded(run, checkpoint, device, dtype)
     sampler = mp.EpisodeSampler(mp.load_dataset(data, split=split, **options), ways, shots, 1, seed=seed)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import metapeft as mp
 from metapeft.intervals import mean_interval
-from metapeft.tuning import grid, tune
+from metapeft.tuning import calibrated_scale, grid, tune
 from tests.trainer.helpers import learner, sampler
 
 
@@ -113,3 +113,18 @@ def test_tuning_takes_the_best_on_validation_and_survives_divergence() -> None:
     assert tuned.score == max(trial["score"] for trial in tuned.trials)
     with pytest.raises(ValueError, match="nothing to choose from"):
         tune(make, [], episodes)
+
+
+def test_ties_of_accuracy_are_broken_by_the_loss_and_the_scale_is_calibrated() -> None:
+    body = mp.backbones.conv4(ways=3, channels=1, width=4, seed=0)
+    episodes = sampler("val")
+    scale = calibrated_scale(body, episodes, 6, scales=(1e-4, 0.05, 50.0))
+
+    def make(scale: float) -> mp.Learner:
+        return mp.methods.centroids(body, head=mp.heads.Prototypes(scale=scale))
+
+    tuned = tune(make, grid(scale=[50.0, 1e-4, 0.05]), episodes, 6)
+    assert len({trial["score"] for trial in tuned.trials}) == 1  # a scale changes no prediction
+    losses = {trial["scale"]: trial["loss"] for trial in tuned.trials}
+    assert losses[scale] == min(losses.values())
+    assert tuned.settings == {"scale": scale}
