@@ -230,7 +230,7 @@ def _trained(
         return trainer.resume(folder, episodes, validation)
     return trainer.fit(
         episodes, config.steps, validation, folder, checkpoint_every=25, validate_start=True,
-        validate_every=max(config.steps // 2, 1), validation_episodes=config.validation_episodes,
+        validate_every=config.steps, validation_episodes=config.validation_episodes,
     )  # fmt: skip
 
 
