@@ -78,9 +78,14 @@ def calibrated_scale(
     Args:
         body: a backbone. validation: a sampler on validation classes. episodes: how many. scales: to try.
         options: of `mp.methods.centroids`, such as `preprocess`.
+
+    Raises:
+        ValueError: no scales.
     """
     losses = {
         scale: evaluate(centroids(body, head=Prototypes(scale=scale), **options), validation, episodes).loss
         for scale in scales
     }
+    if not losses:
+        raise ValueError("scales is empty: there is nothing to choose from")
     return min(losses, key=lambda scale: losses[scale])

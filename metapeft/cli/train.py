@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from metapeft.config import TrainConfig
 
 _DEFAULT = TrainConfig()
+_MEANT = {"device": "cpu", "dtype": "float32"}
 
 
 def train(
@@ -103,7 +104,8 @@ def configured(stored: Any, given: TrainConfig | None = None) -> TrainConfig:
         default, wanted = plain_config(type(given)()), plain_config(given)
         for name, value in wanted.items():
             before = stored.get(name, default[name])
-            if value not in (default[name], before):
+            said = _MEANT.get(name) if before is None else None  # what leaving it out means
+            if value not in (default[name], before, said):
                 raise ValueError(
                     f"{name}={value!r}, but the run was started with {before!r}: leave it out, or start anew"
                 )

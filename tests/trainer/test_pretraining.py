@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import metapeft as mp
 from metapeft.pretraining import GroupSampler
+from metapeft.runs import Run
 from metapeft.specs import digest
 from tests.trainer.helpers import data
 
@@ -53,6 +54,22 @@ def test_it_resumes(tmp_path: Path) -> None:
         mp.pretrain(body(), data(), 4, run_dir=tmp_path / "x", resume=True, seed=1, **options)
     again, _ = mp.pretrain(body(), data(), 4, run_dir=tmp_path / "x", resume=True, **options)
     assert digest(dict(again.state_dict())) == digest(dict(whole.state_dict()))
+
+
+def test_a_cap_on_the_memory_cuts_the_groups_and_is_kept(tmp_path: Path) -> None:
+    options = {"group": 8, "groups": 4, "progress": False, "dtype": torch.float64}
+    whole, _ = mp.pretrain(body(), data(), 4, **options)
+    assert next(whole.parameters()).dtype == torch.float64
+    capped, _ = mp.pretrain(body(), data(), 4, memory="1MiB", run_dir=tmp_path / "x", **options)
+    with Run.open(tmp_path / "x", writable=False) as run:
+        assert run.config["trainer"]["memory"] == 2**20
+        assert run.load("latest")[0]["chunking"]["chunk"] == 1  # less than one group fits: one at a time
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(capped.state_dict()[name], value, rtol=1e-9, atol=1e-12)
+    again, _ = mp.pretrain(body(), data(), 4, memory="1MiB", run_dir=tmp_path / "x", resume=True, **options)
+    assert digest(dict(again.state_dict())) == digest(dict(capped.state_dict()))
+    with pytest.raises(ValueError, match="memory"):
+        mp.pretrain(body(), data(), 4, memory="2MiB", run_dir=tmp_path / "x", resume=True, **options)
 
 
 def test_calibration_is_the_mean_over_groups() -> None:
