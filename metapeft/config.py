@@ -127,3 +127,14 @@ class TrainConfig:
             raise ValueError(
                 f"autocast={self.autocast!r} goes with dtype='float32', not {self.dtype!r}: leave one of them out"
             )
+
+
+@dataclass(frozen=True)
+class BenchConfig(TrainConfig):
+    """The settings of the main job, with the ablations as methods and without sinusoids."""
+
+    methods: tuple[str, ...] = (
+        "metapeft", "generator-off", "other-task", "selection-off", "inner-off", "retrained-threshold",
+        "retrained-total", "retrained-uniform", "retrained-shuffled", "retrained-random", "sr+lora", "centroids",
+    )  # fmt: skip
+    sinusoid_steps: int = 0

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from metapeft.cli.train import start
-from metapeft.config import TrainConfig
-
-
-@dataclass(frozen=True)
-class BenchConfig(TrainConfig):
-    """The settings of the main job, with the ablations as methods and without sinusoids."""
-
-    methods: tuple[str, ...] = (
-        "metapeft", "generator-off", "other-task", "selection-off", "inner-off", "retrained-threshold",
-        "retrained-total", "retrained-uniform", "retrained-shuffled", "retrained-random", "sr+lora", "centroids",
-    )  # fmt: skip
-    sinusoid_steps: int = 0
-
+from metapeft.config import BenchConfig
 
 _DEFAULT = BenchConfig()
 

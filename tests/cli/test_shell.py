@@ -11,7 +11,7 @@ import pytest
 
 from metapeft.cli import run
 from metapeft.cli.train import configured, plain_config
-from metapeft.config import TrainConfig
+from metapeft.config import BenchConfig, TrainConfig
 from metapeft.errors import RunError
 from tests.killing import contents, last_step, wait_for
 
@@ -155,8 +155,6 @@ def test_the_main_job_end_to_end(tmp_path):
 
 
 def test_the_settings_of_bench_keep_its_own_defaults() -> None:
-    from metapeft.cli.bench import BenchConfig
-
     own = BenchConfig(seed=3)
     assert "generator-off" in own.methods
     assert own.sinusoid_steps == 0
@@ -166,3 +164,11 @@ def test_the_settings_of_bench_keep_its_own_defaults() -> None:
         configured(stored, BenchConfig(methods=("centroids",)))
     with pytest.raises(RunError, match="no run folder"):
         configured(None)
+
+
+def test_bench_takes_options_and_keeps_its_methods(monkeypatch):
+    seen = []
+    monkeypatch.setattr("metapeft.cli.bench.start", lambda config, *rest: seen.append(config) or 0)
+    assert run(["bench", "--seed", "3", "--steps", "2"]) == 0
+    assert seen == [BenchConfig(seed=3, steps=2)]
+    assert "other-task" in seen[0].methods
