@@ -42,6 +42,7 @@ def _with_config(
         Path | None, Parameter(help="File with options of the command: TOML, YAML or JSON.")
     ] = None,
 ) -> object:
+    app.config = ()
     if config is not None:
         if config.suffix not in _FORMATS:
             raise ValueError(f"config={str(config)!r}: allowed are files that end in {', '.join(_FORMATS)}")
