@@ -42,7 +42,6 @@ def _with_config(
         Path | None, Parameter(help="File with options of the command: TOML, YAML or JSON.")
     ] = None,
 ) -> object:
-    app.config = ()
     if config is not None:
         if config.suffix not in _FORMATS:
             raise ValueError(f"config={str(config)!r}: allowed are files that end in {', '.join(_FORMATS)}")
@@ -57,6 +56,7 @@ def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     logging.basicConfig(format="%(message)s")
     errors = Console(stderr=True, soft_wrap=True)
+    app.config = None  # a file holds for one call
     try:
         result = app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:

@@ -40,6 +40,7 @@ def test_a_protocol_says_what_the_sampler_does() -> None:
         "inner_steps": 5,
         "norm": "running",
         "head": "zero",
+        "precision": "float32",
         "interval": "95 % t",
     }
     line = str(protocol)
