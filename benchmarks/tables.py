@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from cyclopts import App
 
 from benchmarks.speed_tables import of_speed, spread
 from metapeft.cli.tables import percent, protocol_line
 from metapeft.episodes.protocol import Protocol
+from metapeft.intervals import mean_interval
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -48,15 +50,40 @@ def few_shot(paths: list[Path]) -> str:
     rows: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     if not rows:
         return ""
-    lines = ["| data | method | accuracy in % | protocol |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| data | method | accuracy in % | minus centroids | protocol |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    bases = {(row["data"], row["kind"], row["seed"]): row for row in rows if row["row"] == "centroids"}
     for row in sorted(rows, key=lambda row: (row["data"], row["kind"], -row["accuracy"])):
         protocol = Protocol.from_dict(row["protocol"])
         name = f"{row['row']}: {row['about']}"
         name += " (validation kept the start)" if row.get("best_step") == 0 else ""
         commit = str(row["environment"]["commit"])[:9]
         accuracy = percent(row["accuracy"], row["ci95"])
-        lines.append(f"| {row['data']}, {row['kind']} | {name} | {accuracy} | {protocol}; commit {commit} |")
-    return "\n".join(["On real data, one row a file of `benchmarks/results/few_shot/`:", "", *lines])
+        paired = minus(row, bases.get((row["data"], row["kind"], row["seed"])))
+        cells = (f"{row['data']}, {row['kind']}", name, accuracy, paired, f"{protocol}; commit {commit}")
+        lines.append(f"| {' | '.join(cells)} |")
+    about = (
+        "On real data, one row a file of `benchmarks/results/few_shot/`; differences in points, paired over the same "
+        "episodes:"
+    )
+    return "\n".join([about, "", *lines])
+
+
+def minus(row: dict[str, Any], base: dict[str, Any] | None) -> str:
+    """The paired difference of two rows on the same episodes, with its 95 % t-interval; `-` without another row.
+
+    Example:
+        >>> minus({"values": [1.0, 0.0, 1.0]}, {"values": [0.0, 0.0, 1.0]})
+        '+33.33 ± 143.42'
+    """
+    if base is None or base is row or len(base["values"]) != len(row["values"]):
+        return "-"
+    apart = torch.tensor(row["values"], dtype=torch.float64) - torch.tensor(
+        base["values"], dtype=torch.float64
+    )
+    return percent(*mean_interval(apart), sign=True)
 
 
 def speed(path: Path) -> str:
