@@ -99,3 +99,29 @@ def assert_equals_merged(model: Any, x: Any, support: Any = None, size: float = 
 def affects(model: Any, x: Any) -> bool:
     """Whether random factors change the output at all; a test of agreement is worth nothing otherwise."""
     return not torch.equal(model(x, model.factors()), model(x, random_factors(model, 1)))
+
+
+def moved(model: Any, weights: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`W0 + Delta` of the factors of a task `(1, ...)`, by the backbone's own names, in the graph of both."""
+    found = dict(weights)
+    for name, site in model.sites.items():
+        local = {key: factors[f"{name}.{key}"] for key in site.format.shapes(site.geometry)}
+        delta = site.format.delta(local)
+        found[name] = found[name] + (delta if site.format.dense else site.geometry.stored(delta))[0]
+    return found
+
+
+def assert_same_derivatives(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], size: float = 1e-8
+) -> None:
+    """Relative to the largest entry of each tensor; 1e-6 of the largest of all for what is 0 but for rounding.
+
+    (The bias of attention's keys has no effect.)
+    """
+    assert set(found) == set(expected)
+    largest = max(float(value.abs().max()) for value in expected.values())
+    assert largest > 0
+    for name, value in expected.items():
+        own = float(value.abs().max())
+        error = float((found[name] - value).abs().max())
+        assert error <= size * (own + 1e-6 * largest), (name, error, own)

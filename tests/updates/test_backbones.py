@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import metapeft as mp
 from tests.updates.helpers import (
@@ -21,18 +20,10 @@ from tests.updates.helpers import (
     randomised,
     task,
 )
+from tests.updates.networks import OURS, resnet18, text, tiny
 
 TASKS = 8
 FEW = {name: FORMATS[name] for name in ("full", "lora", "cp", "ring")}
-OURS = {
-    "conv4": (lambda: mp.backbones.conv4(ways=3, channels=1, width=4), (1, 28, 28)),
-    "resnet12": (lambda: mp.backbones.resnet12(ways=3, channels=1, width=4, size=16), (1, 16, 16)),
-    "vit": (lambda: mp.backbones.vit(ways=3, width=8, depth=1, heads=2), (1, 28, 28)),
-    "mixer": (
-        lambda: mp.backbones.mixer(ways=3, channels=1, size=16, patch=4, width=8, depth=1),
-        (1, 16, 16),
-    ),
-}
 
 
 @pytest.mark.parametrize("format", FEW)
@@ -46,83 +37,12 @@ def test_ours(name: str, norm: str, format: str) -> None:
     assert_equals_merged(model, x, support if norm == "support" else None, size=0.1)
 
 
-class Block(nn.Module):
-    """The basic block of He et al. 2016."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(hidden)) + self.downsample(x))
-
-
-def resnet18(width: int = 4) -> nn.Module:
-    """ResNet-18 with narrow layers."""
-    stem = [nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    widths = [width, width, 2 * width, 4 * width, 8 * width]
-    blocks = [
-        Block(widths[stage] if first else widths[stage + 1], widths[stage + 1], 2 if first and stage else 1)
-        for stage in range(4)
-        for first in (True, False)
-    ]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 5))
-
-
 @pytest.mark.parametrize("format", FEW)
 @pytest.mark.parametrize("norm", ["running", "support"])
 def test_resnet18(norm: str, format: str) -> None:
     model = mp.attach(randomised(resnet18()), FEW[format], norm=norm)
     x, support = randn(TASKS, 2, 3, 32, 32), randn(TASKS, 3, 3, 32, 32, seed=1)
     assert_equals_merged(model, x, support if norm == "support" else None, size=0.1)
-
-
-def tiny(transformers: ModuleType, kind: str) -> nn.Module:
-    """A random transformer of two layers."""
-    torch.manual_seed(0)
-    if kind == "bert":
-        config = transformers.BertConfig(
-            vocab_size=20,
-            hidden_size=8,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=12,
-            num_labels=3,
-        )
-        return transformers.BertForSequenceClassification(config)
-    if kind == "bert, tied":
-        config = transformers.BertConfig(
-            vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
-        )
-        return transformers.BertForMaskedLM(config)
-    config = transformers.GPT2Config(
-        vocab_size=20,
-        n_embd=8,
-        n_layer=2,
-        n_head=2,
-        n_positions=8,
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
-    )
-    return transformers.GPT2LMHeadModel(config)
-
-
-def text(padded: bool = True) -> dict[str, Any]:
-    source = torch.Generator().manual_seed(0)
-    words = torch.randint(1, 20, (TASKS, 2, 5), generator=source)
-    mask = torch.ones_like(words)
-    if padded:
-        mask[:, 1, 3:] = 0
-    return {"input_ids": words, "attention_mask": mask}
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +54,13 @@ def transformers() -> ModuleType:
 @pytest.mark.parametrize("kind", ["bert", "bert, tied", "gpt2"])
 def test_transformers(transformers: ModuleType, kind: str, format: str) -> None:
     model = mp.attach(randomised(tiny(transformers, kind)), FEW[format])
-    assert_equals_merged(model, text())
+    assert_equals_merged(model, text(TASKS))
 
 
 def test_attention_masks_reach_the_backbone(transformers: ModuleType) -> None:
     model = mp.attach(randomised(tiny(transformers, "bert")), mp.LoRA(2), targets=["*query", "*value"])
     assert sorted({name.split(".")[-2] for name in model.sites}) == ["query", "value"]
-    x, factors = text(), random_factors(model, TASKS)
+    x, factors = text(TASKS), random_factors(model, TASKS)
     output = model(x, factors)
     hidden = {**x, "input_ids": torch.where(x["attention_mask"] == 1, x["input_ids"], 7)}
     assert_close(model(hidden, factors), output, 1e-12)
@@ -152,7 +72,7 @@ def test_attention_masks_reach_the_backbone(transformers: ModuleType) -> None:
 
 def test_words_alone_and_other_entries_pass_through(transformers: ModuleType) -> None:
     model = mp.attach(randomised(tiny(transformers, "bert")), mp.CP(1))
-    factors, x = random_factors(model, TASKS), text(padded=False)
+    factors, x = random_factors(model, TASKS), text(TASKS, padded=False)
     expected = model(x, factors)
     assert_close(model({"input_ids": x["input_ids"], "output_attentions": False}, factors), expected, 1e-12)
     assert_close(model(x["input_ids"], factors), expected, 1e-12)
@@ -192,7 +112,7 @@ def test_efficientnet_of_timm(timm: ModuleType, norm: str, format: str) -> None:
     model = mp.attach(
         randomised(timm.create_model("tf_efficientnet_lite0", num_classes=4)), FEW[format], norm=norm
     )
-    x, support = randn(2, 1, 3, 64, 64), randn(2, 3, 3, 64, 64, seed=1)
+    x, support = randn(TASKS, 1, 3, 64, 64), randn(TASKS, 3, 3, 64, 64, seed=1)
     assert_equals_merged(model, x, support if norm == "support" else None, size=0.02)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import metapeft as mp
-from tests.updates.helpers import FORMATS, assert_close, randn, random_factors, randomised
+from tests.updates.helpers import FORMATS, assert_close, moved, randn, random_factors, randomised
 from tests.updates.networks import Attention
 
 TRAINABLE = {name: format for name, format in FORMATS.items() if name != "rank 0"}
@@ -27,7 +27,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("format", ["full", "lora", "ring"])
+@pytest.mark.parametrize("format", ["full", "lora", "cp", "ring"])
 @pytest.mark.parametrize("net", NETS)
 def test_gradgradcheck(net: str, format: str) -> None:
     """In the factors, the backbone's weights and the input, under support statistics."""
@@ -72,12 +72,8 @@ def plain_loop(
     for x, index, y in zip(*batch):
 
         def loss(factors: dict[str, Tensor], x: Tensor = x, index: Tensor = index, y: Tensor = y) -> Tensor:
-            moved = dict(weights)
-            for name, site in model.sites.items():
-                local = {key: factors[f"{name}.{key}"] for key in site.format.shapes(site.geometry)}
-                delta = site.format.delta(local)
-                moved[name] = moved[name] + (delta if site.format.dense else site.geometry.stored(delta))[0]
-            return F.cross_entropy(torch.func.functional_call(net, moved, (x, index)), y)
+            own = moved(model, weights, factors)
+            return F.cross_entropy(torch.func.functional_call(net, own, (x, index)), y)
 
         factors = start
         for _ in range(steps):

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 import metapeft as mp
 from tests.updates.helpers import FORMATS, assert_close, call, randn, random_factors, randomised, task
-from tests.updates.networks import Tied
-from tests.updates.test_backbones import tiny
+from tests.updates.networks import Tied, tiny
 
 LOW_RANK = {name: FORMATS[name] for name in ("lora", "cp", "ring", "uneven ring")}
 IGNORED = [
