@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def loaded(
     run: Path,
-    checkpoint: str | None,
+    checkpoint: str,
     device: str | None = None,
     dtype: DtypeName | None = None,
     autocast: AutocastOrOff | None = None,
