@@ -87,7 +87,7 @@ class TrainConfig:
     tasks_per_step: int = 4
     lr: float = 1e-3
     weights_lr: float = 3e-4
-    inner_lrs: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    inner_lrs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     inner_steps: tuple[int, ...] = (1, 3, 5, 10)
     episodes: int = 120
     validation_episodes: int = 24
@@ -115,9 +115,26 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed is a number above 0")
         if not self.methods or not self.inner_lrs or not self.inner_steps:
             raise ValueError("methods, inner_lrs and inner_steps each need at least one entry")
+        for rate in self.inner_lrs:
+            if not 0 < rate < float("inf"):
+                raise ValueError(f"inner_lrs has {rate}: allowed are numbers above 0")
+        for steps in self.inner_steps:
+            if steps < 0:
+                raise ValueError(f"inner_steps has {steps}: allowed are whole numbers of at least 0")
         if self.memory is not None:
             parse_bytes(self.memory)
         if self.autocast is not None and self.dtype == "float64":
             raise ValueError(
                 f"autocast={self.autocast!r} goes with dtype='float32', not {self.dtype!r}: leave one of them out"
             )
+
+
+@dataclass(frozen=True)
+class BenchConfig(TrainConfig):
+    """The settings of the main job, with the ablations as methods and without sinusoids."""
+
+    methods: tuple[str, ...] = (
+        "metapeft", "generator-off", "other-task", "selection-off", "inner-off", "retrained-threshold",
+        "retrained-total", "retrained-uniform", "retrained-shuffled", "retrained-random", "sr+lora", "centroids",
+    )  # fmt: skip
+    sinusoid_steps: int = 0

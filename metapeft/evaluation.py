@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metapeft.episodes.protocol import Protocol
-from metapeft.errors import NumericalError
+from metapeft.errors import NotFiniteInput, NumericalError
 from metapeft.intervals import mean_interval
 from metapeft.items import correct
 from metapeft.precision import precision_name
@@ -81,8 +81,8 @@ def evaluate(
         tasks_per_batch: episodes in one forward; changes no result under `norm="running"` or `"support"`.
 
     Raises:
-        ValueError: fewer than 1 episode.
-        NumericalError: an adaptation that diverges.
+        ValueError: fewer than 1 episode; a data set in place of a sampler.
+        NotFiniteInput: NaN or infinity in an episode. NumericalError: an adaptation that diverges.
 
     Example:
         >>> import metapeft as mp
@@ -95,20 +95,29 @@ def evaluate(
     """
     if episodes < 1 or tasks_per_batch < 1:
         raise ValueError(f"episodes={episodes}, tasks_per_batch={tasks_per_batch}: both are at least 1")
+    if not hasattr(sampler, "batch"):
+        raise ValueError(
+            f"sampler is a {type(sampler).__name__} without .batch(start, count): wrap a data set in mp.EpisodeSampler"
+        )
+    first: int = getattr(sampler, "first", 0)  # of a rank's share
     hits: list[Tensor] = []
     losses: list[Tensor] = []
     for start in range(0, episodes, tasks_per_batch):
         batch = sampler.batch(start, min(tasks_per_batch, episodes - start))
-        objectives = learner.objectives(batch, training=False)
+        try:
+            objectives = learner.objectives(batch, training=False)
+        except NotFiniteInput as error:
+            raise error.of_episode(first + start + error.task) from None
         w, derived = learner.solve(objectives, steps)
         with torch.no_grad():
             loss, logits = objectives.scored(w, derived)
         losses.append(loss.cpu())
         bad = (~losses[-1].isfinite()).nonzero().flatten()
         if len(bad):
+            numbers = (bad + first + start).tolist()
             raise NumericalError(
-                f"the loss of episode(s) {(bad + start).tolist()} is not finite: adaptation has probably diverged "
-                "(lower the inner rate), or images or weights are not finite"
+                f"the loss of episode(s) {numbers} is not finite: adaptation has probably diverged (lower the inner "
+                "rate), or weights are not finite"
             )
         right = correct(logits, objectives.query) if objectives.query is not None else None
         if right is not None:

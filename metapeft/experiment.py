@@ -17,6 +17,8 @@ from metapeft.distributed import processes
 from metapeft.episodes.sampler import EpisodeSampler
 from metapeft.evaluation import evaluate
 from metapeft.generators.control import OtherTask
+from metapeft.heads.closed_form import Prototypes
+from metapeft.heads.linear import PrototypeInit
 from metapeft.inner.descent import SGD
 from metapeft.learner import Learner
 from metapeft.methods import recipes
@@ -24,7 +26,7 @@ from metapeft.results import Results, Row, adapted_parameters
 from metapeft.retraining import retrained, softmax_of
 from metapeft.retraining import training_styles as training_styles
 from metapeft.trainer import BilevelTrainer
-from metapeft.tuning import Tuned, grid, tune
+from metapeft.tuning import Tuned, calibrated_scale, grid, tune
 from metapeft.updates.selection import at_ranks
 
 COLUMNS = ("plain", "shifted")
@@ -75,40 +77,55 @@ def run(config: TrainConfig, folder: Path, say: Say = print, progress: bool = Tr
     data = found["data"]["train"]
     say(f"{data}: standard retraining on all training classes")
     start, sr_log = retrained(
-        config, folder / "sr", make_backbone(config, data), data, config.pretrain_steps, 128, 1, progress
+        config,
+        folder / "sr",
+        make_backbone(config, data),
+        data,
+        config.pretrain_steps,
+        min(128, len(data)),
+        1,
+        progress,
     )
     softmax = softmax_of(folder / "sr")
-    continued: nn.Module | None = None
+    scale = _scale(config, start, found)
+    continued: tuple[nn.Module, float] | None = None
     rows: dict[str, Row] = {}
     ordered = sorted(config.methods, key=lambda name: METHODS[name].needs is not None)
     for name in ordered:
         method = METHODS[name]
         say(f"{name}: {method.about}")
-        body = start
+        begin = start, scale
         if not method.trains:
             if continued is None:
                 images = config.tasks_per_step, config.ways * (config.shots + config.queries)
-                continued, _ = retrained(
-                    config,
-                    folder / "sr-continued",
-                    start,
-                    data,
-                    config.steps,
-                    images[1],
-                    images[0],
+                body, _ = retrained(
+                    config, folder / "sr-continued", start, data, config.steps, min(images[1], len(data)), images[0],
                     progress,
                     softmax,
-                )
-            body = continued
-        rows[name] = _row(name, method, body, config, folder, found, progress, rows)
+                )  # fmt: skip
+                continued = body, _scale(config, body, found)
+            begin = continued
+        rows[name] = _row(name, method, *begin, config, folder, found, progress, rows)
     rows = {name: rows[name] for name in config.methods}
     return Results(config, rows, sr_log, found)
+
+
+def _scale(config: TrainConfig, body: nn.Module, found: dict[str, Any]) -> float:
+    """The scale of nearest-centroid logits that suits a start, on validation episodes."""
+    place = placement.options(config.device, config.dtype, config.autocast)
+    preprocess = found["data"]["train"].preprocess
+    budget = config.validation_episodes
+    scale: float = processes().decided(
+        lambda: calibrated_scale(body, found["val shifted"], budget, preprocess=preprocess, **place)
+    )
+    return scale
 
 
 def _row(
     name: str,
     method: Method,
     body: nn.Module,
+    scale: float,
     config: TrainConfig,
     folder: Path,
     found: dict[str, Any],
@@ -116,7 +133,8 @@ def _row(
     rows: dict[str, Row],
 ) -> Row:
     """Choose, train, choose again, evaluate: one method."""
-    row = Row(name)
+    row = Row(name, chosen={"scale": scale})
+    head = PrototypeInit(scale) if method.adapts else Prototypes(scale)
     preprocess = found["data"]["train"].preprocess
     place = placement.options(config.device, config.dtype, config.autocast)
     extra: dict[str, Any] = {}
@@ -128,7 +146,14 @@ def _row(
         row.ranks, extra = {method.rule: chosen_ranks}, {"format": at_ranks(searched.model, chosen_ranks)}
 
     def make(lr: float | None = None, steps: int | None = None, **more: Any) -> Learner:
-        options = {**place, **rank_option(method, config.rank), **method.options, **extra, **more}
+        options = {
+            **place,
+            "head": head,
+            **rank_option(method, config.rank),
+            **method.options,
+            **extra,
+            **more,
+        }
         if method.adapts and lr is not None and steps is not None:
             options["inner"] = SGD(
                 steps, lr, rates="step" if method.trains and method.make is not recipes.maml else None
@@ -147,7 +172,7 @@ def _row(
     else:
         row.learner = make()
     if method.trains:
-        row.log = _trained(row.learner, config, folder / name, found["train"], progress)
+        row.log = _trained(row.learner, config, folder / name, found, progress)
     if row.learner.selection is not None:
         row.ranks = {rule: round_ranks(row.learner, rule) for rule in ("threshold", "total")}
     row.parameters = adapted_parameters(row.learner)
@@ -191,8 +216,10 @@ def _control(
 
 
 def _trained(
-    learner: Learner, config: TrainConfig, folder: Path, episodes: Any, progress: bool
+    learner: Learner, config: TrainConfig, folder: Path, found: dict[str, Any], progress: bool
 ) -> list[dict[str, Any]]:
+    """The training log; the learner ends with its best state on validation episodes, the start included."""
+    episodes, validation = found["train"], found["val shifted"]
     rates = {"weights": config.weights_lr, "default": config.lr}
     lr = {group: rate for group, rate in rates.items() if group == "default" or group in learner.outer}
     trainer = BilevelTrainer(
@@ -200,8 +227,11 @@ def _trained(
         memory=config.memory,
     )  # fmt: skip
     if trainer.has_run(folder):
-        return trainer.resume(folder, episodes)
-    return trainer.fit(episodes, config.steps, run_dir=folder, checkpoint_every=25)
+        return trainer.resume(folder, episodes, validation)
+    return trainer.fit(
+        episodes, config.steps, validation, folder, checkpoint_every=25, validate_start=True,
+        validate_every=config.steps, validation_episodes=config.validation_episodes,
+    )  # fmt: skip
 
 
 def _told(tuned: Tuned) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def check_autocast(autocast: torch.dtype | None, like: Tensor) -> None:
     if autocast is not None and like.dtype != torch.float32:
         raise ValueError(
             f"autocast={autocast!r} is for parameters in float32, these are {like.dtype}: torch.autocast would "
-            "leave them as they are; leave it out, or say dtype=torch.float32"
+            "leave them as they are; leave autocast out (in the shell --autocast off), or say dtype=torch.float32"
         )
 
 

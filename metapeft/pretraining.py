@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metapeft import state
 from metapeft.buffers import task_mean
+from metapeft.finite import refuse_not_finite
 from metapeft.groups import Groups, GroupSampler
 from metapeft.hypergradients.problem import Problem, Result, resolve
 from metapeft.placement import usable
@@ -68,6 +69,7 @@ class Pretraining:
 
     def hypergradient(self, batch: Groups, w0: Any = None) -> Result:
         """Mean cross-entropy over the groups and its gradient; `.log` has accuracy and statistics."""
+        refuse_not_finite(batch.x, "x")
         x = self.model.prepared(batch.x)
         y = batch.y.to(x.device)
         statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
@@ -201,7 +203,9 @@ def calibrate(
     total: dict[str, tuple[Tensor, Tensor]] = {}
     for i in range(groups):
         statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        measured(sampler.batch(i, 1).x, {}, statistics=statistics)
+        x = sampler.batch(i, 1).x
+        refuse_not_finite(x, "x")
+        measured(x, {}, statistics=statistics)
         for name, (mean, variance) in task_mean(statistics).items():
             old = total.get(name, (torch.zeros_like(mean), torch.zeros_like(variance)))
             total[name] = (old[0] + mean / groups, old[1] + variance / groups)

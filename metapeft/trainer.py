@@ -15,7 +15,7 @@ from metapeft.buffers import move_buffers
 from metapeft.byte_units import parse_bytes
 from metapeft.chunking import Chunking
 from metapeft.distributed import Share, processes
-from metapeft.errors import NumericalError
+from metapeft.errors import NotFiniteInput, NumericalError
 from metapeft.hypergradients.problem import Problem
 from metapeft.outer_loop import Averages, run_loop
 from metapeft.outer_step import OuterGradient
@@ -217,7 +217,8 @@ class BilevelTrainer:
             found = self.gradient(task, batch, share, self._inner, where, self.processes)
         except NumericalError as error:
             where += f", episodes {share.start} to {share.start + share.count - 1}"
-            raise NumericalError(f"{where}: {error}. The last checkpoint is kept.") from error
+            said = error.of_episode(share.start + error.task) if isinstance(error, NotFiniteInput) else error
+            raise NumericalError(f"{where}: {said}. The last checkpoint is kept.") from error
         self._inner = found.w if self.warm_start else None
         trained: dict[str, Tensor] = self.learner.trained
         for name, value in trained.items():

@@ -1,138 +1,77 @@
-"""Which devices this process can use, and whether they compute in bfloat16."""
+"""Device and types in the shell: used, stored, and refused in a sentence before anything is written."""
 
 from __future__ import annotations
 
-import contextlib
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 import metapeft as mp
-from metapeft import distributed, placement, precision
-from metapeft.distributed import Processes
-from metapeft.placement import usable
-from tests.trainer.helpers import learner
+from metapeft import placement, precision
+from metapeft.cli import run
+from metapeft.cli.train import configured, plain_config
+from metapeft.config import TrainConfig
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, neighbours: int = 1, own: int = 0) -> None:
-    """A machine with GPUs, as torch would tell of it to the process whose GPU is number `own`."""
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: CUDA)
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: gpus)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: own)
-    monkeypatch.setattr(placement, "processes", lambda: Processes(own, neighbours, neighbours))
+TINY = [
+    *("--width", "4", "--pretrain-steps", "1", "--steps", "1", "--tasks-per-step", "1", "--episodes", "2"),
+    *("--validation-episodes", "2", "--queries", "2", "--inner-lrs", "0.01", "--inner-steps", "1"),
+    *("--sinusoid-steps", "0", "--quiet", "--methods", "lora-ml", "--methods", "centroids"),
+]
 
 
-@pytest.mark.parametrize(
-    ("gpus", "neighbours", "own", "device"),
-    [
-        (0, 1, 0, "cpu"),
-        (0, 2, 1, CPU),
-        (1, 1, 0, "cuda"),
-        (2, 1, 0, "cuda:1"),
-        (2, 2, 1, CUDA),
-        (2, 2, 1, "cuda:1"),
-    ],
-)
-def test_usable(gpus: int, neighbours: int, own: int, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, gpus, neighbours, own)
-    assert usable(device) == torch.device(device)
+def test_a_run_in_float64_says_so_everywhere(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "x"
+    assert run(["train", "--out", str(out), "--device", "cpu", "--dtype", "float64", *TINY]) == 0
+    assert mp.load(out / "lora-ml").variables["weights.conv1.weight"].dtype == torch.float64
+    results = json.loads((out / "results.json").read_text())
+    assert results["config"]["dtype"] == "float64"
+    assert results["rows"]["centroids"]["columns"]["plain"]["protocol"]["precision"] == "float64"
+    assert run(["train", "--out", str(out), "--resume", "--dtype", "float32", *TINY]) == 2
+    assert "dtype='float32', but the run was started with 'float64'" in capsys.readouterr().err
+    options = ["--episodes", "2", "--queries", "2"]
+    assert (
+        run(["evaluate", str(out / "lora-ml"), "--autocast", "bfloat16", "--dtype", "float32", *options]) == 0
+    )
+    assert "bfloat16 forwards" in capsys.readouterr().out
+    assert run(["evaluate", str(out / "lora-ml"), "--autocast", "bfloat16", *options]) == 2
+    assert "--autocast off" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("gpus", "neighbours", "device", "sentence"),
-    [
-        (0, 1, "cuda", "device='cuda': allowed on this machine is 'cpu'; torch .* sees no GPU"),
-        (0, 1, torch.device("meta"), "device='meta': allowed on this machine is 'cpu'"),
-        (1, 1, "meta", "device='meta': allowed on this machine are 'cpu', 'cuda', 'cuda:0'$"),
-        (2, 1, "gpu", "device='gpu': allowed on this machine are 'cpu', 'cuda', 'cuda:0', 'cuda:1'$"),
-        (1, 1, "cuda:1", "device='cuda:1': allowed on this machine are 'cpu', 'cuda', 'cuda:0'$"),
-        (1, 1, "mps", "device='mps': allowed on this machine are 'cpu', 'cuda', 'cuda:0'$"),
-        (
-            1,
-            2,
-            "cuda",
-            "device='cuda': 2 processes on this machine each need a GPU of their own, of which it has 1",
-        ),
-        (2, 2, "cuda:1", "device='cuda:1': 2 processes .* say 'cuda' for that of the local rank"),
-    ],
+    "device", ["meta", "nonsense", "cpu:1", *([] if torch.cuda.is_available() else ["cuda"])]
 )
-def test_refused(
-    gpus: int, neighbours: int, device: Any, sentence: str, monkeypatch: pytest.MonkeyPatch
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    machine(monkeypatch, gpus, neighbours)
-    with pytest.raises(ValueError, match=sentence):
-        usable(device)
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "--device", device, "--out", "x", *TINY]) == 2
+    assert f"device={device!r}: allowed on this machine" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_trainer_refuses_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, 0)
-    with pytest.raises(ValueError, match="device='cuda': allowed"):
-        mp.BilevelTrainer(learner(), device="cuda")
+def test_leaving_out_means_the_cpu_and_float32() -> None:
+    stored = plain_config(TrainConfig())
+    assert configured(stored, TrainConfig(device="cpu", dtype="float32")) == TrainConfig()
+    with pytest.raises(ValueError, match="dtype='float64', but the run was started with None"):
+        configured(stored, TrainConfig(dtype="float64"))
+    with pytest.raises(ValueError, match="autocast='bfloat16' goes with"):
+        TrainConfig(dtype="float64", autocast="bfloat16")
 
 
-@pytest.mark.parametrize(("local", "chosen"), [("0", [0]), ("1", [])])
-def test_more_processes_than_gpus_can_still_train_on_the_cpu(
-    local: str, chosen: list[int], monkeypatch: pytest.MonkeyPatch
+def test_emulated_bfloat16_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    set_to: list[int] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", set_to.append)
-    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
-    monkeypatch.setenv("LOCAL_RANK", local)
-    distributed._join()
-    assert set_to == chosen
-
-
-@pytest.mark.parametrize(
-    ("flags", "found"),
-    [
-        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, False),
-        ({"avx512_bf16": True, "amx_bf16": False}, True),
-        ({"avx512_bf16": False, "amx_bf16": True}, True),
-        ({"architecture": "arm64", "bf16": True}, True),
-        ({"architecture": "arm64", "bf16": False}, False),
-        ({"architecture": "s390x"}, None),
-    ],
-)
-def test_the_cpu_is_asked_for_bfloat16(
-    flags: dict[str, Any], found: bool | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
-    assert precision.has_bfloat16(CPU) is found
-
-
-@pytest.mark.parametrize(("family", "found"), [("AVX2", False), ("AVX512", None)])
-def test_an_older_torch_knows_the_family(
-    family: str, found: bool | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: family)
-    assert precision.has_bfloat16(CPU) is found
-
-
-def test_a_gpu_is_asked_for_bfloat16_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
-    assert precision.has_bfloat16(CUDA) is False
-    assert precision.has_bfloat16(torch.device("mps")) is None
-
-
-@pytest.mark.parametrize(("has", "times"), [(True, 0), (None, 0), (False, 1)])
-def test_that_bfloat16_is_emulated_is_said_once(
-    has: bool | None, times: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(precision, "has_bfloat16", lambda device: has)
     precision.note_emulated.cache_clear()
-    with caplog.at_level(logging.WARNING, "metapeft"):
-        for _ in range(3):
-            precision.forward_precision(torch.bfloat16, torch.zeros(1))
-        precision.forward_precision(None, torch.zeros(1))
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
+    with caplog.at_level(logging.WARNING):
+        placement.ask("cpu", None)
+        assert not caplog.records
+        placement.ask("cpu", "bfloat16")
+        placement.ask("cpu", "bfloat16")
+    assert len(caplog.records) == 1
+    assert "emulates" in caplog.text
     precision.note_emulated.cache_clear()
-    assert len(caplog.messages) == times

@@ -20,7 +20,7 @@ def evaluate(
     steps: int | None = None,
     shift: bool = False,
     seed: int = 1,
-    checkpoint: str = "latest",
+    checkpoint: str | None = None,
     device: str | None = None,
     dtype: DtypeName | None = None,
     autocast: AutocastOrOff | None = None,
@@ -52,7 +52,7 @@ def evaluate(
     seed
         Of the episodes.
     checkpoint
-        latest or best.
+        best (on validation episodes) or latest; default best where there is one.
     device
         cpu, cuda or cuda:1; default the CPU.
     dtype

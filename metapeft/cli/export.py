@@ -19,7 +19,7 @@ def export(
     episode: int = 0,
     seed: int = 1,
     steps: int | None = None,
-    checkpoint: str = "latest",
+    checkpoint: str | None = None,
     device: str | None = None,
     dtype: DtypeName | None = None,
 ) -> int:
@@ -48,7 +48,7 @@ def export(
     steps
         Inner steps; default those of the learner.
     checkpoint
-        latest or best.
+        best (on validation episodes) or latest; default best where there is one.
     device
         Where the task is adapted: cpu, cuda or cuda:1; default the CPU.
     dtype
@@ -57,6 +57,12 @@ def export(
     import metapeft as mp
     from metapeft.cli.loading import loaded
 
+    if episode < 0:
+        raise ValueError(f"episode={episode}: episodes are counted from 0")
+    if (folder / "config.json").exists() or folder.is_file():
+        raise ValueError(
+            f"folder={str(folder)!r} is a run folder or a file: name a new folder for the adapter"
+        )
     options = {} if root is None else {"root": root}
     learner = loaded(run, checkpoint, device, dtype)
     sampler = mp.EpisodeSampler(mp.load_dataset(data, split=split, **options), ways, shots, 1, seed=seed)

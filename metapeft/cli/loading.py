@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def loaded(
     run: Path,
-    checkpoint: str,
+    checkpoint: str | None,
     device: str | None = None,
     dtype: DtypeName | None = None,
     autocast: AutocastOrOff | None = None,

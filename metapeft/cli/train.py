@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from metapeft.config import TrainConfig
 
 _DEFAULT = TrainConfig()
+_MEANT = {"device": "cpu", "dtype": "float32"}
 
 
 def train(
@@ -66,7 +67,7 @@ def start(config: TrainConfig, out: Path | None, resume: bool, quiet: bool) -> i
     try:
         if resume or (restarted and shared_run.exists(out, together)):
             with shared_run.opened(out, together) as run:
-                config = configured(run.config["train"], settings)
+                config = configured(run.config.get("train"), config)
                 placement.ask(config.device, config.autocast)
                 return _run(config, run, console, quiet, together.main)
         placement.ask(config.device, config.autocast)  # before anything is written
@@ -85,15 +86,29 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def configured(stored: dict[str, Any], given: dict[str, Any] | None = None) -> TrainConfig:
-    """The stored settings; raises ValueError where one is given that differs from them and from the default."""
-    default = plain_config(_DEFAULT)
-    for name, value in (given or {}).items():
-        before = stored.get(name, default[name])
-        if value not in (default[name], before):
-            raise ValueError(
-                f"{name}={value!r}, but the run was started with {before!r}: leave it out, or start anew"
-            )
+def configured(stored: Any, given: TrainConfig | None = None) -> TrainConfig:
+    """The settings that a run stores as `"train"` in its configuration.
+
+    Raises:
+        RunError: a folder that is no run of this command, or whose settings cannot be read.
+        ValueError: a given setting that differs from the stored one and from its default.
+    """
+    from metapeft.errors import RunError
+
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    if not isinstance(stored, dict) or not set(stored) <= names:
+        raise RunError(
+            "this is no run folder of metapeft train or bench of this version; the folder of one method lies in one"
+        )
+    if given is not None:
+        default, wanted = plain_config(type(given)()), plain_config(given)
+        for name, value in wanted.items():
+            before = stored.get(name, default[name])
+            said = _MEANT.get(name) if before is None else None  # what leaving it out means
+            if value not in (default[name], before, said):
+                raise ValueError(
+                    f"{name}={value!r}, but the run was started with {before!r}: leave it out, or start anew"
+                )
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, builtins.list) else value for name, value in stored.items()
     }
@@ -115,11 +130,13 @@ def _run(config: TrainConfig, run: Any, console: Any, quiet: bool, main: bool) -
     import torch
 
     from metapeft import experiment, placement, sinusoids
+    from metapeft.allocator import keep_freed_memory
     from metapeft.checkpoint import write_atomically
     from metapeft.cli.tables import tables
     from metapeft.report.main_job import write
     from metapeft.results import as_json
 
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
 
