@@ -16,9 +16,10 @@ Means = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def task_mean(statistics: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean over tasks of the means and of the unbiased variances, `(C)` each."""
+    """Mean over tasks of the means and of the unbiased variances, `(C)` each; at least in float32."""
     found = {}
-    for name, (mean, variance, count) in statistics.items():
+    for name, values in statistics.items():
+        mean, variance, count = (v if v.dtype == torch.float64 else v.float() for v in values)
         unbiased = variance * (count / (count - 1).clamp_min(1)).unsqueeze(1)
         found[name] = (mean.detach().mean(0), unbiased.detach().mean(0))
     return found
@@ -38,5 +39,5 @@ def move_buffers(backbone: nn.Module, means: Means) -> None:
         running["num_batches_tracked"].add_(1)
         momentum = module.momentum
         rate = 1.0 / float(running["num_batches_tracked"]) if momentum is None else float(momentum)  # type: ignore[arg-type]
-        running["running_mean"].lerp_(mean, rate)
-        running["running_var"].lerp_(variance, rate)
+        running["running_mean"].lerp_(mean.to(running["running_mean"]), rate)
+        running["running_var"].lerp_(variance.to(running["running_var"]), rate)

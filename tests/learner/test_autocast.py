@@ -13,6 +13,7 @@ from metapeft.hypergradients import CG
 from metapeft.inner import SGD
 from tests.learner.helpers import images
 from tests.learner.plain import Net
+from tests.trainer import helpers as trainers
 
 METHODS = ["unroll", "recompute", "first-order", CG(5, damping=5.0)]
 
@@ -68,6 +69,17 @@ def test_adaptation_and_evaluation_run_in_bf16_too() -> None:
     assert outputs[0].dtype == torch.float32
     assert not torch.equal(*outputs)
     torch.testing.assert_close(*outputs, rtol=0.05, atol=0.05)
+
+
+def test_batch_statistics_of_bf16_forwards_move_float32_buffers() -> None:
+    found = []
+    for autocast in (torch.bfloat16, None):
+        own = trainers.learner("protonet", autocast=autocast)
+        trainers.trainer(own, "protonet").fit(trainers.sampler(), 3)
+        found.append({name: own.state()[name] for name in own.state() if name.startswith("buffers.")})
+    assert {value.dtype for value in found[0].values()} == {torch.float32, torch.int64}
+    for name, value in found[1].items():
+        torch.testing.assert_close(found[0][name], value, rtol=0.02, atol=0.02)  # 8 bits of mantissa
 
 
 def test_what_autocast_does_not_do_is_refused() -> None:

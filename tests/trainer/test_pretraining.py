@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import metapeft as mp
-from metapeft.pretraining import GroupSampler
+from metapeft.chunking import Chunking
+from metapeft.groups import GroupSampler
+from metapeft.pretraining import Pretraining
 from metapeft.runs import Run
 from metapeft.specs import digest
 from tests.trainer.helpers import data
@@ -26,8 +30,6 @@ def test_one_group_is_ordinary_training() -> None:
         own, images, 3, group=8, groups=1, lr=0.1, optimizer=torch.optim.SGD, schedule=None, progress=False
     )
     net = body().train()
-    from metapeft.pretraining import Pretraining
-
     start = Pretraining(mp.attach(own, {}), len(images.classes)).variables
     weight, bias = (start[f"softmax.{name}"].clone().requires_grad_() for name in ("weight", "bias"))
     classifier = dict(net.classifier.named_parameters())
@@ -82,3 +84,92 @@ def test_calibration_is_the_mean_over_groups() -> None:
     found = model.module.norm1.running_mean
     torch.testing.assert_close(found, torch.stack(means).mean(0).detach(), rtol=1e-4, atol=1e-5)
     assert not torch.equal(own.norm1.running_mean, found)
+
+
+FOUR = {"group": 8, "groups": 4, "progress": False}
+
+
+def chosen(folder: Path) -> dict[str, Any]:
+    """The chunking that a run keeps."""
+    with Run.open(folder, writable=False) as run:
+        found: dict[str, Any] = run.load("latest")[0]["chunking"]
+    return found
+
+
+def short_in_step_2(folder: Path, monkeypatch: pytest.MonkeyPatch, dies: bool) -> torch.nn.Module | None:
+    """Retraining that is short of memory once, in step 2 of 5, and may die in step 4."""
+    calls, true, drawn = [], Pretraining.hypergradient, GroupSampler.batch
+
+    def limited(self: Any, batch: Any, w0: Any = None) -> Any:
+        calls.append(len(batch))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError
+        return true(self, batch, w0)
+
+    def stopping(self: Any, start: int, count: int) -> Any:
+        return 1 / 0 if dies and start == 12 else drawn(self, start, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretraining, "hypergradient", limited)
+        patch.setattr(GroupSampler, "batch", stopping)
+        patch.setattr("metapeft.outer_step.choose", lambda *_: Chunking())
+        if not dies:
+            return mp.pretrain(body(), data(), 5, memory="8GiB", run_dir=folder, **FOUR)[0]
+        with pytest.raises(ZeroDivisionError):
+            mp.pretrain(body(), data(), 5, memory="8GiB", run_dir=folder, **FOUR)
+    return None
+
+
+def test_a_run_whose_chunk_was_halved_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = short_in_step_2(tmp_path / "whole", monkeypatch, dies=False)
+    short_in_step_2(tmp_path / "died", monkeypatch, dies=True)
+    assert chosen(tmp_path / "died")["chunk"] == 2  # kept at once
+    again, _ = mp.pretrain(body(), data(), 5, memory="8GiB", run_dir=tmp_path / "died", resume=True, **FOUR)
+    assert whole is not None
+    assert digest(dict(again.state_dict())) == digest(dict(whole.state_dict()))
+
+
+def test_one_group_is_too_much(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = {**FOUR, "groups": 1, "memory": "1B"}
+    with caplog.at_level(logging.WARNING, "metapeft"):
+        mp.pretrain(body(), data(), 1, **options)
+    assert "one task does not fit into 0.0 B: it is tried all the same" in caplog.text
+
+    def short(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Pretraining, "hypergradient", short)
+    with pytest.raises(MemoryError, match="take a smaller group of images"):
+        mp.pretrain(body(), data(), 1, **options)
+
+
+def test_device_and_dtype_are_those_of_the_copy(tmp_path: Path) -> None:
+    own, options = body(), {**FOUR, "lr": 0.1, "optimizer": torch.optim.SGD}
+    found, _ = mp.pretrain(
+        own, data(), 2, device="cpu", dtype=torch.float64, run_dir=tmp_path / "x", **options
+    )
+    single, _ = mp.pretrain(own, data(), 2, **options)
+    assert {value.dtype for value in found.parameters()} == {torch.float64}
+    assert {value.dtype for value in own.parameters()} == {torch.float32}
+    exact, rounded = found.conv2.weight, single.conv2.weight
+    torch.testing.assert_close(exact.float(), rounded, rtol=1e-3, atol=1e-5)  # float32, two steps
+    assert not torch.equal(exact, rounded.double())
+    with pytest.raises(ValueError, match=r"learner\.precision is 'bfloat16 forwards' here, .* 'float64'"):
+        mp.pretrain(own, data(), 2, autocast=torch.bfloat16, run_dir=tmp_path / "x", resume=True, **options)
+    with pytest.raises(ValueError, match="device='meta': allowed"):
+        mp.pretrain(own, data(), 2, device="meta", **options)
+    with pytest.raises(ValueError, match="parameters in float32"):
+        mp.pretrain(own, data(), 2, autocast=torch.bfloat16, dtype=torch.float64, **options)
+
+
+def test_forwards_in_bfloat16_train_almost_the_same_in_float32() -> None:
+    options: dict[str, Any] = {**FOUR, "lr": 0.1, "optimizer": torch.optim.SGD}
+    found, log = mp.pretrain(body(), data(), 2, autocast=torch.bfloat16, **options)
+    exact, other = mp.pretrain(body(), data(), 2, **options)
+    assert {value.dtype for value in found.state_dict().values()} == {torch.float32, torch.int64}
+    assert log[-1]["loss"] != other[-1]["loss"]
+    assert log[-1]["loss"] == pytest.approx(other[-1]["loss"], rel=0.02)  # 8 bits of mantissa
+    for name, value in exact.named_buffers():
+        torch.testing.assert_close(found.get_buffer(name), value, rtol=0.02, atol=0.02)
