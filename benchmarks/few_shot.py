@@ -21,7 +21,7 @@ import torch
 from cyclopts import App
 
 import metapeft as mp
-from benchmarks.rows import ITEMS, OUTER_STEPS, ROWS, TASKS, Setting, build, controlled
+from benchmarks.rows import ITEMS, OUTER_STEPS, ROWS, SHARE, TASKS, Setting, budget, build, controlled
 from metapeft.checkpoint import load, save
 from metapeft.environment import environment
 from metapeft.retraining import softmax_of, training_styles
@@ -94,7 +94,7 @@ def sr(
     train = mp.load_dataset(data, split="train")
     folder, first = sr_folder(data, kind, runs, seed, continued), sr_folder(data, kind, runs, seed)
     begun = time.monotonic()
-    more = {"steps": OUTER_STEPS, "group": ITEMS, "groups": TASKS, "lr": 1e-3}
+    more = {"steps": round(SHARE[data] * OUTER_STEPS), "group": ITEMS, "groups": TASKS, "lr": 1e-3}
     body, log = mp.pretrain(
         sr_start(data, first, seed) if continued else backbone(data, seed), train,
         run_dir=folder / "run", resume=True, seed=seed + continued, softmax=softmax_of(first) if continued else None,
@@ -131,7 +131,7 @@ def run(
     torch.set_num_threads(threads)
     if row not in ROWS:
         raise SystemExit(f"unknown row {row!r}: known are {', '.join(ROWS)}")
-    setting = ROWS[row]
+    setting = budget(ROWS[row], data)
     samplers = splits(data, kind, seed)
     preprocess = samplers["train"].dataset.preprocess
     start = (
