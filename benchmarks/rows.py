@@ -74,7 +74,7 @@ def build(
 
     def make(lr: float | None = None, steps: int | None = None) -> Learner:
         options = dict(setting.options, preprocess=preprocess)
-        if chosen:
+        if "scale" in chosen:
             head = mp.heads.PrototypeInit if setting.inner_lr else mp.heads.Prototypes
             options["head"] = head(scale=chosen["scale"])
         if lr is not None and steps is not None:
