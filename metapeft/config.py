@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from metapeft.byte_units import parse_bytes
+from metapeft.whole_numbers import Whole
 
 DataName = Literal["glyphs", "omniglot", "miniimagenet", "folder"]
 BackboneName = Literal["conv4", "resnet12", "mixer", "vit"]
@@ -76,24 +77,24 @@ class TrainConfig:
     data: DataName = "glyphs"
     root: Path | None = None
     methods: tuple[str, ...] = ("metapeft", "lora-ml", "sr+lora", "metalora-cp", "centroids")
-    ways: int = 5
-    shots: int = 1
-    queries: int = 10
+    ways: Whole = 5
+    shots: Whole = 1
+    queries: Whole = 10
     backbone: BackboneName = "conv4"
-    width: int = 32
-    rank: int = 4
-    pretrain_steps: int = 250
-    steps: int = 80
-    tasks_per_step: int = 4
+    width: Whole = 32
+    rank: Whole = 4
+    pretrain_steps: Whole = 250
+    steps: Whole = 80
+    tasks_per_step: Whole = 4
     lr: float = 1e-3
     weights_lr: float = 3e-4
     inner_lrs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
-    inner_steps: tuple[int, ...] = (1, 3, 5, 10)
-    episodes: int = 120
-    validation_episodes: int = 24
-    sinusoid_steps: int = 800
-    seed: int = 0
-    threads: int = 0
+    inner_steps: tuple[Whole, ...] = (1, 3, 5, 10)
+    episodes: Whole = 120
+    validation_episodes: Whole = 24
+    sinusoid_steps: Whole = 800
+    seed: Whole = 0
+    threads: Whole = 0
     memory: str | None = None
     device: str | None = None
     dtype: DtypeName | None = None
@@ -101,13 +102,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive = (
-            "ways", "shots", "queries", "width", "pretrain_steps", "steps", "tasks_per_step", "episodes",
+            "ways", "shots", "queries", "width", "rank", "pretrain_steps", "steps", "tasks_per_step", "episodes",
             "validation_episodes",
         )  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed is a whole number of at least 1")
-        for name in ("rank", "sinusoid_steps", "seed", "threads"):
+        for name in ("sinusoid_steps", "seed", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed is a whole number of at least 0")
         for name in ("lr", "weights_lr"):
@@ -137,4 +138,4 @@ class BenchConfig(TrainConfig):
         "metapeft", "generator-off", "other-task", "selection-off", "inner-off", "retrained-threshold",
         "retrained-total", "retrained-uniform", "retrained-shuffled", "retrained-random", "sr+lora", "centroids",
     )  # fmt: skip
-    sinusoid_steps: int = 0
+    sinusoid_steps: Whole = 0

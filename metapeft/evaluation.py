@@ -81,7 +81,7 @@ def evaluate(
         tasks_per_batch: episodes in one forward; changes no result under `norm="running"` or `"support"`.
 
     Raises:
-        ValueError: fewer than 1 episode; a data set in place of a sampler.
+        ValueError: fewer than 1 episode; no learner; a data set in place of a sampler.
         NotFiniteInput: NaN or infinity in an episode. NumericalError: an adaptation that diverges.
 
     Example:
@@ -93,8 +93,11 @@ def evaluate(
         >>> result.values.shape
         torch.Size([4])
     """
-    if episodes < 1 or tasks_per_batch < 1:
-        raise ValueError(f"episodes={episodes}, tasks_per_batch={tasks_per_batch}: both are at least 1")
+    for name, count in (("episodes", episodes), ("tasks_per_batch", tasks_per_batch)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}={count!r}: allowed is a whole number of at least 1")
+    if not hasattr(learner, "objectives"):
+        raise ValueError(f"learner is of type {type(learner).__name__}: an mp.Learner is needed")
     if not hasattr(sampler, "batch"):
         raise ValueError(
             f"sampler is a {type(sampler).__name__} without .batch(start, count): wrap a data set in mp.EpisodeSampler"
@@ -149,6 +152,9 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         >>> print(compare(a, b))
         +0.3333 +- 0.7171
     """
+    for name, given in (("a", a), ("b", b)):
+        if not isinstance(given, Evaluation):
+            raise ValueError(f"{name} is of type {type(given).__name__}: what mp.evaluate returns is needed")
     if a.values.shape != b.values.shape or a.has_accuracy != b.has_accuracy:
         raise ValueError(f"a has {len(a.values)} episodes, b {len(b.values)}: they must be the same episodes")
     if a.protocol is not None and b.protocol is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from metapeft import specs
 from metapeft.distributed import Processes
 from metapeft.episode_specs import built_episodes, of_episodes
+from metapeft.hypergradients.problem import Problem
 from metapeft.problem_task import ProblemTask
 from metapeft.roles import adapts_start
 from metapeft.runs import Run
@@ -109,6 +110,22 @@ class Plan:
             return f"stopped after outer step {step} of {self.steps}; nothing was kept (no run_dir=)"
         again = f"trainer.resume({str(run.folder)!r}, ...)"
         return f"stopped after outer step {step} of {self.steps}; {again} goes on"
+
+
+def refuse_task(task: object, optimizer: object) -> None:
+    """Raise ValueError for what a trainer cannot train, and for an optimiser that is not called.
+
+    Example:
+        >>> refuse_task(3, torch.optim.Adam)
+        Traceback (most recent call last):
+        ValueError: task is of type int: a trainer takes an mp.Learner or an mp.Problem
+    """
+    if not isinstance(task, Problem) and not hasattr(task, "trained"):
+        raise ValueError(
+            f"task is of type {type(task).__name__}: a trainer takes an mp.Learner or an mp.Problem"
+        )
+    if not callable(optimizer):
+        raise ValueError(f"optimizer={optimizer!r}: a class is needed, such as torch.optim.Adam")
 
 
 def parameter_groups(trained: Mapping[str, Tensor], lr: float | Mapping[str, float]) -> list[dict[str, Any]]:

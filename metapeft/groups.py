@@ -41,6 +41,10 @@ class GroupSampler:
     def __init__(
         self, dataset: Any, size: int, seed: int = 0, augment: Any = None, shift: Any = None
     ) -> None:
+        if not hasattr(dataset, "gather"):
+            raise ValueError(
+                f"data is of type {type(dataset).__name__}: an image data set is needed, as mp.load_dataset reads"
+            )
         if not 1 <= size <= len(dataset):
             raise ValueError(f"size={size}: a group has 1 to {len(dataset)} images, all of the data set")
         self.dataset, self.size, self.seed = dataset, size, seed

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metapeft.finite import refuse_not_finite
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.inputs import join, leaves, mapped
+from metapeft.updates.inputs import join, leaves, mapped, sizes
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ def checked(items: Items, name: str) -> Items:
         items: what a user passed.
         name: `"support"` or `"query"`, for messages.
     """
-    tasks, count = leaves(items.x)[0].shape[:2]
+    tasks, count = sizes(items.x, f"{name}_x")
+    for field, value in (("y", items.y), ("mask", items.mask)):
+        refuse_no_tensor(value, f"{name}_{field}")
     for field, value in (("y", items.y), ("mask", items.mask)):
         if value is not None and tuple(value.shape[:2]) != (tasks, count):
             raise ValueError(
@@ -76,6 +78,20 @@ def checked(items: Items, name: str) -> Items:
     if items.y is not None and not items.regression and items.y.dtype not in _INTEGERS:
         raise ValueError(f"{name}_y is {items.y.dtype}: labels are integers, regression targets floats")
     return items
+
+
+def refuse_no_tensor(value: object, name: str) -> None:
+    """Raise ValueError for what is neither a tensor nor None.
+
+    Example:
+        >>> refuse_no_tensor([0, 1], "support_y")
+        Traceback (most recent call last):
+        ValueError: support_y is of type list: a tensor is needed, such as torch.tensor(...) of it
+    """
+    if value is not None and not isinstance(value, Tensor):
+        raise ValueError(
+            f"{name} is of type {type(value).__name__}: a tensor is needed, such as torch.tensor(...) of it"
+        )
 
 
 def moved(items: Items, model: AttachedModel, name: str) -> Items:
@@ -102,8 +118,11 @@ def number_of_ways(y: Tensor, ways: int | None) -> int:
     """N of the labels y: `ways` if it fits them, None for the largest label + 1; 1 for regression.
 
     Raises:
-        ValueError: labels below 0, or not below `ways`.
+        ValueError: no tensor, no labels, labels below 0, or not below `ways`.
     """
+    refuse_no_tensor(y, "support_y")
+    if not y.numel():
+        raise ValueError(f"support_y has shape {tuple(y.shape)}: at least one labelled input is needed")
     if y.is_floating_point():
         return 1
     least, most = int(y.min()), int(y.max())

@@ -21,7 +21,7 @@ from metapeft.hypergradients.problem import Result, resolve
 from metapeft.inner.fixed_point import as_solver
 from metapeft.inner.solver import Solver
 from metapeft.item_masks import ItemMasks
-from metapeft.items import Items, moved, number_of_ways, row_loss
+from metapeft.items import Items, moved, number_of_ways, refuse_no_tensor, row_loss
 from metapeft.objectives import Objectives
 from metapeft.precision import check_autocast
 from metapeft.updates import registry as update_registry
@@ -98,6 +98,10 @@ class Learner:
     ) -> None:
         if inner_data not in ("support", "both"):
             raise ValueError(f"inner_data={inner_data!r}: allowed are 'support' and 'both'")
+        if not isinstance(model, AttachedModel):
+            raise ValueError(
+                f"model is of type {type(model).__name__}: mp.attach(backbone, format) makes what is needed"
+            )
         self.name, self.seed, self.inner_data = name, seed, inner_data
         self.outer = roles.checked_groups(outer)
         self.head: Head = roles.resolved(head, head_folder.registry)
@@ -293,6 +297,7 @@ class Learner:
         self, support_x: Any, support_y: Tensor, steps: int | None = None, ways: int | None = None
     ) -> Adapted:
         """Adapt to one task: leaves `(S, ...)` and `(S,)`; `adapted(x)` maps `(B, ...)` to `(B, N)`."""
+        refuse_no_tensor(support_y, "support_y")
         many = self.adapt_many(
             mapped(support_x, lambda x: x.unsqueeze(0)), support_y.unsqueeze(0), steps, ways=ways
         )

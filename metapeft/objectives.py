@@ -99,7 +99,11 @@ class Objectives:
     def scored(self, w: Tensors, derived: Tensors) -> tuple[Tensor, Tensor]:
         """Loss `(T,)` and logits `(T, B, N)` of the query set outside training."""
         logits = self.predict(w, derived)
-        return self._loss(logits, "query"), logits
+        return self.loss_of(logits), logits
+
+    def loss_of(self, logits: Tensor) -> Tensor:
+        """Loss `(T,)` of the query set with these logits `(T, B, N)`."""
+        return self._loss(logits, "query")
 
     def for_query(self, query: Items) -> Objectives:
         """The same tasks with other queries, already on the learner's device and in floats."""

@@ -165,6 +165,7 @@ def pretrain(
         >>> log[-1]["step"]
         2
     """
+    sampler = GroupSampler(data, group, seed, augment, shift)
     chosen = data.preprocess if preprocess is None else preprocess
     place = next(backbone.parameters()).device if device is None else usable(device)
     model = attach(backbone, {}, preprocess=chosen)
@@ -172,7 +173,6 @@ def pretrain(
     trainer = BilevelTrainer(
         task, optimizer, lr, tasks_per_step=groups, schedule=schedule, progress=progress, memory=memory
     )
-    sampler = GroupSampler(data, group, seed, augment, shift)
     if resume and run_dir is not None and trainer.has_run(run_dir):
         log = trainer.resume(run_dir, sampler)
     else:

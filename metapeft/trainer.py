@@ -78,6 +78,7 @@ class BilevelTrainer:
     ) -> None:
         self.processes = processes()  # first, for it says which GPU is this process's own
         device = None if device is None else usable(device)
+        fitting.refuse_task(task, optimizer)
         if not isinstance(task, Problem) and (device is not None or dtype is not None):
             task.to(device, dtype)
         self.learner: Any = ProblemTask(task, device, dtype) if isinstance(task, Problem) else task

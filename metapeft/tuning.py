@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from metapeft.errors import NumericalError
@@ -15,6 +16,8 @@ from metapeft.evaluation import evaluate
 from metapeft.heads.closed_form import Prototypes
 from metapeft.learner import Learner
 from metapeft.methods.recipes import centroids
+
+TASKS = 8  # in one forward
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def calibrated_scale(
 ) -> float:
     """The scale of the nearest-centroid logits with the smallest validation loss, before anything adapts.
 
-    Accuracy does not depend on it, but every gradient through those logits does.
+    Accuracy does not depend on it, but every gradient through those logits does. They are proportional to it, so
+    all scales are tried on one forward.
 
     Args:
         body: a backbone. validation: a sampler on validation classes. episodes: how many. scales: to try.
@@ -82,10 +86,15 @@ def calibrated_scale(
     Raises:
         ValueError: no scales.
     """
-    losses = {
-        scale: evaluate(centroids(body, head=Prototypes(scale=scale), **options), validation, episodes).loss
-        for scale in scales
-    }
-    if not losses:
+    tried = list(scales)
+    if not tried:
         raise ValueError("scales is empty: there is nothing to choose from")
-    return min(losses, key=lambda scale: losses[scale])
+    learner = centroids(body, head=Prototypes(scale=1.0), **options)
+    total = torch.zeros(len(tried), dtype=torch.float64)
+    for start in range(0, episodes, TASKS):
+        objectives = learner.objectives(validation.batch(start, min(TASKS, episodes - start)), training=False)
+        with torch.no_grad():
+            logits = objectives.scored(*learner.solve(objectives))[1]
+            for i, scale in enumerate(tried):
+                total[i] += objectives.loss_of(scale * logits).sum().cpu()
+    return tried[int(total.argmin())]

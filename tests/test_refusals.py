@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import metapeft as mp
 from metapeft.cli import run
 from metapeft.config import TrainConfig
+from metapeft.errors import RunError
 
 
 def learner(method: str = "maml") -> mp.Learner:
@@ -24,7 +26,11 @@ def learner(method: str = "maml") -> mp.Learner:
         (["episodes", "dump", "there.json", "--episodes", "0"], "episodes=0"),
         (["episodes", "dump", "there.json", "--episodes", "-3"], "episodes=-3"),
         (["export", "run", "adapter", "--episode", "-1"], "episode=-1"),
-        (["export", "run", "run"], "is a run folder"),
+        (["export", "run", "run"], "is there and not empty"),
+        (["export", "run", "there.json"], "is there and not empty"),
+        (["train", "--ways", "5.5"], "'5.5' is no whole number"),
+        (["evaluate", "run", "--steps", "1.5"], "'1.5' is no whole number"),
+        (["train", "--rank", "0"], "rank=0"),
         (["--config", "folder.toml", "train", "--list"], "no such file"),
         (["train", "--inner-lrs", "nan"], "inner_lrs has nan"),
         (["train", "--inner-steps", "-3"], "inner_steps has -3"),
@@ -85,3 +91,127 @@ def test_a_data_set_is_no_sampler() -> None:
 def test_settings_are_checked_before_anything_runs(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="inner_"):
         TrainConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("nested.json", '{"train": {"ways": 3}}', "'train' is a table"),
+        ("unknown.json", '{"wayz": 3}', "did you mean ways?"),
+        ("strange.toml", "zzz = 3", "known are"),
+        ("cut.json", '{"ways": 3', "cannot be read as json"),
+        ("cut.yaml", "ways: [3", "cannot be read as yaml"),
+        ("cut.toml", "ways = ", "cannot be read as toml"),
+        ("list.json", "[1]", "is a list"),
+        ("latin.json", b'{"ways": "\xe9"}', "cannot be read as json"),
+        ("half.json", '{"ways": 5.5}', "'5.5' is no whole number"),
+    ],
+)
+def test_a_file_of_options_is_named_when_it_is_wrong(
+    name: str, content: str | bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert run(["--config", name, "train", "--list"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert name in error or "ways" in error
+
+
+def images(*shape: int, **options: Any) -> Any:
+    return torch.zeros(*shape, **options)
+
+
+def attached() -> Any:
+    return mp.attach(mp.backbones.conv4(5, channels=1, width=4, size=28), mp.LoRA(1))
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["first batch", "later"])
+@pytest.mark.parametrize(
+    "x",
+    [
+        images(2, 1, 28, 28),
+        images(2, 3, 3, 28, 28),
+        images(2, 3, 1, 28, 28, dtype=torch.int64),
+        images(2, 3, 1, 32),
+    ],
+    ids=["no batch", "channels", "integers", "no rows"],
+)
+def test_inputs_that_a_backbone_cannot_take_are_described(x: Any, before: bool) -> None:
+    model = attached()
+    if before:
+        model(images(2, 3, 1, 28, 28), model.factors())
+    with pytest.raises(ValueError, match="the backbone does not run on inputs of shape") as caught:
+        model(x, model.factors())
+    assert ("(it ran on inputs of shape (1, 28, 28) and torch.float32)" in str(caught.value)) == before
+    assert model(images(2, 3, 1, 28, 28), model.factors()).shape == (2, 3, 5)  # nothing was spoiled
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        ([[0.0]], [0], "support_y is of type list"),
+        (images(5, 1, 28, 28), [0, 1, 2, 3, 4], "support_y is of type list"),
+        (images(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64), "at least one labelled input"),
+        ([[0.0]], torch.arange(1), "support_x has leaves"),
+        (images(5, 1, 28, 28), torch.arange(4), "support_y has shape"),
+        (images(5, 28, 28), torch.arange(5), "does not run on inputs"),
+    ],
+)
+def test_support_sets_that_are_none(x: Any, y: Any, said: str) -> None:
+    own = mp.methods.maml(mp.backbones.conv4(5, channels=1, width=4, size=28), norm="running")
+    with pytest.raises(ValueError, match=said):
+        own.adapt(x, y)
+
+
+def test_parts_of_the_wrong_kind_are_named() -> None:
+    body, data = mp.backbones.conv4(5, channels=1, width=4, size=28), mp.load_dataset("glyphs", split="test")
+    episodes = mp.EpisodeSampler(data, 5, 1, 1)
+    makers: list[tuple[str, Any]] = [
+        ("model is of type Sequential: mp.attach", lambda: mp.Learner(body)),
+        ("task is of type Sequential", lambda: mp.BilevelTrainer(body)),
+        ("optimizer='adam': a class", lambda: mp.BilevelTrainer(learner(), optimizer="adam")),
+        ("preprocess=3", lambda: mp.attach(body, mp.LoRA(1), preprocess=3)),
+        ("data is of type EpisodeSampler", lambda: mp.pretrain(body, episodes, steps=1)),
+        ("learner is of type AttachedModel", lambda: mp.evaluate(attached(), episodes, 1)),
+        ("episodes=2.5: allowed", lambda: mp.evaluate(learner(), episodes, 2.5)),
+        ("a is of type int", lambda: mp.compare(1, 2)),
+    ]
+    for said, make in makers:
+        with pytest.raises(ValueError, match=said):
+            make()
+
+
+def test_an_adapter_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = mp.methods.lora_ml(mp.backbones.conv4(5, channels=1, width=4, size=28)).adapt(
+        torch.rand(5, 1, 28, 28), torch.arange(5)
+    )
+    (tmp_path / "file").write_text("kept")
+    for there in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ValueError, match="is there and not empty"):
+            adapted.export_peft(there)
+    with pytest.raises(RunError, match=f"{tmp_path}/file/deeper.*nothing is left"):
+        adapted.export_peft(tmp_path / "file" / "deeper")
+    written: list[str] = []
+
+    def full(path: Any, content: bytes) -> None:
+        if written:
+            raise RunError(f"{path} cannot be written: No space left on device")
+        written.append(str(path))
+        Path(path).write_bytes(content)
+
+    monkeypatch.setattr("metapeft.updates.peft.write_atomically", full)
+    with pytest.raises(RunError, match="No space left"):
+        adapted.export_peft(tmp_path / "adapter")
+    assert written
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_list_of_episodes_goes_into_a_folder_that_is_there(tmp_path: Path) -> None:
+    from metapeft.episodes.listing import dump
+
+    episodes = mp.EpisodeSampler(mp.load_dataset("glyphs", split="test"), 5, 1, 1)
+    with pytest.raises(RunError, match=r"list.json cannot be written: No such file"):
+        dump(episodes, 2, tmp_path / "missing" / "list.json")
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from metapeft.whole_numbers import Whole
+
 
 def one_thread() -> None:
     """Keep linear algebra on one thread: of thousands of small products each waits longer for a second than it saves.
@@ -23,7 +25,7 @@ app = App(name="theory", help="The linear and the shallow model: theorem checks 
 
 
 @app.command
-def verify(*, json: Path | None = None, seed: int = 0) -> None:
+def verify(*, json: Path | None = None, seed: Whole = 0) -> None:
     """Check the seven theorems and what goes beyond them; exit 1 if a bound is violated.
 
     Parameters
@@ -48,7 +50,7 @@ def figures(
     only: Annotated[
         str | None, Parameter(help="Comma-separated: d, T, N, n, k, rank, shallow, ...; all if left out.")
     ] = None,
-    seed: int = 0,
+    seed: Whole = 0,
 ) -> None:
     """Draw the figures: PNG, SVG and CSV each, and a one-page index.html.
 
@@ -73,9 +75,9 @@ def bridge(
     *,
     out: Path,
     data: Literal["omniglot", "glyphs", "miniimagenet", "banking77", "clinc150"] = "omniglot",
-    seeds: int = 5,
+    seeds: Whole = 5,
     quick: bool = False,
-    threads: int = 1,
+    threads: Whole = 1,
 ) -> None:
     """Compare SR, Reptile and LoRA-ML on real tasks, each with LoRA of rank r and a fresh head at test.
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Json, Toml, Yaml
 from rich.console import Console
 
 import metapeft
+from metapeft.cli.config_file import from_file
 
 app = App(
     name="metapeft",
@@ -32,7 +31,6 @@ _COMMANDS = {
 for _name, _help in _COMMANDS.items():
     app.command(f"metapeft.cli.{_name}:{'app' if _name == 'episodes' else _name}", name=_name, help=_help)
 app.command("theory.cli:app", name="theory", help="The linear theory: check the theorems, draw the figures.")
-_FORMATS = {".toml": Toml, ".yaml": Yaml, ".yml": Yaml, ".json": Json}
 
 
 @app.meta.default
@@ -43,12 +41,7 @@ def _with_config(
     ] = None,
 ) -> object:
     if config is not None:
-        if config.suffix not in _FORMATS:
-            raise ValueError(f"config={str(config)!r}: allowed are files that end in {', '.join(_FORMATS)}")
-        if not config.is_file():
-            raise ValueError(f"config={str(config)!r}: there is no such file")
-        reader: Callable[..., Any] = _FORMATS[config.suffix]
-        app.config = reader(config, must_exist=True, use_commands_as_keys=False)
+        app.config = from_file(config, app, tokens)
     return app(tokens, exit_on_error=False, print_error=False)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from cyclopts import App
 
 from metapeft.config import DataName
+from metapeft.whole_numbers import Whole
 
 app = App(name="episodes", help="Write or check the index lists of a protocol.", help_format="plaintext")
 
@@ -18,11 +19,11 @@ def dump(
     data: DataName = "glyphs",
     root: Path | None = None,
     split: str = "test",
-    ways: int = 5,
-    shots: int = 1,
-    queries: int = 15,
-    episodes: int = 600,
-    seed: int = 0,
+    ways: Whole = 5,
+    shots: Whole = 1,
+    queries: Whole = 15,
+    episodes: Whole = 600,
+    seed: Whole = 0,
 ) -> int:
     """Write the classes and images of the first episodes as JSON.
 

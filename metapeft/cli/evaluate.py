@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from metapeft.config import AutocastOrOff, DataName, DtypeName
+from metapeft.whole_numbers import Whole
 
 
 def evaluate(
     run: Path,
     *,
-    data: DataName = "glyphs",
+    data: DataName | None = None,
     root: Path | None = None,
     split: str = "test",
-    ways: int = 5,
-    shots: int = 1,
-    queries: int = 15,
-    episodes: int = 600,
-    steps: int | None = None,
+    ways: Whole | None = None,
+    shots: Whole | None = None,
+    queries: Whole = 15,
+    episodes: Whole = 600,
+    steps: Whole | None = None,
     shift: bool = False,
-    seed: int = 1,
+    seed: Whole = 1,
     checkpoint: str | None = None,
     device: str | None = None,
     dtype: DtypeName | None = None,
@@ -32,15 +33,15 @@ def evaluate(
     run
         Folder of one training run, such as runs/x/metapeft.
     data
-        Data set.
+        Data set; default that of the run.
     root
-        Where the data lies; default $METAPEFT_DATA.
+        Where the data lies; default that of the run, or $METAPEFT_DATA.
     split
         train, val or test.
     ways
-        Classes an episode.
+        Classes an episode; default those of the run.
     shots
-        Support images a class.
+        Support images a class; default those of the run.
     queries
         Query images a class.
     episodes
@@ -61,12 +62,10 @@ def evaluate(
         Type of the forwards; default that of the run.
     """
     import metapeft as mp
-    from metapeft.cli.loading import loaded
+    from metapeft.cli.loading import loaded, told
 
-    options = {} if root is None else {"root": root}
     learner = loaded(run, checkpoint, device, dtype, autocast)
-    sampler = mp.EpisodeSampler(
-        mp.load_dataset(data, split=split, **options), ways, shots, queries, seed=seed, shift=shift
-    )
+    found, sizes = told(run, data, root, split, ways, shots)
+    sampler = mp.EpisodeSampler(found, *sizes, queries, seed=seed, shift=shift)
     print(mp.evaluate(learner, sampler, episodes, steps=steps))
     return 0

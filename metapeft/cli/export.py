@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metapeft.config import DataName, DtypeName
+from metapeft.config import AutocastOrOff, DataName, DtypeName
+from metapeft.whole_numbers import Whole
 
 
 def export(
     run: Path,
     folder: Path,
     *,
-    data: DataName = "glyphs",
+    data: DataName | None = None,
     root: Path | None = None,
     split: str = "test",
-    ways: int = 5,
-    shots: int = 1,
-    episode: int = 0,
-    seed: int = 1,
-    steps: int | None = None,
+    ways: Whole | None = None,
+    shots: Whole | None = None,
+    episode: Whole = 0,
+    seed: Whole = 1,
+    steps: Whole | None = None,
     checkpoint: str | None = None,
     device: str | None = None,
     dtype: DtypeName | None = None,
+    autocast: AutocastOrOff | None = None,
 ) -> int:
     """Adapt a run to one episode's support set and write it as an adapter that PEFT loads.
 
@@ -32,15 +34,15 @@ def export(
     folder
         Where the adapter goes.
     data
-        Data set.
+        Data set; default that of the run.
     root
-        Where the data lies; default $METAPEFT_DATA.
+        Where the data lies; default that of the run, or $METAPEFT_DATA.
     split
         train, val or test.
     ways
-        Classes of the episode.
+        Classes of the episode; default those of the run.
     shots
-        Support images a class.
+        Support images a class; default those of the run.
     episode
         Its number.
     seed
@@ -53,20 +55,19 @@ def export(
         Where the task is adapted: cpu, cuda or cuda:1; default the CPU.
     dtype
         Type of weights and factors; default that of the run.
+    autocast
+        Type of the forwards that adapt; default that of the run.
     """
     import metapeft as mp
-    from metapeft.cli.loading import loaded
+    from metapeft.cli.loading import loaded, told
+    from metapeft.updates.peft import new_folder
 
     if episode < 0:
         raise ValueError(f"episode={episode}: episodes are counted from 0")
-    if (folder / "config.json").exists() or folder.is_file():
-        raise ValueError(
-            f"folder={str(folder)!r} is a run folder or a file: name a new folder for the adapter"
-        )
-    options = {} if root is None else {"root": root}
-    learner = loaded(run, checkpoint, device, dtype)
-    sampler = mp.EpisodeSampler(mp.load_dataset(data, split=split, **options), ways, shots, 1, seed=seed)
-    task = sampler[episode]
-    learner.adapt(task.support_x, task.support_y, steps, ways=ways).export_peft(folder)
+    new_folder(folder)  # before anything is loaded
+    learner = loaded(run, checkpoint, device, dtype, autocast)
+    found, sizes = told(run, data, root, split, ways, shots)
+    task = mp.EpisodeSampler(found, *sizes, 1, seed=seed)[episode]
+    learner.adapt(task.support_x, task.support_y, steps).export_peft(folder)
     print(f"{folder}: the adapter of episode {episode}")
     return 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
-from metapeft.config import AutocastOrOff, DtypeName
+from metapeft.config import AutocastOrOff, DataName, DtypeName
 
 if TYPE_CHECKING:
     from metapeft.learner import Learner
@@ -41,3 +41,36 @@ def loaded(
     check_autocast(learner.autocast, next(iter(learner.model.parameters.values())))
     ask(device, None if learner.autocast is None else "bfloat16")
     return learner
+
+
+def told(
+    run: Path, data: DataName | None, root: Path | None, split: str, ways: int | None, shots: int | None
+) -> tuple[Any, tuple[Any, ...]]:
+    """The data set of a command, and ways and shots: what it was given or, where it was not, those of the run.
+
+    Raises:
+        ValueError: a run on data of the user's own, or without images, where the command names none.
+    """
+    import metapeft as mp
+    from metapeft.runs import Run
+
+    with Run.open(run, writable=False) as folder:
+        spec = (folder.config.get("episodes") or {}).get("sampler") or {}
+    loaded = (spec.get("data") or {}).get("loaded") or {}
+    options = {name: value for name, value in loaded.items() if name not in ("name", "split")}
+    if data is None:
+        if loaded.get("name") not in get_args(DataName):
+            raise ValueError(
+                f"{run} was trained on {loaded.get('name') or 'data of your own'}: name images by --data"
+            )
+        data = loaded["name"]
+    elif data != loaded.get("name"):
+        options = {}
+    if root is not None:
+        options["root"] = root
+    found = mp.load_dataset(data, split=split, **options)
+    own = (
+        tuple(size) if isinstance(size, list) else size
+        for size in (spec.get("ways", 5), spec.get("shots", 1))
+    )
+    return found, tuple(mine if given is None else given for mine, given in zip(own, (ways, shots)))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from metapeft.whole_numbers import Whole
 
-def ranks(run: Path, *, total: int | None = None, checkpoint: str | None = None) -> int:
+
+def ranks(run: Path, *, total: Whole | None = None, checkpoint: str | None = None) -> int:
     """Round a run's selection variables to ranks, by every rule that needs nothing else.
 
     To train anew at such ranks: metapeft bench --methods metapeft --methods retrained-total.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metapeft.checkpoint import write_atomically
 from metapeft.episodes.protocol import Protocol
 from metapeft.episodes.sampler import EpisodeSampler
 from metapeft.errors import DataError
@@ -32,10 +32,12 @@ def dump(sampler: EpisodeSampler, episodes: int, path: str | os.PathLike[str]) -
 
     Raises:
         ValueError: for tasks that are made up, not stored, and for episodes that the sampler has not.
+        RunError: a path that cannot be written.
 
     Example:
         >>> import torch; from metapeft.datasets.images import ImageData
         >>> data = ImageData(torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(8) % 2, ["a", "b"])
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = dump(EpisodeSampler(data, 2, 1, 1), 10, f"{folder}/list.json")
         ...     print(verify(f"{folder}/list.json", data).episodes)
@@ -43,14 +45,8 @@ def dump(sampler: EpisodeSampler, episodes: int, path: str | os.PathLike[str]) -
     """
     protocol = Protocol.of(sampler, episodes)
     lists = dict(zip(_PARTS, zip(*_drawn(sampler, episodes))))
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.resolve().parent, prefix=target.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, "protocol": protocol.as_dict(), **lists}, file)
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    content = json.dumps({"format": FORMAT, "protocol": protocol.as_dict(), **lists})
+    write_atomically(path, content.encode())
     return protocol
 
 

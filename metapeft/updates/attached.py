@@ -65,7 +65,7 @@ class AttachedModel:
         self._like = floats[0] if floats else torch.empty(0)
         self._dtypes = {value.dtype for value in floats} or {self._like.dtype}
         self.classifier_is_certain = classifier_is_certain
-        self._checked = False
+        self._ran_on: str | None = None
 
     def factors(self) -> dict[str, Tensor]:
         """Where every task starts: `name -> (1, ...)`, a zero update.
@@ -217,13 +217,12 @@ class AttachedModel:
                 f"masks= for {len(masks.keys)} rows: this forward has {tasks * items if self.dropout else 'no dropout'}"
             )
         call = Call(tasks, items, updates, reference, mask, features, masks=masks)
-        if not self._checked:
-            with torch.autocast(
-                inputs.leaves(prepared)[0].device.type, enabled=False
-            ):  # a check needs digits
-                check.first_batch(self, prepared, call)
-            self._checked = True
-        output = self.execute(prepared, call, weights)
+        with inputs.explained(prepared, self._ran_on):
+            if self._ran_on is None:
+                with torch.autocast(self._like.device.type, enabled=False):  # a check needs digits
+                    check.first_batch(self, prepared, call)
+                self._ran_on = inputs.kind(prepared)
+            output = self.execute(prepared, call, weights)
         if statistics is not None:
             statistics.update(call.statistics)
         return torch.unflatten(output, 0, (tasks, items))[:, dropped:]
@@ -283,6 +282,8 @@ def attach(
     """
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r}: allowed are {', '.join(NORMS)}")
+    if preprocess is not None and not callable(preprocess):
+        raise ValueError(f"preprocess={preprocess!r}: allowed are a function of uint8 inputs, and None")
     refuse_backbone(backbone)
     found = find_classifier(backbone, classifier)
     sites = find_sites(backbone, format, targets, found)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from metapeft.memory import is_out_of_memory
 from metapeft.updates import factors as _factors
 from metapeft.updates import inputs
 from metapeft.updates.call import Call
@@ -44,6 +45,8 @@ def first_batch(model: AttachedModel, x: Any, call: Call) -> None:
     try:
         output = model.execute(two, trial)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
             f"the backbone runs, but not with one update per task ({str(error).splitlines()[0]}): some "
             "module with an update takes another axis than the first for the batch; leave it out of targets"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metapeft.memory import is_out_of_memory
+
 Preprocess = Callable[[Tensor], Tensor]
 
 
@@ -93,6 +95,39 @@ def flattened(x: Any, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(flat, dict):
         return (), flat
     return (flat, {}) if isinstance(flat, tuple) else ((flat,), {})
+
+
+@contextlib.contextmanager
+def explained(x: Any, taken: str | None) -> Iterator[None]:
+    """Say on which inputs a backbone's forward could not run, where it raises.
+
+    Args:
+        x: leaves `(T, B, ...)`.
+        taken: what `kind` said of inputs on which it ran before; None: there were none.
+
+    Raises:
+        ValueError: in place of what the forward raised; memory that does not suffice stays what it is.
+    """
+    try:
+        yield
+    except (RuntimeError, IndexError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        before = "" if taken in (None, kind(x)) else f" (it ran on {taken})"
+        raise ValueError(
+            f"the backbone does not run on {kind(x)}{before}: {(str(error).splitlines() or [''])[0]}"
+        ) from error
+
+
+def kind(x: Any) -> str:
+    """What one input is, with leaves `(T, B, ...)`: its shapes and dtypes.
+
+    Example:
+        >>> kind(torch.zeros(2, 5, 1, 28, 28))
+        'inputs of shape (1, 28, 28) and torch.float32'
+    """
+    said = (f"shape {tuple(value.shape[2:])} and {value.dtype}" for value in leaves(x))
+    return f"inputs of {', '.join(said)}"
 
 
 def split_support(

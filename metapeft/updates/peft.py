@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from metapeft.checkpoint import write_atomically
+from metapeft.errors import RunError
 from metapeft.updates import factors as _factors
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.targets import Site, is_gpt2_linear
@@ -44,7 +47,7 @@ def export_peft(
     Args:
         model: the attached backbone.
         factors: one task's, without the task axis; those of the classifier are not needed beside `head`.
-        folder: is made; must hold no adapter yet.
+        folder: is made; what is there already must be empty.
         weights: trained weights of the backbone by name; `base/` is written where they differ from its own.
         head: `{"head.weight": (N, F), "head.bias": (N,)}`, in place of the classifier.
 
@@ -64,14 +67,13 @@ def export_peft(
         ['adapter_config.json', 'adapter_model.safetensors', 'metapeft.json']
     """
     folder = Path(folder)
+    new_folder(folder)
     if model.norm != "running":
         raise ValueError(
             f'norm="{model.norm}" cannot be exported: PEFT has no statistics per task; use norm="running"'
         )
     if head is not None and model.classifier is None:
         raise ValueError("head= given, but the backbone has no classifier in whose place it could go")
-    if (folder / "adapter_config.json").exists():
-        raise ValueError(f"{folder} already holds an adapter: name another folder")
 
     own = f"{model.classifier}." if model.classifier is not None else None
     sites = {
@@ -96,17 +98,39 @@ def export_peft(
             {f"base_model.model.{layer}.{key}": value for key, value in adapter["tensors"].items()}
         )
     extra: dict[str, Any] = {"rank_zero": rank_zero}
-    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, bytes] = {}
     if trained or reshaped:
         first_names = [*dict(model.module.named_parameters()), *dict(model.module.named_buffers())]
         base = _bytes({name: (whole if reshaped else {}).get(name, state[name]) for name in first_names})
-        (folder / "base").mkdir(exist_ok=True)
-        (folder / "base" / "model.safetensors").write_bytes(base)
+        files["base/model.safetensors"] = base
         extra["base_sha256"] = hashlib.sha256(base).hexdigest()
-    (folder / "adapter_model.safetensors").write_bytes(_bytes(tensors))
-    (folder / "metapeft.json").write_text(json.dumps(extra, indent=2) + "\n", encoding="utf-8")
-    config = _config(model.module, adapters, saved_whole)  # last: a folder that has it is complete
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    files["adapter_model.safetensors"] = _bytes(tensors)
+    files["metapeft.json"] = f"{json.dumps(extra, indent=2)}\n".encode()
+    config = _config(model.module, adapters, saved_whole)
+    files["adapter_config.json"] = f"{json.dumps(config, indent=2)}\n".encode()
+    _write(folder, files)
+
+
+def new_folder(folder: Path) -> None:
+    """Raise ValueError for a folder that holds something already, or that is a file."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"folder={str(folder)!r} is there and not empty: name a new folder for the adapter")
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a new folder: all of them or, where that fails, none."""
+    try:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / name, content)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise RunError(
+            f"{folder} cannot be written: {error.strerror or error}; nothing is left there"
+        ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> bytes:

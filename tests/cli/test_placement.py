@@ -54,8 +54,10 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-@pytest.mark.parametrize("device", ["cuda", "gpu"])
-@pytest.mark.parametrize("command", [["bench"], ["evaluate", "nowhere"], ["export", "nowhere", "adapter"]])
+@pytest.mark.parametrize("device", ["cuda", "gpu", "meta", "cpu:1"])
+@pytest.mark.parametrize(
+    "command", [["train"], ["bench"], ["evaluate", "nowhere"], ["export", "nowhere", "adapter"]]
+)
 def test_a_device_that_is_not_here_is_a_sentence_before_anything_is_written(
     command: list[str], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -106,15 +108,20 @@ def test_the_main_job_in_float64_within_a_stated_memory(tmp_path: Path, capsys: 
         assert "was started with" in error
     assert run(["train", "--out", str(folder), "--resume", "--quiet"]) == 0
     assert json.loads((folder / "results.json").read_text())["rows"] == results["rows"]
-    sizes = ["--ways", "3", "--queries", "2", "--episodes", "4"]
+    method, options = str(folder / "metapeft"), ["--data", "glyphs", "--dtype", "float32"]
+    sizes = ["--data", "glyphs", "--queries", "2", "--episodes", "4"]
     capsys.readouterr()
-    for options, said in (([], True), (["--dtype", "float32", "--device", "cpu"], False)):
-        assert run(["evaluate", str(folder / "metapeft"), *sizes, *options]) == 0
-        assert (", float64," in re.sub(r"\s+", " ", capsys.readouterr().out)) == said
-    assert (
-        run(["export", str(folder / "metapeft"), str(tmp_path / "a"), "--ways", "3", "--dtype", "float32"])
-        == 0
-    )
+    for more, said in (
+        ([], ", float64,"),
+        (["--dtype", "float32", "--device", "cpu"], "norm running, head"),
+        (["--dtype", "float32", "--autocast", "bfloat16"], "bfloat16 forwards"),
+    ):
+        assert run(["evaluate", method, *sizes, *more]) == 0
+        assert said in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert run(["evaluate", method, *sizes, "--autocast", "bfloat16"]) == 2
+    assert "--autocast off" in capsys.readouterr().err
+    assert run(["export", method, str(tmp_path / "a"), *options]) == 0
+    assert run(["export", method, str(tmp_path / "b"), *options, "--autocast", "bfloat16"]) == 0
 
 
 @pytest.mark.usefixtures("tiny_data")
@@ -135,9 +142,18 @@ def test_the_main_job_in_bfloat16_says_so(
         assert dtypes(folder / part) == {torch.float32}
     with Run.open(folder / "sr/run", writable=False) as opened:
         assert opened.config["learner"]["precision"] == "bfloat16 forwards"
-    sizes = ["--ways", "3", "--queries", "2", "--episodes", "4"]
+    sizes = ["--data", "glyphs", "--queries", "2", "--episodes", "4"]
     for options, shown in (([], True), (["--autocast", "off"], False)):
         assert run(["evaluate", str(folder / "metapeft"), *sizes, *options]) == 0
         assert ("bfloat16 forwards" in re.sub(r"\s+", " ", capsys.readouterr().out)) == shown
     assert run(["evaluate", str(folder / "metapeft"), *sizes, "--dtype", "float64"]) == 2
     assert "is for parameters in float32" in capsys.readouterr().err
+
+
+def test_leaving_out_means_the_cpu_and_float32() -> None:
+    stored = train.plain_config(TrainConfig())
+    assert train.configured(stored, TrainConfig(device="cpu", dtype="float32")) == TrainConfig()
+    with pytest.raises(ValueError, match="dtype='float64', but the run was started with None"):
+        train.configured(stored, TrainConfig(dtype="float64"))
+    with pytest.raises(ValueError, match="autocast='bfloat16' goes with"):
+        TrainConfig(dtype="float64", autocast="bfloat16")

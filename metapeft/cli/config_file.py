@@ -1,0 +1,53 @@
+"""Files of options."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, CycloptsError
+from cyclopts.config import Dict, Json, Toml, Yaml
+
+_FORMATS = {".toml": Toml, ".yaml": Yaml, ".yml": Yaml, ".json": Json}
+
+
+def from_file(path: Path, app: App, tokens: Sequence[str]) -> Dict:
+    """The options that a file gives to the command of `tokens`.
+
+    Raises:
+        ValueError: a file that is not there, cannot be read, or says more than this command has options.
+    """
+    if path.suffix not in _FORMATS:
+        raise ValueError(f"config={str(path)!r}: allowed are files that end in {', '.join(_FORMATS)}")
+    if not path.is_file():
+        raise ValueError(f"config={str(path)!r}: there is no such file")
+    reader: Callable[..., Any] = _FORMATS[path.suffix]
+    try:
+        found = reader(path, must_exist=True).config
+    except (CycloptsError, UnicodeDecodeError) as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"config={str(path)!r} cannot be read as {path.suffix[1:]}: {cause}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"config={str(path)!r} is a {type(found).__name__}: options by name are needed")
+    known = _options(app, tokens)
+    for name, value in found.items():
+        if isinstance(value, dict):
+            raise ValueError(
+                f"config={str(path)!r}: {name!r} is a table, but options stand at the top, for the command that is "
+                "called"
+            )
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            raise ValueError(f"config={str(path)!r}: unknown option {name!r}; {hint}")
+    return Dict(found, use_commands_as_keys=False, source=str(path))
+
+
+def _options(app: App, tokens: Sequence[str]) -> set[str]:
+    """Names of the options of the command that is called, with underscores and with hyphens."""
+    command = app.parse_commands(tokens)[1][-1]
+    arguments = command.assemble_argument_collection()
+    hyphened = {name[2:] for argument in arguments for name in argument.names if name.startswith("--")}
+    return hyphened | {name.replace("-", "_") for name in hyphened}
