@@ -44,6 +44,7 @@ class Noise:
 def one(out: Path, *, steps: int) -> None:
     """Train for some outer steps and write the seconds of each; a rank of torchrun, or a process alone."""
     torch.set_num_threads(1)
+    mp.keep_freed_memory()  # as `metapeft train` does
     trainer = mp.BilevelTrainer(
         W1.learner(W1.body()), tasks_per_step=W1.tasks, chunk=W1.tasks, progress=False
     )
