@@ -46,29 +46,41 @@ def main_job(path: Path) -> str:
 
 
 def few_shot(paths: list[Path]) -> str:
-    """One line a row of the few-shot runs, as Markdown; empty where there are none."""
+    """A table for each data set and kind of episodes, a line a row of the few-shot runs; empty where there are none."""
     rows: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    if not rows:
+    kinds = list(dict.fromkeys((row["data"], row["kind"]) for row in rows))
+    if not kinds:
         return ""
+    about = (
+        "On real data, one row a file of `benchmarks/results/few_shot/`; accuracy in %, mean ± half-width of the 95 % "
+        "t-interval; differences in points, paired over the same episodes:"
+    )
+    return "\n\n".join(
+        [about, *(few_shot_table([r for r in rows if (r["data"], r["kind"]) == k]) for k in kinds)]
+    )
+
+
+def few_shot_table(rows: list[dict[str, Any]]) -> str:
+    """The rows on one data set and kind of episodes, the best first."""
+    shared = {"inner_steps": None, "norm": None, "head": None}
+    said = {str(Protocol.from_dict({**row["protocol"], **shared})) for row in rows}
+    if len(said) > 1:
+        raise ValueError(f"rows of one table were measured by different protocols: {sorted(said)}")
     lines = [
-        "| data | method | accuracy in % | minus centroids | protocol |",
-        "| --- | --- | --- | --- | --- |",
+        f"| {said.pop()} | accuracy | minus centroids | inner steps | statistics | commit |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    bases = {(row["data"], row["kind"], row["seed"]): row for row in rows if row["row"] == "centroids"}
-    for row in sorted(rows, key=lambda row: (row["data"], row["kind"], -row["accuracy"])):
-        protocol = Protocol.from_dict(row["protocol"])
+    bases = {row["seed"]: row for row in rows if row["row"] == "centroids"}
+    for row in sorted(rows, key=lambda row: -row["accuracy"]):
         name = f"{row['row']}: {row['about']}"
         name += " (validation kept the start)" if row.get("best_step") == 0 else ""
-        commit = str(row["environment"]["commit"])[:9]
-        accuracy = percent(row["accuracy"], row["ci95"])
-        paired = minus(row, bases.get((row["data"], row["kind"], row["seed"])))
-        cells = (f"{row['data']}, {row['kind']}", name, accuracy, paired, f"{protocol}; commit {commit}")
+        steps = row["protocol"]["inner_steps"]
+        cells = (
+            name, percent(row["accuracy"], row["ci95"]), minus(row, bases.get(row["seed"])),
+            "-" if steps is None else str(steps), row["protocol"]["norm"], str(row["environment"]["commit"])[:9],
+        )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    about = (
-        "On real data, one row a file of `benchmarks/results/few_shot/`; differences in points, paired over the same "
-        "episodes:"
-    )
-    return "\n".join([about, "", *lines])
+    return "\n".join(lines)
 
 
 def minus(row: dict[str, Any], base: dict[str, Any] | None) -> str:

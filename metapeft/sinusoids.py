@@ -48,11 +48,11 @@ def learners(seed: int, **place: Any) -> dict[str, Learner]:
     factory = backbones.resolve("mlp")
     common: dict[str, Any] = {"loss": F.mse_loss, "head": "learned", "norm": "running", **place}
     body = factory(1, 1, hidden=(40, 40), seed=seed)
-    inner = SGD(1, 0.01, rates="step")
-    outer = ("weights", "factors", "rates")
+    # one step at the rate of Finn et al. 2017: a learned one grows until more steps than in training diverge
+    inner = SGD(1, 0.01)
     return {
-        "maml": recipes.maml(body, inner=inner, outer=("weights", "rates"), **common),
-        "lora-ml": recipes.lora_ml(body, rank=8, inner=inner, outer=outer, **common),
+        "maml": recipes.maml(body, inner=inner, outer=("weights",), **common),
+        "lora-ml": recipes.lora_ml(body, rank=8, inner=inner, outer=("weights", "factors"), **common),
     }
 
 
