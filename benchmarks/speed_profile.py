@@ -1,6 +1,7 @@
 """Where the time of a meta-step goes, by kind of operation: python -m benchmarks.speed_profile [--only W1]
 
-One thread, torch's profiler; the share of each kind is of the profiled operations' own time.
+One thread, torch's profiler; the share of each kind is of the profiled operations' own time. Convolutions also have a
+rate, their counted floating-point operations a second over those of a float32 matrix product: what is left to gain.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Annotated, Any
 import torch
 from cyclopts import App, Parameter
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed_peers import metapeft
+from benchmarks.speed import backward_operations, matrix_rate
+from benchmarks.speed_peers import Step, metapeft
 from benchmarks.speed_problems import WORKLOADS
 from metapeft.environment import environment
 
@@ -54,6 +57,16 @@ def kind_of(operation: str) -> str:
     return max(matches)[1] if matches else REST
 
 
+def convolution_operations(step: Step) -> int:
+    """Floating-point operations of a step's convolutions."""
+    mapping = {torch.ops.aten.convolution_backward: backward_operations}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        step()
+    return sum(
+        count for name, count in counter.get_flop_counts()["Global"].items() if "convolution" in str(name)
+    )
+
+
 @app.default
 def main(
     *, only: list[str] | None = None, json_file: Annotated[Path, Parameter(name="--json")] = RESULTS
@@ -61,11 +74,11 @@ def main(
     """Profile workloads.
 
     Args:
-        only: names of workloads; W1 if left out. json_file: where the shares go.
+        only: names of workloads; W1, its frozen form and MAML if left out. json_file: where the shares go.
     """
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
-    for name in only or ["W1"]:
+    for name in only or ["W1", "W1 frozen", "MAML"]:
         workload = WORKLOADS[name]
         step = metapeft(workload.learner(workload.body()), workload.batch())
         step()
@@ -81,10 +94,12 @@ def main(
             own[kind_of(event.key)] += event.self_cpu_time_total
         total = sum(own.values())
         shares = {kind: value / total for kind, value in own.most_common()}
-        found[name] = {"median_s": statistics.median(times), "shares": shares}
+        rate = convolution_operations(step) / (own["convolutions"] / 1e6) / matrix_rate()
+        found[name] = {"median_s": statistics.median(times), "shares": shares, "convolution_rate": rate}
         print(f"{name}: {found[name]['median_s']:.2f} s, one thread")
         for kind, share in shares.items():
             print(f"  {100 * share:5.1f} %  {kind}")
+        print(f"  convolutions run at {100 * rate:.0f} % of the matrix rate")
     content = {"workloads": found, "environment": environment()}
     json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -26,6 +26,40 @@ def spread(median: float, seconds: list[float]) -> str:
     return f"{median:.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
 
 
+def speed(path: Path) -> str:
+    """Each library's time over metapeft's, a line a workload, as Markdown."""
+    found = _read(path)
+    libraries = list(
+        dict.fromkeys(who for measured in found["workloads"].values() for who in measured["rows"])
+    )
+    others = [who for who in libraries if who != "metapeft"]
+    lines = [
+        f"| meta-step | metapeft | {' | '.join(others)} | matrix rate |",
+        f"| --- |{' ---: |' * (len(others) + 2)}",
+    ]
+    for name, measured in found["workloads"].items():
+        rows = measured["rows"]
+        times = [
+            f"{rows[who]['times_metapeft']:.2f} x" if "median_s" in rows.get(who, {}) else "-"
+            for who in others
+        ]
+        own = rows["metapeft"]
+        time = spread(own["median_s"], own["seconds"])
+        lines.append(f"| {name} | {time} | {' | '.join(times)} | {100 * own['rate']:.0f} % |")
+    where = found["environment"]
+    note = (
+        "Time of one meta-step, and how many times as long the others take for the same gradient; medians (least to "
+        f"most) of {found['repeats']} alternating repeats in one process, {found['threads']} thread{'s' if found['threads'] > 1 else ''}. Matrix rate: "
+        "metapeft's counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 "
+        "on Conv-4-64, 28x28, 16 tasks of 5-way 1-shot, 25 queries, 5 second-order steps. Commit "
+        f"{str(where['commit'])[:9]}, {where['cpu']}; from `benchmarks/results/{path.name}`, by "
+        "`python -m benchmarks.speed`."
+    )
+    short = [f"- {sentence}" for sentence in found["short"]]
+    missed = ["", "Short of what we set ourselves (`--check`):", "", *short] if short else []
+    return "\n".join([*lines, "", note, *missed])
+
+
 def before_after(path: Path) -> str:
     """One line a change and a workload."""
     lines = [
@@ -55,8 +89,14 @@ def profile(path: Path) -> str:
     for kind in kinds:
         shares = [found["workloads"][name]["shares"].get(kind, 0.0) for name in names]
         lines.append(f"| {kind} | {' | '.join(f'{100 * share:.0f} %' for share in shares)} |")
+    rates = [found["workloads"][name].get("convolution_rate") for name in names]
+    if all(rates):
+        lines.append(f"| rate of the convolutions | {' | '.join(f'{100 * rate:.0f} %' for rate in rates)} |")
     where = _where(found["environment"], path)
-    note = f"Own time of the operations, one thread, by `python -m benchmarks.speed_profile`. {where}"
+    note = (
+        "Own time of the operations, one thread; the rate is that of counted floating-point operations over a float32 "
+        f"matrix product's; by `python -m benchmarks.speed_profile`. {where}"
+    )
     return "\n".join([*lines, "", note])
 
 
@@ -95,9 +135,16 @@ def start(path: Path) -> str:
     return "\n".join([*lines, "", _where(found["environment"], path)])
 
 
+def all_workloads(path: Path) -> str:
+    """The table of every workload, and its picture."""
+    picture = "![Time over metapeft's by workload, time a task against tasks, and peak memory](../benchmarks/results/{})"
+    return f"{speed(path)}\n\n{picture.format(path.with_suffix('.png').name)}"
+
+
 def of_speed(results: Path) -> str:
     """What stands between the markers of docs/speed.md."""
     parts = {
+        "speed_all.json": ("All workloads", all_workloads),
         "profile.json": ("Where the time goes", profile),
         "before-after.json": ("What changes of the engine brought", before_after),
         "allocator.json": ("Freed memory that stays with the process", allocator),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from cyclopts import App
 
-from benchmarks.speed_tables import of_speed, spread
+from benchmarks.speed_tables import of_speed, speed
 from metapeft.cli.tables import percent, protocol_line
 from metapeft.episodes.protocol import Protocol
 from metapeft.intervals import mean_interval
@@ -96,40 +96,6 @@ def minus(row: dict[str, Any], base: dict[str, Any] | None) -> str:
         base["values"], dtype=torch.float64
     )
     return percent(*mean_interval(apart), sign=True)
-
-
-def speed(path: Path) -> str:
-    """Each library's time over metapeft's, a line a workload, as Markdown."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    libraries = list(
-        dict.fromkeys(who for measured in found["workloads"].values() for who in measured["rows"])
-    )
-    others = [who for who in libraries if who != "metapeft"]
-    lines = [
-        f"| meta-step | metapeft | {' | '.join(others)} | matrix rate |",
-        f"| --- |{' ---: |' * (len(others) + 2)}",
-    ]
-    for name, measured in found["workloads"].items():
-        rows = measured["rows"]
-        times = [
-            f"{rows[who]['times_metapeft']:.2f} x" if "median_s" in rows.get(who, {}) else "-"
-            for who in others
-        ]
-        own = rows["metapeft"]
-        time = spread(own["median_s"], own["seconds"])
-        lines.append(f"| {name} | {time} | {' | '.join(times)} | {100 * own['rate']:.0f} % |")
-    where = found["environment"]
-    note = (
-        "Time of one meta-step, and how many times as long the others take for the same gradient; medians (least to "
-        f"most) of {found['repeats']} alternating repeats in one process, {found['threads']} threads. Matrix rate: "
-        "metapeft's counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 "
-        "on Conv-4-64, 28x28, 16 tasks of 5-way 1-shot, 25 queries, 5 second-order steps. Commit "
-        f"{str(where['commit'])[:9]}, {where['cpu']}; from `benchmarks/results/{path.name}`, by "
-        "`python -m benchmarks.speed`."
-    )
-    short = [f"- {sentence}" for sentence in found["short"]]
-    missed = ["", "Short of what we set ourselves (`--check`):", "", *short] if short else []
-    return "\n".join([*lines, "", note, *missed])
 
 
 def bridge(path: Path) -> str:
