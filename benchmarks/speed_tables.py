@@ -49,7 +49,7 @@ def speed(path: Path) -> str:
     where = found["environment"]
     note = (
         "Time of one meta-step, and how many times as long the others take for the same gradient; medians (least to "
-        f"most) of {found['repeats']} alternating repeats in one process, {found['threads']} thread{'s' if found['threads'] > 1 else ''}. Matrix rate: "
+        f"most) of {found['repeats']} alternating repeats in one process, threads: {found['threads']}. Matrix rate: "
         "metapeft's counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 "
         "on Conv-4-64, 28x28, 16 tasks of 5-way 1-shot, 25 queries, 5 second-order steps. Commit "
         f"{str(where['commit'])[:9]}, {where['cpu']}; from `benchmarks/results/{path.name}`, by "
@@ -137,8 +137,8 @@ def start(path: Path) -> str:
 
 def all_workloads(path: Path) -> str:
     """The table of every workload, and its picture."""
-    picture = "![Time over metapeft's by workload, time a task against tasks, and peak memory](../benchmarks/results/{})"
-    return f"{speed(path)}\n\n{picture.format(path.with_suffix('.png').name)}"
+    about = "Time over metapeft's by workload, time a task against tasks, and peak memory"
+    return f"{speed(path)}\n\n![{about}](../benchmarks/results/{path.with_suffix('.png').name})"
 
 
 def of_speed(results: Path) -> str:
