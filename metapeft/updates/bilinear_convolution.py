@@ -22,14 +22,17 @@ Pair = tuple[int, int]
 def convolve2d(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Tensor:
     """`F.conv2d(x, weight, None, ...)` of `x` `(rows, C, H, W)`.
 
+    Weights with an axis more in front, `(T, out, C/groups, k, k)`, are each task's own, on its part of the rows.
+
     Example:
         >>> convolve2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), (1, 1), (0, 0), (1, 1), 1)
         tensor([[[[4.]]]])
     """
     last = x.stride(1) == 1 and x.shape[1] > 1
     layout = torch.channels_last if last else torch.contiguous_format
-    options = (stride, padding, dilation, groups)
-    return bilinear(Convolution("conv", options, tuple(x.shape), tuple(weight.shape), layout), x, weight)
+    options, tasks = (stride, padding, dilation, groups), None if weight.dim() == 4 else weight.shape[0]
+    rows = (x.shape[0] // (tasks or 1), *x.shape[1:])
+    return bilinear(Convolution("conv", options, rows, tuple(weight.shape[-4:]), layout, tasks), x, weight)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Convolution:
     """conv takes `(x, W)` to y, to_input `(y, W)` to x, to_weight `(x, y)` to W.
 
     Args:
-        options: stride, padding, dilation, groups. x, weight: the shapes. format: of x in memory.
+        options: stride, padding, dilation, groups. x, weight: the shapes, of one task. format: of x in memory.
+        tasks: T where each has weights of its own: then one convolution after the other, within one node of the graph.
     """
 
     kind: Literal["conv", "to_input", "to_weight"]
@@ -45,8 +49,17 @@ class Convolution:
     x: tuple[int, ...]
     weight: tuple[int, ...]
     format: torch.memory_format
+    tasks: int | None = None
 
     def value(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.tasks is None:
+            return self._one(a, b)
+        to_weight = self.kind == "to_weight"
+        pairs = zip(a.chunk(self.tasks), b.chunk(self.tasks) if to_weight else b.unbind())
+        found = [self._one(*pair) for pair in pairs]
+        return torch.stack(found) if to_weight else torch.cat(found)
+
+    def _one(self, a: Tensor, b: Tensor) -> Tensor:
         stride, padding, dilation, groups = self.options
         if self.kind == "conv":
             return F.conv2d(a, b, None, stride, padding, dilation, groups)

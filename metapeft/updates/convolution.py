@@ -1,4 +1,4 @@
-"""Convolutions of all tasks at once: dense updates as grouped convolutions, low-rank ones as thin maps."""
+"""Convolutions of all tasks at once: dense updates as each task's own, low-rank ones as thin maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metapeft.updates.bilinear_convolution import convolve2d
 from metapeft.updates.call import Update
 from metapeft.updates.thin_convolution import convolve_thin
 
-# Below this many input channels a grouped convolution is faster than products with shifted sums
+# Below this many input channels a convolution for each task is faster than products with shifted sums
 # (two cores, 28x28: 42 against 294 ms for one channel; 64 channels at 14x14: 159 against 91 ms).
 _FEW_CHANNELS = 16
 # Up to this many numbers under the kernel (one channel and 3x3: 9) a convolution is faster as one matrix product
@@ -97,19 +97,30 @@ def spatial(module: nn.Module) -> Spatial:
     )
 
 
-def grouped(options: Spatial, x: Tensor, weights: Tensor) -> Tensor:
-    """Convolve each task's rows with its own weights, by one convolution of `T` times the groups.
+def by_task(options: Spatial, x: Tensor, weights: Tensor) -> Tensor:
+    """Convolve each task's rows with its own weights; channels last.
 
-    Channels stay next to each other in memory on the way there and back, so that copies go in long runs.
+    On the CPU one task after the other, which is as fast at 28x28 and faster on larger maps (one core, MAML on
+    Conv-4-64, 84x84: 5.0 against 5.7 s); elsewhere by one convolution of `T` times the groups.
 
     Args:
         x: `(rows, C, H, W)`. weights: `(T, channels, C/groups, *kernel)`.
 
     Returns: `(rows, channels, H', W')`, or without the height of a 1-d convolution.
     """
-    tasks, channels = weights.shape[:2]
-    if tasks == 1:
+    if weights.shape[0] == 1:
         return options.convolve(x, weights[0])
+    if x.device.type != "cpu":
+        return _grouped(options, x, weights)
+    kernels = weights.unsqueeze(-2) if options.one_dimensional else weights
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    y = convolve2d(x, kernels, options.stride, options.padding, options.dilation, options.groups)
+    return y.squeeze(2) if options.one_dimensional else y
+
+
+def _grouped(options: Spatial, x: Tensor, weights: Tensor) -> Tensor:
+    """Channels stay next to each other in memory on the way there and back, so that copies go in long runs."""
+    tasks, channels = weights.shape[:2]
     by_position = torch.unflatten(x.movedim(1, -1), 0, (tasks, -1)).movedim(0, -2)  # (B, ..., T, C)
     several = replace(options, groups=tasks * options.groups)
     y = several.convolve(by_position.flatten(-2).movedim(-1, 1), weights.flatten(0, 1))
@@ -121,7 +132,7 @@ def convolve_dense(options: Spatial, x: Tensor, weights: Tensor, bias: Tensor | 
     """Full updates: `weights` `(T, out, in/groups, *kernel)` are each task's own."""
     if options.is_small(weights[0]):
         return options.columns(x, weights, bias)
-    y = grouped(options, x, weights)
+    y = by_task(options, x, weights)
     return y if bias is None else y + bias.view(-1, *[1] * (y.dim() - 2))
 
 
@@ -157,13 +168,13 @@ def convolve_low_rank(
 def _down(options: Spatial, x: Tensor, down: Tensor, positions: int) -> Tensor:
     """The spatial map: `(rows, C, H, W)` and `(T, channels, C, *kernel)` to `(T, rows / T * positions, channels)`.
 
-    Few input channels, or strides that leave positions out, are one grouped convolution.
+    Few input channels, or strides that leave positions out, are convolutions of each task's own.
     """
     tasks, channels = down.shape[:2]
     if channels == 0:  # rank 0; the empty sum keeps the factor in the graph
         return x.new_zeros(tasks, x.shape[0] // tasks * positions, 0) + down.sum()
     if options.stride != (1, 1) or x.shape[1] < _FEW_CHANNELS:
-        return grouped(options, x, down).flatten(2).transpose(1, 2).reshape(tasks, -1, channels)
+        return by_task(options, x, down).flatten(2).transpose(1, 2).reshape(tasks, -1, channels)
     if options.one_dimensional:
         down = down.unsqueeze(3)
     return convolve_thin(x, down, options.padding, options.dilation)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metapeft.updates.bilinear_convolution import Convolution, convolve2d
 from metapeft.updates.bilinear_map import bilinear
+from metapeft.updates.convolution import _grouped, by_task, spatial
 from metapeft.updates.pooling import max_pool
 from metapeft.updates.thin_convolution import Products, ShiftedSum, convolve_thin
 
@@ -82,6 +83,24 @@ CONVOLUTIONS: list[tuple[Any, ...]] = [
 def test_convolution(options: tuple[Any, ...], last: bool) -> None:
     x, weight = sample(2, 4, 5, 6, last=last), sample(4, 4 // options[3], 3, 2, seed=1)
     check(lambda x, w: convolve2d(x, w, *options), lambda x, w: F.conv2d(x, w, None, *options), x, weight)
+
+
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+def test_a_convolution_with_weights_of_each_task(options: tuple[Any, ...]) -> None:
+    x, weights = sample(2, 4, 4, 3, last=True), sample(2, 4, 4 // options[3], 3, 2, seed=1)
+
+    def plain(x: Tensor, weights: Tensor) -> Tensor:
+        return torch.cat([F.conv2d(rows, own, None, *options) for rows, own in zip(x.chunk(2), weights)])
+
+    check(lambda x, w: convolve2d(x, w, *options), plain, x, weights)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.Conv1d(4, 6, 3, 1, 1)], ids=str)
+def test_one_task_after_the_other_equals_groups(layer: Any) -> None:
+    """The CPU's way and that of other devices."""
+    options, shape = spatial(layer), (6, 4, 5, 6)[: 2 + len(layer.kernel_size)]
+    x, weights = options.pad(sample(*shape)), sample(3, *layer.weight.shape, seed=1)
+    torch.testing.assert_close(by_task(options, x, weights), _grouped(options, x, weights))
 
 
 @pytest.mark.parametrize("kind", ["planes", "rows", "matrix"])
