@@ -142,12 +142,13 @@ def convolve_low_rank(
     """`W0 * x + up (down * x)`: beside the shared convolution a spatial map to a few channels and a pointwise one.
 
     Every group of the layer sees the same `down`; group `g` of the output uses its own rows of `up`. Where the
-    kernel is small the update is added to the weights instead, a product as cheap as the kernel. `up`, where it
-    is given, stands for the update's own.
+    kernel is small, or there is one task, the update is added to the weights instead: a product as cheap as the
+    kernel, and fewer operations. `up`, where it is given, stands for the update's own.
     """
     up = update.up if up is None else up
-    if options.is_small(weight) and not update.per_input:
-        return options.columns(x, weight + torch.einsum("tor,tri...->toi...", up, update.down), bias)
+    if not update.per_input and (update.tasks == 1 or options.is_small(weight)):
+        delta = torch.einsum("tor,tri...->toi...", up, update.down)
+        return convolve_dense(options, x, weight + delta, bias)
     base = options.convolve(x, weight, bias)
     tasks, groups = update.tasks, options.groups
     rows, positions = x.shape[0], base.shape[2:].numel()
