@@ -196,19 +196,19 @@ def run(
         raise SystemExit(f"unknown workload {sorted(unknown)}: known are {', '.join(WORKLOADS)}")
     begun = time.monotonic()
     names = only or (QUICK if quick else tuple(WORKLOADS))
-    found = {name: measure(name, repeats, quick, memory, threads) for name in names}
-    short = failed(found)
-    result = {
-        "workloads": found,
-        "repeats": repeats,
-        "threads": threads,
-        "seconds": time.monotonic() - begun,
-        "environment": environment(),
-        "short": short,
-    }
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
+    short: list[str] = []
+    for name in names:
+        found[name] = measure(name, repeats, quick, memory, threads)
+        short = failed(found)
+        result = {
+            "workloads": found, "repeats": repeats, "threads": threads, "seconds": time.monotonic() - begun,
+            "environment": environment(), "short": short,
+        }  # fmt: skip
+        if json_file is not None:  # after each: a long run that ends early keeps what it has
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for sentence in short:
         print(f"SHORT: {sentence}")
     print(f"{result['seconds']:.0f} s")

@@ -31,7 +31,7 @@ class Workload:
         format: of the updates, on all layers (of the ViT: its linear ones).
         tasks, queries, steps: T, queries a task, K. engine: unroll, first-order or cg.
         frozen: the outer variables are the starts alone, without the backbone's weights.
-        norm: running or transductive statistics.
+        norm: running or transductive statistics. proximal: weight of the inner proximal term.
     """
 
     backbone: str = "conv4"
@@ -45,6 +45,7 @@ class Workload:
     engine: str = "unroll"
     frozen: bool = False
     norm: str = "running"
+    proximal: float = 0.0
 
     def body(self) -> nn.Module:
         """The backbone, with statistics that are not 0 and 1."""
@@ -83,7 +84,11 @@ class Workload:
         format = FORMATS[self.format]
         model = mp.attach(body, {nn.Linear: format} if self.backbone == "vit" else format, norm=self.norm)
         learner = mp.Learner(
-            model, mp.inner.SGD(self.steps, RATE), outer=outer, hypergradient=self.engine, head="learned"
+            model,
+            mp.inner.SGD(self.steps, RATE, proximal=self.proximal),
+            outer=outer,
+            hypergradient=self.engine,
+            head="learned",
         )
         generator = torch.Generator().manual_seed(3)
         for name in sorted(learner.trained):
@@ -171,7 +176,7 @@ WORKLOADS = {
     "MAML": replace(W1, format="full"),
     "MAML batch statistics": replace(W1, format="full", norm="transductive"),
     "W1 first order": replace(W1, engine="first-order"),
-    "W1 implicit": replace(W1, engine="cg"),
+    "W1 implicit": replace(W1, engine="cg", proximal=10.0),
     "W1, T = 1": replace(W1, tasks=1),
     "W1, T = 4": replace(W1, tasks=4),
     "W1, T = 64": replace(W1, tasks=64),

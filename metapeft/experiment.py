@@ -26,7 +26,7 @@ from metapeft.results import Results, Row, adapted_parameters
 from metapeft.retraining import retrained, softmax_of
 from metapeft.retraining import training_styles as training_styles
 from metapeft.trainer import BilevelTrainer
-from metapeft.tuning import Tuned, calibrated_scale, grid, tune
+from metapeft.tuning import Tuned, calibrated_scale, grid, inner_steps, tune
 from metapeft.updates.selection import at_ranks
 
 COLUMNS = ("plain", "shifted")
@@ -181,11 +181,7 @@ def _row(
     for column in COLUMNS:
         steps = None
         if method.adapts:
-            scores = {
-                s: evaluate(row.learner, found[f"val {column}"], budget, steps=s).accuracy
-                for s in config.inner_steps
-            }
-            steps = max(scores, key=lambda s: scores[s])
+            steps, scores = inner_steps(row.learner, found[f"val {column}"], budget, config.inner_steps)
             row.chosen[column] = {"steps": steps, "validation": scores}
         row.evaluations[column] = evaluate(row.learner, found[f"test {column}"], config.episodes, steps=steps)
     return row

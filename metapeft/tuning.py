@@ -67,6 +67,30 @@ def tune(
     return Tuned(settings, best["score"], rows)
 
 
+def inner_steps(
+    learner: Learner, validation: Any, episodes: int, choices: Iterable[int]
+) -> tuple[int, dict[int, float]]:
+    """The number of inner steps with the best validation score (accuracy, or minus the loss), and all scores.
+
+    Args:
+        validation: a sampler on validation classes. episodes: how many. choices: to try; those under which
+            adaptation diverges are left out.
+
+    Raises:
+        NumericalError: adaptation diverges under every one of them.
+    """
+    scores: dict[int, float] = {}
+    for steps in choices:
+        with contextlib.suppress(NumericalError):
+            found = evaluate(learner, validation, episodes, steps=steps)
+            scores[steps] = found.accuracy if found.has_accuracy else -found.loss
+    if not scores:
+        raise NumericalError(
+            "adaptation diverges with every number of inner steps that was tried: lower the rates"
+        )
+    return max(scores, key=lambda steps: scores[steps]), scores
+
+
 def calibrated_scale(
     body: nn.Module,
     validation: Any,

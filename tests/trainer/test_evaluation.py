@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import metapeft as mp
 from metapeft.intervals import mean_interval
-from metapeft.tuning import calibrated_scale, grid, tune
+from metapeft.tuning import calibrated_scale, grid, inner_steps, tune
 from tests.trainer.helpers import learner, sampler
 
 
@@ -113,6 +113,15 @@ def test_tuning_takes_the_best_on_validation_and_survives_divergence() -> None:
     assert tuned.score == max(trial["score"] for trial in tuned.trials)
     with pytest.raises(ValueError, match="nothing to choose from"):
         tune(make, [], episodes)
+
+
+def test_numbers_of_steps_that_diverge_are_left_out() -> None:
+    own, episodes = regression()
+    wild = mp.Learner(own.source, mp.inner.SGD(5, 1e6), loss=own.loss)
+    steps, scores = inner_steps(wild, episodes, 10, (10, 0))
+    assert (steps, list(scores)) == (0, [0])
+    with pytest.raises(mp.NumericalError, match="every number of inner steps"):
+        inner_steps(wild, episodes, 10, (10,))
 
 
 def test_ties_of_accuracy_are_broken_by_the_loss_and_the_scale_is_calibrated() -> None:
