@@ -10,7 +10,7 @@ import torch
 from cyclopts import App
 
 from benchmarks.speed_tables import of_speed, speed
-from metapeft.cli.tables import percent, protocol_line
+from metapeft.cli.tables import accuracy, percent, protocol_line
 from metapeft.episodes.protocol import Protocol
 from metapeft.intervals import mean_interval
 
@@ -29,7 +29,7 @@ def main_job(path: Path) -> str:
     titles = [*columns, *(f"{column}, minus {reference}" for reference, column in paired)]
     lines = [f"| method | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
     for name, row in found["rows"].items():
-        cells = [percent(row["columns"][c]["accuracy"], row["columns"][c]["ci95"]) for c in columns]
+        cells = [accuracy(row["columns"][c]) for c in columns]
         for reference, column in paired:
             own = found["differences"][reference].get(name)
             cells.append(percent(own[column][0], own[column][1], sign=True) if own else "-")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.protocol import Protocol
 from metapeft.errors import NotFiniteInput, NumericalError
 from metapeft.intervals import mean_interval
@@ -29,6 +31,7 @@ class Evaluation:
         losses: `(episodes,)`: the mean query loss of each episode.
         protocol: what was measured on what.
         accuracy: mean accuracy in [0, 1]; regression has none, and asking for it is an AttributeError.
+        diverged: episodes in which adaptation diverged; their loss is not finite, their accuracy 0.
     """
 
     values: Tensor
@@ -42,6 +45,10 @@ class Evaluation:
         return float(self.losses.double().mean())
 
     @property
+    def diverged(self) -> int:
+        return int((~self.losses.isfinite()).sum())
+
+    @property
     def accuracy(self) -> float:
         if not self.has_accuracy:
             raise AttributeError("a regression has no accuracy: read .loss")
@@ -53,6 +60,7 @@ class Evaluation:
             if self.has_accuracy
             else f"{self.loss:.4g} +- {self.ci95:.2g}"
         )
+        shown += f", {self.diverged} diverged" if self.diverged else ""
         return shown if self.protocol is None else f"{shown} ({self.protocol})"
 
 
@@ -69,7 +77,12 @@ class Comparison:
 
 
 def evaluate(
-    learner: Learner, sampler: Any, episodes: int = 600, steps: int | None = None, tasks_per_batch: int = 8
+    learner: Learner,
+    sampler: Any,
+    episodes: int = 600,
+    steps: int | None = None,
+    tasks_per_batch: int = 8,
+    diverged: str = "raise",
 ) -> Evaluation:
     """Adapt to each episode's support set and score its query set.
 
@@ -79,9 +92,10 @@ def evaluate(
         episodes: how many, from number 0 on.
         steps: inner steps; None for the learner's.
         tasks_per_batch: episodes in one forward; changes no result under `norm="running"` or `"support"`.
+        diverged: `"raise"`, or `"wrong"`: an episode in which adaptation diverges counts with accuracy 0.
 
     Raises:
-        ValueError: fewer than 1 episode; no learner; a data set in place of a sampler.
+        ValueError: fewer than 1 episode; no learner; a data set in place of a sampler; `"wrong"` in regression.
         NotFiniteInput: NaN or infinity in an episode. NumericalError: an adaptation that diverges.
 
     Example:
@@ -96,6 +110,8 @@ def evaluate(
     for name, count in (("episodes", episodes), ("tasks_per_batch", tasks_per_batch)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name}={count!r}: allowed is a whole number of at least 1")
+    if diverged not in ("raise", "wrong"):
+        raise ValueError(f"diverged={diverged!r}: allowed are 'raise' and 'wrong'")
     if not hasattr(learner, "objectives"):
         raise ValueError(f"learner is of type {type(learner).__name__}: an mp.Learner is needed")
     if not hasattr(sampler, "batch"):
@@ -108,23 +124,21 @@ def evaluate(
     for start in range(0, episodes, tasks_per_batch):
         batch = sampler.batch(start, min(tasks_per_batch, episodes - start))
         try:
-            objectives = learner.objectives(batch, training=False)
+            loss, right = _scored(learner, batch, steps, diverged)
         except NotFiniteInput as error:
             raise error.of_episode(first + start + error.task) from None
-        w, derived = learner.solve(objectives, steps)
-        with torch.no_grad():
-            loss, logits = objectives.scored(w, derived)
-        losses.append(loss.cpu())
-        bad = (~losses[-1].isfinite()).nonzero().flatten()
-        if len(bad):
+        losses.append(loss)
+        bad = (~loss.isfinite()).nonzero().flatten()
+        if len(bad) and diverged == "raise":
             numbers = (bad + first + start).tolist()
             raise NumericalError(
                 f"the loss of episode(s) {numbers} is not finite: adaptation has probably diverged (lower the inner "
                 "rate), or weights are not finite"
             )
-        right = correct(logits, objectives.query) if objectives.query is not None else None
         if right is not None:
-            hits.append(right.cpu())
+            hits.append(right.where(loss.isfinite(), 0.0))
+        elif diverged == "wrong":
+            raise ValueError("diverged='wrong' is about accuracies, and a regression has none")
     values = torch.cat(hits or losses)
     protocol = None
     if hasattr(sampler, "dataset"):
@@ -138,6 +152,28 @@ def evaluate(
             precision=precision_name(learner.autocast, next(iter(learner.model.parameters.values()))),
         )
     return Evaluation(values, mean_interval(values)[1], torch.cat(losses), protocol, bool(hits))
+
+
+def _scored(
+    learner: Learner, batch: EpisodeBatch, steps: int | None, diverged: str
+) -> tuple[Tensor, Tensor | None]:
+    """Loss and accuracy (None in regression) of each episode, `(T,)`; with `"wrong"` NaN and 0 where it diverges."""
+    objectives = learner.objectives(batch, training=False)
+    try:
+        w, derived = learner.solve(objectives, steps)
+    except NumericalError:
+        if diverged == "raise":
+            raise
+        tasks = len(batch)
+        if tasks == 1:
+            return torch.full((1,), math.nan), torch.zeros(1)
+        halves = (batch.tasks(part) for part in (slice(tasks // 2), slice(tasks // 2, tasks)))
+        (a, x), (b, y) = (_scored(learner, half, steps, diverged) for half in halves)
+        return torch.cat([a, b]), None if x is None or y is None else torch.cat([x, y])
+    with torch.no_grad():
+        loss, logits = objectives.scored(w, derived)
+    right = correct(logits, objectives.query) if objectives.query is not None else None
+    return loss.cpu(), None if right is None else right.cpu()
 
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:

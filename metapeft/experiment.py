@@ -183,7 +183,9 @@ def _row(
         if method.adapts:
             steps, scores = inner_steps(row.learner, found[f"val {column}"], budget, config.inner_steps)
             row.chosen[column] = {"steps": steps, "validation": scores}
-        row.evaluations[column] = evaluate(row.learner, found[f"test {column}"], config.episodes, steps=steps)
+        row.evaluations[column] = evaluate(
+            row.learner, found[f"test {column}"], config.episodes, steps=steps, diverged="wrong"
+        )
     return row
 
 
@@ -207,7 +209,9 @@ def _control(
         return row
     for column in COLUMNS:
         steps = original.chosen[column]["steps"]
-        row.evaluations[column] = evaluate(row.learner, found[f"test {column}"], config.episodes, steps=steps)
+        row.evaluations[column] = evaluate(
+            row.learner, found[f"test {column}"], config.episodes, steps=steps, diverged="wrong"
+        )
     return row
 
 

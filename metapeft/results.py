@@ -72,6 +72,7 @@ def as_json(results: Results) -> dict[str, Any]:
                     column: {
                         "accuracy": found.accuracy,
                         "ci95": found.ci95,
+                        "diverged": found.diverged,
                         "protocol": None if found.protocol is None else found.protocol.as_dict(),
                         "values": [round(value, 4) for value in found.values.tolist()],
                     }

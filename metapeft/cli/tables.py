@@ -21,6 +21,17 @@ def percent(value: float, half: float, sign: bool = False) -> str:
     return f"{100 * value:{'+' if sign else ''}.2f} ± {100 * half:.2f}"
 
 
+def accuracy(cell: Found) -> str:
+    """A cell of the accuracy table, with the number of episodes in which adaptation diverged.
+
+    Example:
+        >>> accuracy({"accuracy": 0.9, "ci95": 0.01, "diverged": 2})
+        '90.00 ± 1.00 (2 diverged)'
+    """
+    lost = cell.get("diverged", 0)
+    return percent(cell["accuracy"], cell["ci95"]) + (f" ({lost} diverged)" if lost else "")
+
+
 def protocol_line(found: Found) -> str:
     """The protocol that all numbers of the table share."""
     row = next(iter(found["rows"].values()))
@@ -52,9 +63,7 @@ def table(found: Found) -> Table:
     result.add_column("inner steps", justify="right")
     result.add_column("numbers a task", justify="right")
     for name, row in found["rows"].items():
-        cells = [
-            percent(row["columns"][column]["accuracy"], row["columns"][column]["ci95"]) for column in columns
-        ]
+        cells = [accuracy(row["columns"][column]) for column in columns]
         steps = [str(row["chosen"][column]["steps"]) for column in columns if column in row["chosen"]]
         result.add_row(name, *cells, " / ".join(steps) or "-", str(row["parameters"]))
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -122,6 +123,38 @@ def test_numbers_of_steps_that_diverge_are_left_out() -> None:
     assert (steps, list(scores)) == (0, [0])
     with pytest.raises(mp.NumericalError, match="every number of inner steps"):
         inner_steps(wild, episodes, 10, (10,))
+
+
+def test_episodes_that_diverge_count_as_wrong_where_that_is_asked_for() -> None:
+    body = mp.backbones.conv4(ways=3, channels=1, width=4, seed=0)
+    episodes = sampler("val")
+    own = mp.methods.sr_lora(body, inner=mp.inner.SGD(1, 0.1))
+    usual = mp.evaluate(own, episodes, 5)
+    assert usual.diverged == 0
+    batch = type(episodes).batch
+
+    class Spoiled:
+        """The third episode's inner loss is not finite, though its images are."""
+
+        def batch(self, start: int, count: int) -> mp.EpisodeBatch:
+            found = batch(episodes, start, count)
+            x = found.support_x.float()
+            for task in range(count):
+                if start + task == 2:
+                    x[task] = 1e30
+            return dataclasses.replace(found, support_x=x, query_x=found.query_x.float())
+
+    with pytest.raises(mp.NumericalError):
+        mp.evaluate(own, Spoiled(), 5)
+    found = mp.evaluate(own, Spoiled(), 5, diverged="wrong")
+    assert found.diverged == 1
+    assert found.values[2] == 0
+    assert "1 diverged" in str(found)
+    with pytest.raises(ValueError, match="allowed are 'raise' and 'wrong'"):
+        mp.evaluate(own, episodes, 5, diverged="skip")
+    regressor, sines = regression()
+    with pytest.raises(ValueError, match="a regression has none"):
+        mp.evaluate(regressor, sines, 2, diverged="wrong")
 
 
 def test_ties_of_accuracy_are_broken_by_the_loss_and_the_scale_is_calibrated() -> None:
