@@ -98,10 +98,7 @@ class Learner:
     ) -> None:
         if inner_data not in ("support", "both"):
             raise ValueError(f"inner_data={inner_data!r}: allowed are 'support' and 'both'")
-        if not isinstance(model, AttachedModel):
-            raise ValueError(
-                f"model is of type {type(model).__name__}: mp.attach(backbone, format) makes what is needed"
-            )
+        roles.check_model(model)
         self.name, self.seed, self.inner_data = name, seed, inner_data
         self.outer = roles.checked_groups(outer)
         self.head: Head = roles.resolved(head, head_folder.registry)

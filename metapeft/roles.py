@@ -122,6 +122,20 @@ def check_groups(outer: Sequence[str], groups: Mapping[str, Mapping[str, Tensor]
             raise ValueError(f'outer has "{group}", but this learner has none: {_MISSING[group]}')
 
 
+def check_model(model: object) -> None:
+    """Raise ValueError for what `attach` did not make.
+
+    Example:
+        >>> check_model(torch.nn.Linear(2, 2))
+        Traceback (most recent call last):
+        ValueError: model is of type Linear: mp.attach(backbone, format) makes what is needed
+    """
+    if not isinstance(model, AttachedModel):
+        raise ValueError(
+            f"model is of type {type(model).__name__}: mp.attach(backbone, format) makes what is needed"
+        )
+
+
 def check_parts(learner: Learner) -> None:
     """Raise ValueError for parts that do not go together or would have no effect."""
     inner, head = learner.inner, learner.head_name

@@ -62,10 +62,10 @@ def evaluate(
         Type of the forwards; default that of the run.
     """
     import metapeft as mp
-    from metapeft.cli.loading import loaded, told
+    from metapeft.cli.loading import data_and_sizes, loaded
 
     learner = loaded(run, checkpoint, device, dtype, autocast)
-    found, sizes = told(run, data, root, split, ways, shots)
+    found, sizes = data_and_sizes(run, data, root, split, ways, shots)
     sampler = mp.EpisodeSampler(found, *sizes, queries, seed=seed, shift=shift)
     print(mp.evaluate(learner, sampler, episodes, steps=steps))
     return 0

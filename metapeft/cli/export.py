@@ -59,14 +59,14 @@ def export(
         Type of the forwards that adapt; default that of the run.
     """
     import metapeft as mp
-    from metapeft.cli.loading import loaded, told
+    from metapeft.cli.loading import data_and_sizes, loaded
     from metapeft.updates.peft import new_folder
 
     if episode < 0:
         raise ValueError(f"episode={episode}: episodes are counted from 0")
     new_folder(folder)  # before anything is loaded
     learner = loaded(run, checkpoint, device, dtype, autocast)
-    found, sizes = told(run, data, root, split, ways, shots)
+    found, sizes = data_and_sizes(run, data, root, split, ways, shots)
     task = mp.EpisodeSampler(found, *sizes, 1, seed=seed)[episode]
     learner.adapt(task.support_x, task.support_y, steps).export_peft(folder)
     print(f"{folder}: the adapter of episode {episode}")

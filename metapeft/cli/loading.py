@@ -43,7 +43,7 @@ def loaded(
     return learner
 
 
-def told(
+def data_and_sizes(
     run: Path, data: DataName | None, root: Path | None, split: str, ways: int | None, shots: int | None
 ) -> tuple[Any, tuple[Any, ...]]:
     """The data set of a command, and ways and shots: what it was given or, where it was not, those of the run.
