@@ -32,6 +32,18 @@ def accuracy(cell: Found) -> str:
     return percent(cell["accuracy"], cell["ci95"]) + (f" ({lost} diverged)" if lost else "")
 
 
+def inner_steps(row: Found) -> str:
+    """The numbers of inner steps that validation chose, by column.
+
+    Example:
+        >>> chosen = {"plain": {"steps": 5}, "shifted": {"steps": 10}}
+        >>> inner_steps({"columns": chosen, "chosen": chosen})
+        '5 / 10'
+    """
+    steps = [str(row["chosen"][column]["steps"]) for column in row["columns"] if column in row["chosen"]]
+    return " / ".join(steps) or "-"
+
+
 def protocol_line(found: Found) -> str:
     """The protocol that all numbers of the table share."""
     row = next(iter(found["rows"].values()))
@@ -64,8 +76,7 @@ def table(found: Found) -> Table:
     result.add_column("numbers a task", justify="right")
     for name, row in found["rows"].items():
         cells = [accuracy(row["columns"][column]) for column in columns]
-        steps = [str(row["chosen"][column]["steps"]) for column in columns if column in row["chosen"]]
-        result.add_row(name, *cells, " / ".join(steps) or "-", str(row["parameters"]))
+        result.add_row(name, *cells, inner_steps(row), str(row["parameters"]))
     return result
 
 

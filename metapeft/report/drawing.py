@@ -139,3 +139,8 @@ def numbers(values: Any) -> Tensor:
 def series_colour(index: int) -> str:
     """The colour of series `index`, starting again after the last."""
     return SERIES[index % len(SERIES)]
+
+
+def series_line(index: int) -> str:
+    """The line of series `index`: solid, dashed where colours start again, then dotted."""
+    return ("-", "--", ":")[index // len(SERIES) % 3]

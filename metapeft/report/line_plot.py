@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metapeft.report.drawing import Drawing, numbers, series_colour
+from metapeft.report.drawing import Drawing, numbers, series_colour, series_line
 
 
 def curves(
@@ -56,7 +56,9 @@ def curves(
             if smoothing:
                 axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
                 y = smooth(y, smoothing)
-            axes.plot(x, y, color=colour, linewidth=1.6, label=name, marker=marker, markersize=4)
+            axes.plot(
+                x, y, series_line(index), color=colour, linewidth=1.6, label=name, marker=marker, markersize=4
+            )
         axes.set(xlabel=xlabel, ylabel=ylabel)
         if logarithmic:
             axes.set_yscale("log")

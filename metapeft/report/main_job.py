@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metapeft.cli.tables import percent, protocol_line
+from metapeft.cli.tables import accuracy, inner_steps, percent, protocol_line
 from metapeft.experiment import COLUMNS
 from metapeft.report.bar_plot import rank_bars
 from metapeft.report.dot_plot import intervals
@@ -62,9 +62,14 @@ def _accuracy(found: dict[str, Any]) -> Section:
     }
     protocol = protocol_line(found)
     table = Table(
-        ["method", *COLUMNS, "numbers a task"],
+        ["method", *COLUMNS, "inner steps", "numbers a task"],
         [
-            [name, *[percent(*groups[column][name]) for column in COLUMNS], str(row["parameters"])]
+            [
+                name,
+                *[accuracy(row["columns"][column]) for column in COLUMNS],
+                inner_steps(row),
+                str(row["parameters"]),
+            ]
             for name, row in rows.items()
         ],
         protocol,
@@ -86,10 +91,10 @@ def _accuracy(found: dict[str, Any]) -> Section:
         )
     text = (
         "All methods saw the same number of images in the same number of outer steps, from one start. Shifted: "
-        "each test episode draws one style that training never showed. "
-        + " ".join(f"{name}: {row['about']}." for name, row in rows.items())
+        "each test episode draws one style that training never showed. Episodes in which adaptation diverged count "
+        "as wrong."
     )
-    return Section("Accuracy", text, tables, figures)
+    return Section("Accuracy", text, tables, figures, {name: row["about"] for name, row in rows.items()})
 
 
 def _training(found: dict[str, Any]) -> Section:

@@ -66,7 +66,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands under it, in this order: text, tables, figures side by side.
+    """A heading with what stands under it, in this order: text, terms explained, tables, figures side by side.
 
     Example:
         >>> Section("Ranks", text="Rounded by threshold.").heading
@@ -77,6 +77,7 @@ class Section:
     text: str = ""
     tables: Sequence[Table] = field(default=())
     figures: Sequence[Figure] = field(default=())
+    terms: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_report(

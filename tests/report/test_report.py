@@ -252,3 +252,18 @@ def test_drawing_leaves_matplotlib_as_it_was():
     before = dict(matplotlib.rcParams)
     curves({"a": ([0, 1], [1, 2])})
     assert dict(matplotlib.rcParams) == before
+
+
+def test_terms_are_a_list_of_their_own_and_plain_text(tmp_path):
+    page = write_report(tmp_path, "T", [Section("S", terms={"inner-off": HOSTILE, "sr": "x"})]).read_text()
+    assert page.count("<dt>") == 2
+    assert "<dt>inner-off</dt>" in page
+    assert "<script>alert" not in page
+    assert "<dl>" not in write_report(tmp_path, "T", [Section("S")]).read_text()
+
+
+def test_no_two_curves_of_twelve_look_alike():
+    svg = curves({f"m{i}": ([0, 1], [i, i]) for i in range(12)})
+    styles = [path.get("style", "") for path in drawn(svg).iter() if path.tag.endswith("path")]
+    lines = [style for style in styles if "stroke-width: 1.6" in style]  # of the axes, then of the legend
+    assert len(set(lines[:12])) == 12
