@@ -29,7 +29,7 @@ class Workload:
     Args:
         backbone: conv4, resnet12 or vit. width: of it. size, channels: of the images.
         format: of the updates, on all layers (of the ViT: its linear ones).
-        tasks, queries, steps: T, queries a task, K. engine: unroll, first-order or cg.
+        tasks, queries, steps: T, queries a task, K. engine: unroll, recompute, first-order or cg.
         frozen: the outer variables are the starts alone, without the backbone's weights.
         norm: running or transductive statistics. proximal: weight of the inner proximal term.
     """
@@ -182,6 +182,9 @@ WORKLOADS = {
     "W1, T = 64": replace(W1, tasks=64),
     "W1, K = 1": replace(W1, steps=1),
     "W1, K = 20": replace(W1, steps=20, tasks=4),
+    "W1, recompute, K = 1": replace(W1, steps=1, tasks=4, engine="recompute"),
+    "W1, recompute, K = 20": replace(W1, steps=20, tasks=4, engine="recompute"),
+    "W1, recompute, K = 100": replace(W1, steps=100, tasks=4, engine="recompute"),
     "MAML 84": replace(W1, format="full", size=84, channels=3, tasks=4),
     "ResNet-12": replace(W1, backbone="resnet12", size=84, channels=3, tasks=2, steps=2, queries=5),
     "ViT": replace(W1, backbone="vit", width=192, size=28, tasks=4, steps=2),

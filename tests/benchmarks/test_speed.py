@@ -67,6 +67,11 @@ def test_bars_name_what_falls_short() -> None:
     sentences = failed(bad)
     assert len(sentences) == 3
     assert sum("higher" in text for text in sentences) == 1
+    grown = {f"W1, recompute, K = {k}": result(metapeft=1.0) for k in (1, 100)}
+    assert failed(grown) == []  # memory was not measured
+    for k, measured in zip((10, 16), grown.values()):
+        measured["rows"]["metapeft"]["peak_bytes"] = k
+    assert ["1.60 times the memory" in sentence for sentence in failed(grown)] == [True]
     good["W1"]["rows"]["loop"]["gradient_difference"] = 1e-7
     assert "gradient of the loop" in failed(good)[0]
 
