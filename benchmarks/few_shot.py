@@ -21,7 +21,7 @@ import torch
 from cyclopts import App
 
 import metapeft as mp
-from benchmarks.rows import ITEMS, OUTER_STEPS, ROWS, SHARE, TASKS, Setting, budget, build, controlled
+from benchmarks.rows import OUTER_STEPS, ROWS, SHARE, TASKS, Setting, budget, build, controlled
 from metapeft.checkpoint import load, save
 from metapeft.environment import environment
 from metapeft.retraining import softmax_of, training_styles
@@ -29,20 +29,29 @@ from metapeft.trainer import BilevelTrainer
 
 app = App(help=__doc__, version_flags=[])
 RESULTS = Path(__file__).parent / "results" / "few_shot"
-Data = Literal["omniglot", "miniimagenet"]
+Data = Literal["omniglot", "miniimagenet", "glyph-pairs"]
 Kind = Literal["plain", "shifted"]
 SR = {
     "omniglot": {"steps": 3000, "group": 64, "groups": 2, "lr": 2e-3},
     "miniimagenet": {"steps": 2500, "group": 64, "groups": 1, "lr": 1e-3},
+    "glyph-pairs": {"steps": 1000, "group": 64, "groups": 2, "lr": 2e-3},
 }
+SHOTS = {"omniglot": 1, "miniimagenet": 1, "glyph-pairs": 5}
+SWAPPED = mp.Shift(["plain", "swap"])
 
 
 def splits(data: str, kind: Kind, seed: int) -> dict[str, Any]:
-    """Samplers of 5-way 1-shot episodes with 15 queries, on training, validation and test classes."""
-    shift = kind == "shifted"
+    """Samplers of 5-way episodes with 15 queries, on training, validation and test classes.
+
+    1-shot ones; 5-shot ones of glyph pairs, each of which decides the half of the images that counts.
+    """
+    pairs = data == "glyph-pairs"
+    if pairs and kind != "plain":
+        raise ValueError("glyph pairs swap their halves, and have no shifted episodes beside")
+    shift = SWAPPED if pairs else kind == "shifted"
     return {
         split: mp.EpisodeSampler(
-            mp.load_dataset(data, split=split), 5, 1, 15, seed=seed + offset, shift=shift
+            mp.load_dataset(data, split=split), 5, SHOTS[data], 15, seed=seed + offset, shift=shift
         )
         for offset, split in enumerate(("train", "val", "test"))
     }
@@ -50,7 +59,7 @@ def splits(data: str, kind: Kind, seed: int) -> dict[str, Any]:
 
 def backbone(data: str, seed: int) -> torch.nn.Module:
     """Conv-4-64 for 28x28 grey or 84x84 colour images."""
-    channels, size = (1, 28) if data == "omniglot" else (3, 84)
+    channels, size = (3, 84) if data == "miniimagenet" else (1, 28)
     module: torch.nn.Module = mp.backbones.conv4(ways=5, channels=channels, width=64, size=size, seed=seed)
     return module
 
@@ -94,11 +103,13 @@ def sr(
     train = mp.load_dataset(data, split="train")
     folder, first = sr_folder(data, kind, runs, seed, continued), sr_folder(data, kind, runs, seed)
     begun = time.monotonic()
-    more = {"steps": round(SHARE[data] * OUTER_STEPS), "group": ITEMS, "groups": TASKS, "lr": 1e-3}
+    items = 5 * (SHOTS[data] + 15)
+    more = {"steps": round(SHARE[data] * OUTER_STEPS), "group": items, "groups": TASKS, "lr": 1e-3}
+    shift = SWAPPED if data == "glyph-pairs" else training_styles() if kind == "shifted" else None
     body, log = mp.pretrain(
         sr_start(data, first, seed) if continued else backbone(data, seed), train,
         run_dir=folder / "run", resume=True, seed=seed + continued, softmax=softmax_of(first) if continued else None,
-        shift=training_styles() if kind == "shifted" else None, **(more if continued else SR[data]),
+        shift=shift, **(more if continued else SR[data]),
     )  # fmt: skip
     save(folder / "start.safetensors", dict(body.state_dict()), {})
     print(f"sr on {data}: {log[-1]}, {time.monotonic() - begun:.0f} s")
@@ -179,7 +190,7 @@ def training_sampler(setting: Setting, sampler: Any) -> Any:
     if setting.ways is None:
         return sampler
     return mp.EpisodeSampler(
-        sampler.dataset, setting.ways, 1, setting.queries, seed=sampler.seed, shift=sampler.shift
+        sampler.dataset, setting.ways, sampler.shots, setting.queries, seed=sampler.seed, shift=sampler.shift
     )
 
 

@@ -18,6 +18,7 @@ registry = Registry(
         "read_miniimagenet": "miniimagenet",
         "read_folder": "folder",
         "read_glyphs": "glyphs",
+        "read_glyph_pairs": "glyph_pairs",
         "read_sinusoid": "sinusoid",
         "Sinusoid": "sinusoid",
     },
@@ -26,6 +27,7 @@ registry = Registry(
         "miniimagenet": "read_miniimagenet",
         "folder": "read_folder",
         "glyphs": "read_glyphs",
+        "glyph-pairs": "read_glyph_pairs",
         "sinusoid": "read_sinusoid",
     },
 )

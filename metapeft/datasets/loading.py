@@ -16,7 +16,8 @@ def load_dataset(
     """A data set by its name; the options of each are those of its reader, `metapeft.datasets.read_<name>`.
 
     Args:
-        name: `"glyphs"` (embedded, no download), `"omniglot"`, `"miniimagenet"`, `"folder"` or `"sinusoid"`.
+        name: `"glyphs"` and `"glyph-pairs"` (embedded, no download), `"omniglot"`, `"miniimagenet"`, `"folder"` or
+            `"sinusoid"`.
         root: where the data lies; None: `$METAPEFT_DATA/<its folder>`.
         split: `"train"`, `"val"` or `"test"`.
         **options: the reader's own, such as `size=28`.

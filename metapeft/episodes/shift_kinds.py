@@ -117,6 +117,11 @@ def wave(images: Tensor, keys: counter.Words) -> Tensor:
     return _warped(images, lambda x, y: (x + reach * (math.pi * periods * y + phase).sin(), y))
 
 
+def swap(images: Tensor, keys: counter.Words) -> Tensor:
+    """Left and right half change places."""
+    return images.roll(images.shape[-1] // 2, -1)
+
+
 def plain(images: Tensor, keys: counter.Words) -> Tensor:
     """No change: beside other kinds, it leaves its share of the episodes as they are."""
     return images
@@ -126,6 +131,7 @@ KINDS: dict[str, Kind] = {
     kind.__name__: kind
     for kind in (
         plain,
+        swap,
         *(contrast, noise, rotate, shear, thicken),
         *(outline, salt, stretch),
         *(blur, invert, pixelate, stripes, wave),

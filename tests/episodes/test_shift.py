@@ -24,7 +24,7 @@ def blobs(split: str = "train", channels: int = 1, side: int = 16, white: bool =
 
 def test_every_kind_belongs_to_one_split() -> None:
     listed = list(itertools.chain(*OF_SPLIT.values()))
-    assert sorted([*listed, "plain"]) == sorted(KINDS)  # plain: no change, for mixtures of one's own
+    assert sorted([*listed, "plain", "swap"]) == sorted(KINDS)  # for mixtures of one's own
     assert len(set(listed)) == len(listed)
 
 
@@ -46,7 +46,7 @@ def test_support_and_query_share_the_shift_and_tasks_differ(kind: str, channels:
     else:  # anew for each image
         assert not torch.equal(images[0, 0], images[0, 1])
     assert (images != blobs(channels=channels).images[0]).any(dim=(1, 2, 3, 4)).all()
-    if kind not in ("invert", "noise", "salt"):
+    if kind not in ("invert", "noise", "salt", "swap"):
         assert len(images[:, 0].flatten(1).unique(dim=0)) > (2 if kind == "pixelate" else 4)
 
 
@@ -79,6 +79,9 @@ def test_what_kinds_do_to_a_square() -> None:
     assert ink["outline"] == pytest.approx(8 * 7 - 4 * 3)  # the ring inside and the ring outside
     assert torch.equal(found["invert"], 255 - picture)
     assert torch.equal(found["plain"], picture)
+    half = picture.shape[-1] // 2
+    assert torch.equal(found["swap"][..., half:], picture[..., :half])
+    assert torch.equal(found["swap"][..., :half], picture[..., half:])
     changed = (found["salt"] != picture).float().mean()
     assert 0 < changed < 0.2
     assert len(found["pixelate"].unique()) < 30
