@@ -37,6 +37,18 @@ def failed(found: dict[str, Any]) -> list[str]:
     return list(_sentences(found))
 
 
+def _limit(row: dict[str, Any], own: dict[str, Any]) -> str:
+    """What metapeft's operations would come to if all of them ran at the machine's matrix-product rate.
+
+    Example:
+        >>> _limit({"times_metapeft": 4.0}, {"rate": 0.5})
+        ' (8.0 if all its operations ran at the matrix rate)'
+    """
+    if "rate" not in own:
+        return ""
+    return f" ({row['times_metapeft'] / own['rate']:.1f} if all its operations ran at the matrix rate)"
+
+
 def _sentences(found: dict[str, Any]) -> Iterator[str]:
     for name, measured in found.items():
         rows = {who: row for who, row in measured["rows"].items() if "absent" not in row}
@@ -48,7 +60,7 @@ def _sentences(found: dict[str, Any]) -> Iterator[str]:
             bar = FASTER.get(name, {}).get(who, SAME if who in NEVER_SLOWER else None)
             if bar is not None and row["times_metapeft"] < bar:
                 times = f"{row['times_metapeft']:.2f} times the time of metapeft"
-                yield f"{name}: {who} takes {times}, at least {bar:g} is wanted"
+                yield f"{name}: {who} takes {times}, at least {bar:g} is wanted{_limit(row, rows['metapeft'])}"
         if "higher" in rows and "peak_bytes" in rows["higher"]:
             own, other = (
                 rows["metapeft"]["peak_bytes"],
