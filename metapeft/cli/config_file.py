@@ -42,7 +42,11 @@ def from_file(path: Path, app: App, tokens: Sequence[str]) -> Dict:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
             raise ValueError(f"config={str(path)!r}: unknown option {name!r}; {hint}")
-    return Dict(found, use_commands_as_keys=False, source=str(path))
+    for command in reversed(
+        app.parse_commands(tokens)[0]
+    ):  # `data` is an option here and a command elsewhere
+        found = {command: found}
+    return Dict(found, source=str(path))
 
 
 def _options(app: App, tokens: Sequence[str]) -> set[str]:

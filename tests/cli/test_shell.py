@@ -172,3 +172,18 @@ def test_bench_takes_options_and_keeps_its_methods(monkeypatch):
     assert run(["bench", "--seed", "3", "--steps", "2"]) == 0
     assert seen == [BenchConfig(seed=3, steps=2)]
     assert "other-task" in seen[0].methods
+
+
+@pytest.mark.parametrize("command", [["train"], ["episodes", "dump", "e.json"]])
+def test_options_of_a_file_may_bear_the_name_of_a_command(command, tmp_path, monkeypatch, capsys):
+    """`data`, `episodes` and `report` are commands too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METAPEFT_DATA", str(tmp_path / "nowhere"))
+    (tmp_path / "own.json").write_text('{"data": "omniglot", "episodes": 3}')
+    assert run(["--config", "own.json", *command]) == 2
+    assert "omniglot" in capsys.readouterr().err
+    (tmp_path / "own.json").write_text('{"data": "glyphs", "episodes": 3}')
+    if command[0] == "episodes":
+        assert run(["--config", "own.json", *command]) == 0
+        assert "glyphs/test" in (printed := capsys.readouterr().out)
+        assert "x3," in printed
