@@ -125,7 +125,8 @@ def chains(sequential: nn.Sequential, prefix: str, sites: dict[str, str]) -> lis
             parameters are filed once).
     """
     found: list[nn.Module | Chain] = []
-    members = list(sequential.named_children())
+    # not `named_children`, which leaves out a module that has stood there before: a ReLU for all layers
+    members = [(name, module) for name, module in sequential._modules.items() if module is not None]
     while members:
         link = _first_chain(members, prefix, sites)
         if link is None:

@@ -253,3 +253,20 @@ def test_under_autocast(format: Any, norm: str) -> None:
     grads = learner.hypergradient(batch).grads
     assert {grad.dtype for grad in grads.values()} == {torch.float32}
     assert all(bool(grad.isfinite().all()) for grad in grads.values())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_module_that_stands_several_times_runs_each_time(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = layers(BLOCKS["all"], 0)
+    made["relu2"], made["pool2"] = made["relu1"], made["pool1"]
+    formats: Any = {} if FORMATS[format] is None else FORMATS[format]
+    if formats and format != "full":
+        formats = {"conv*weight": formats}
+    joined, apart = (mp.attach(kind(made), formats, seed=3) for kind in (nn.Sequential, OneByOne))
+    ran = chains_that_run(monkeypatch)
+    factors = factors_of(joined, 3)
+    x = torch.randn(3, 4, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(joined(x, factors), apart(x, factors), rtol=1e-12, atol=1e-12)
+    assert ran.count("norm1") == ran.count("norm2") >= 1
