@@ -138,8 +138,9 @@ class Learner:
         roles.check_groups(self.outer, groups)
         self.trained = {n: v for n, v in self.variables.items() if n.partition(".")[0] in self.outer}
         generated = {f"factors.{name}" for name in self.seeds} if self.generator is not None else set()
-        # outer variables that only what is derived reads
-        self.only_derived = {n for n in self.trained if n in generated or n.startswith("generator.")}
+        # outer variables that only what is derived reads; an adapted head's own make its start
+        groups_derived = ("generator.", "head.") if self.adapts_head else ("generator.",)
+        self.only_derived = {n for n in self.trained if n in generated or n.startswith(groups_derived)}
 
     @property
     def _like(self) -> Tensor:

@@ -173,3 +173,23 @@ def test_higher_agrees_on_maml() -> None:
             loss = torch.nn.functional.cross_entropy(fast(batch.query_x[t]), batch.query_y[t])
             (loss / 3).backward()
     assert_same(dict(found.grads), {f"weights.{n}": p.grad for n, p in net.named_parameters()})
+
+
+@pytest.mark.parametrize("method", ["unroll", "recompute", "forward"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_scale_of_an_adapted_head_is_learned(method: str, steps: int) -> None:
+    """Its gradient against central differences of the outer value."""
+    learner, _ = learner_of(
+        "lora", inner=SGD(steps, 0.1), hypergradient=method, outer=("weights", "head"), head="prototype-init"
+    )
+    batch = images()
+    found = learner.hypergradient(batch).grads["head.log_scale"]
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            learner.variables["head.log_scale"] += sign * 1e-5
+        values.append(float(learner.hypergradient(batch).value.mean()))
+        with torch.no_grad():
+            learner.variables["head.log_scale"] -= sign * 1e-5
+    assert abs(float(found)) > 1e-4
+    assert float(found) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
