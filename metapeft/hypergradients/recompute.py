@@ -33,6 +33,22 @@ def added(total: Adjoints, more: Adjoints) -> Adjoints:
     return [b if a is None else a if b is None else a + b for a, b in zip(total, more)]
 
 
+class Room:
+    """Room for many copies of some tensors, taken at once.
+
+    Small blocks that stay between large ones that go would leave the heap full of holes.
+    """
+
+    def __init__(self, like: Sequence[Tensor], count: int) -> None:
+        self.rows = [value.new_empty(count, *value.shape) for value in like]
+
+    def keep(self, place: int, values: list[Tensor]) -> list[Tensor]:
+        """The values, copied to their place; as they are where their number or shapes have changed."""
+        if [value.shape for value in values] != [rows.shape[1:] for rows in self.rows]:
+            return values
+        return [rows[place].copy_(value) for rows, value in zip(self.rows, values)]
+
+
 @dataclass(frozen=True)
 class Recompute(Engine):
     """`d/du F(u, w_K(u))` as `Unroll`, with the graph of one inner step alive at a time.
@@ -92,13 +108,15 @@ class Recompute(Engine):
         """Iterates and states at the marks, and all inner values."""
         w = {name: value.detach() for name, value in start.items()}
         state = rebuild(state, (value.detach() for value in tensors(state)))
+        room = Room([*w.values(), *tensors(state)], len(marks))
         iterates, states, inner_values = [w], [state], []
-        for first, last in itertools.pairwise(marks):
+        for place, (first, last) in enumerate(itertools.pairwise(marks)):
             path = plain_steps(
                 problem.batches, u, iterates[-1], problem.solver, problem.task_axis, states[-1], first, last
             )
-            iterates.append(path.w[-1])
-            states.append(path.states[-1])
+            own = room.keep(place, [*path.w[-1].values(), *tensors(path.states[-1])])
+            iterates.append(dict(zip(path.w[-1], own)))
+            states.append(rebuild(path.states[-1], own[len(w) :]))
             inner_values += path.values
         return Path(iterates, states, inner_values, None), inner_values
 
