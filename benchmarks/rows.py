@@ -104,7 +104,7 @@ def controlled(setting: Setting, learner: Learner, start: nn.Module, preprocess:
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 STEPS = (3, 5, 10)
 OUTER_STEPS, TASKS = 600, 4  # of the meta-trained rows
-# Of those steps; an image of miniImageNet costs ten times as much, and an episode of 5 shots half as much again.
+# Of those steps; an image of miniImageNet costs ten times as much; glyph pairs are a small study.
 SHARE = {"omniglot": 1.0, "miniimagenet": 0.25, "glyph-pairs": 0.5}
 # The SR start is good, so W0 moves more slowly than what is new.
 SLOW = {"weights": 3e-4, "default": 1e-3}

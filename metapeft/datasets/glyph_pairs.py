@@ -1,4 +1,4 @@
-"""Two glyphs side by side, of which an episode decides the one that carries the label: here adapting is needed."""
+"""Two glyphs side by side, of which an episode decides the one that carries the label: only its support set says so."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from metapeft.datasets.glyphs import read_glyphs
 from metapeft.datasets.images import ImageData
 from metapeft.episodes import counter
 
-_POSITION = np.array(
-    [0x110000], dtype=np.uint64
-)  # past the code points, which the glyphs' own keys come from
+# past the code points, which the glyphs' own keys come from
+_POSITION = np.array([0x110000], dtype=np.uint64)
 
 
 def read_glyph_pairs(
@@ -69,8 +68,6 @@ def companions(labels: Tensor, seed: int) -> Tensor:
     counts = labels.bincount()
     key = counter.child(counter.root(seed), _POSITION)
     uniform = torch.from_numpy(counter.uniforms(key, len(labels))).flatten()
-    others = (
-        len(labels) - counts[labels]
-    )  # steps past the end of the own class, around the ring of all images
-    step = (uniform * others).long()
+    # from the end of the own class around the ring of all images, so far that it does not come back to that class
+    step = (uniform * (len(labels) - counts[labels])).long()
     return order[(counts.cumsum(0)[labels] + step) % len(labels)]

@@ -16,7 +16,7 @@ from benchmarks.speed_bars import FASTER, GRADIENT, failed
 from benchmarks.speed_peers import PEERS, absent
 from benchmarks.speed_problems import QUICK, WORKLOADS, Workload
 
-SMALL = Workload(tasks=2, steps=2, queries=5, width=9)
+SMALL = Workload(tasks=2, steps=2, queries=5, width=18)  # wide enough for the thin convolutions
 CASES = {
     "lora": SMALL,
     "frozen": replace(SMALL, frozen=True),
