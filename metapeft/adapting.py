@@ -8,10 +8,19 @@ import torch
 from torch import Tensor
 
 from metapeft.inner.loop import solve
+from metapeft.inner.solver import Solver
 from metapeft.objectives import Objectives
 
 if TYPE_CHECKING:
     from metapeft.learner import Learner
+
+
+def test_solver(learner: Learner, steps: int | None = None) -> Solver | None:
+    """The inner solver as it is used outside training; ValueError for steps of a learner that has none."""
+    wanted = learner.test_steps if steps is None else steps
+    if learner.inner is None and wanted is not None:
+        raise ValueError(f"steps={wanted}: this learner has no inner solver")
+    return learner.inner if learner.inner is None or wanted is None else learner.inner.with_steps(wanted)
 
 
 def adapted(
@@ -20,7 +29,7 @@ def adapted(
     """See `Learner.solve`."""
     with torch.no_grad():
         made = objectives.derive({})
-    solver = learner.test_solver(steps)
+    solver = test_solver(learner, steps)
     if solver is None:
         return {}, made
     w = solve(

@@ -61,19 +61,30 @@ def make_backbone(config: TrainConfig, data: Any) -> nn.Module:
     return module
 
 
-def run(config: TrainConfig, folder: Path, say: Say = print, progress: bool = True) -> Results:
+def prepared(config: TrainConfig) -> dict[str, Any]:
+    """What `run` needs, with everything refused that can be before anything is written.
+
+    Raises:
+        ValueError: unknown methods, episodes that the data cannot give. DataError: data that is missing or damaged.
+    """
+    for name in config.methods:
+        check_method(name, config.methods)
+    return samplers(config)
+
+
+def run(
+    config: TrainConfig, found: dict[str, Any], folder: Path, say: Say = print, progress: bool = True
+) -> Results:
     """Run the main job in a folder; what is already there is not done again.
 
     Args:
-        config: the settings. folder: a run folder that exists; every stage has a folder of its own in it.
+        config: the settings. found: what `prepared` gave.
+        folder: a run folder that exists; every stage has a folder of its own in it.
         say: receives a line a stage. progress: show bars.
 
     Returns: evaluations of every method on the same test episodes, with their logs. Where torchrun started several
         processes, they train together, and only rank 0 evaluates.
     """
-    for name in config.methods:
-        check_method(name, config.methods)
-    found = samplers(config)
     data = found["data"]["train"]
     say(f"{data}: standard retraining on all training classes")
     start, sr_log = retrained(

@@ -253,13 +253,6 @@ class Learner:
             raise ValueError("outer=() trains nothing, so there is no hypergradient")
         return derived.hypergradient(self, self.objectives(batch, training=True), w0)
 
-    def test_solver(self, steps: int | None = None) -> Solver | None:
-        """The inner solver as it is used outside training."""
-        wanted = self.test_steps if steps is None else steps
-        if self.inner is None and wanted is not None:
-            raise ValueError(f"steps={wanted}: this learner has no inner solver")
-        return self.inner if self.inner is None or wanted is None else self.inner.with_steps(wanted)
-
     def solve(
         self, objectives: Objectives, steps: int | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -292,11 +285,14 @@ class Learner:
         return Adapted(self, objectives, w, made)
 
     def adapt(
-        self, support_x: Any, support_y: Tensor, steps: int | None = None, ways: int | None = None
+        self,
+        support_x: Any,
+        support_y: Tensor,
+        steps: int | None = None,
+        ways: int | None = None,
+        mask: Tensor | None = None,
     ) -> Adapted:
-        """Adapt to one task: leaves `(S, ...)` and `(S,)`; `adapted(x)` maps `(B, ...)` to `(B, N)`."""
+        """Adapt to one task: leaves `(S, ...)`, `(S,)`, mask `(S,)`; `adapted(x)` maps `(B, ...)` to `(B, N)`."""
         refuse_no_tensor(support_y, "support_y")
-        many = self.adapt_many(
-            mapped(support_x, lambda x: x.unsqueeze(0)), support_y.unsqueeze(0), steps, ways=ways
-        )
-        return many.task(0)
+        x, mask = mapped(support_x, lambda x: x.unsqueeze(0)), None if mask is None else mask.unsqueeze(0)
+        return self.adapt_many(x, support_y.unsqueeze(0), steps, mask, ways).task(0)

@@ -56,7 +56,9 @@ def start(config: TrainConfig, out: Path | None, resume: bool, quiet: bool) -> i
 
     from metapeft import placement, shared_run
     from metapeft.distributed import processes, restarts
+    from metapeft.experiment import prepared
 
+    begun = time.monotonic()
     together, (restarted, allowed) = processes(), restarts()
     if allowed and out is None:
         raise ValueError("--max-restarts needs --out, the run folder to go on with after a restart")
@@ -69,10 +71,11 @@ def start(config: TrainConfig, out: Path | None, resume: bool, quiet: bool) -> i
             with shared_run.opened(out, together) as run:
                 config = configured(run.config.get("train"), config)
                 placement.ask(config.device, config.autocast)
-                return _run(config, run, console, quiet, together.main)
+                return _run(config, prepared(config), run, console, quiet, together.main, begun)
         placement.ask(config.device, config.autocast)  # before anything is written
+        found = prepared(config)
         with shared_run.created(out, {"train": settings}, together) as run:
-            return _run(config, run, console, quiet, together.main)
+            return _run(config, found, run, console, quiet, together.main, begun)
     except MemoryError as error:
         raise ValueError(str(error) or "out of memory") from error
 
@@ -125,8 +128,9 @@ def _list() -> int:
     return 0
 
 
-def _run(config: TrainConfig, run: Any, console: Any, quiet: bool, main: bool) -> int:
-    begun = time.monotonic()
+def _run(
+    config: TrainConfig, samplers: Any, run: Any, console: Any, quiet: bool, main: bool, begun: float
+) -> int:
     import torch
 
     from metapeft import experiment, placement, sinusoids
@@ -143,7 +147,7 @@ def _run(config: TrainConfig, run: Any, console: Any, quiet: bool, main: bool) -
     def say(line: str) -> None:
         console.print(f"[{time.monotonic() - begun:5.0f} s] {line}", markup=False, highlight=False)
 
-    results = experiment.run(config, run.folder, say, progress=not quiet)
+    results = experiment.run(config, samplers, run.folder, say, progress=not quiet)
     fits = None
     if config.sinusoid_steps:
         say("sinusoid regression by the same recipes")

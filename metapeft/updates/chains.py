@@ -80,7 +80,9 @@ class Chain:
         return own if update is None else own + update.delta(update.tasks)
 
     def _fits(self, call: Call, updates: dict[tuple[str, str], Update], x: Tensor) -> bool:
-        """Whether statistics are known, and scales are one for all tasks where the convolution's W0 is."""
+        """Whether nobody watches, statistics are known, and scales are one for all tasks where W0 is."""
+        if any(_has_hooks(module) for module in self.members):
+            return False
         known = call.reference is not None or self.norm.running_mean is not None
         update = updates.get(("convolution", "weight"))
         own = update is not None and update.format.dense
@@ -144,8 +146,6 @@ def _first_chain(members: list[tuple[str, nn.Module]], prefix: str, sites: dict[
     (own, convolution), (name, norm) = members[:2]
     if type(convolution) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
         return None
-    if any(_has_hooks(module) for _, module in members[:4]):
-        return None
     rest = [module for _, module in members[2:4]]
     relu = rest[0] if rest and type(rest[0]) is nn.ReLU else None
     rest = rest[1:] if relu is not None else rest
@@ -161,4 +161,5 @@ def _first_chain(members: list[tuple[str, nn.Module]], prefix: str, sites: dict[
 
 def _has_hooks(module: nn.Module) -> bool:
     """Whether somebody watches the module, who must not be passed over."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    forward, backward = ("_forward_hooks", "_forward_pre_hooks"), ("_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in (*forward, *backward))

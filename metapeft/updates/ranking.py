@@ -77,7 +77,13 @@ def ranks(
 
 def _weights(selection: Any) -> Weights:
     """Every layer's weights, as `Softmax` gives them to the update, in double precision."""
-    logits = selection.selection_logits() if hasattr(selection, "selection_logits") else selection
+    logits = selection
+    if hasattr(selection, "selected"):  # a learner
+        logits = {name: selection.variables[f"selection.{name}"] for name in selection.selected}
+        if not logits:
+            raise ValueError(
+                "selection=Learner: this one has no selection variables, make it with selection="
+            )
     if not isinstance(logits, Mapping):
         raise ValueError(
             f"selection={type(selection).__name__}: allowed are {{parameter: logits}}, or a learner"

@@ -187,3 +187,10 @@ def test_options_of_a_file_may_bear_the_name_of_a_command(command, tmp_path, mon
         assert run(["--config", "own.json", *command]) == 0
         assert "glyphs/test" in (printed := capsys.readouterr().out)
         assert "x3," in printed
+
+
+@pytest.mark.parametrize("wrong", [["--methods", "mml"], ["--queries", "1000"], ["--data", "omniglot"]])
+def test_what_is_refused_leaves_no_run_folder(wrong, tmp_path, monkeypatch):
+    monkeypatch.setenv("METAPEFT_DATA", str(tmp_path / "nowhere"))
+    assert run(["train", "--out", str(tmp_path / "run"), *wrong]) == 2
+    assert not (tmp_path / "run").exists()

@@ -206,3 +206,17 @@ def test_more_steps_at_test_repeat_the_last_rates() -> None:
     again = learner.adapt_many(batch.support_x, batch.support_y, steps=5)(batch.query_x)
     expected = fixed.adapt_many(batch.support_x, batch.support_y)(batch.query_x)
     torch.testing.assert_close(again, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_one_task_is_adapted_under_its_mask() -> None:
+    data = mp.load_dataset("glyphs", split="val", per_class=12)
+    learner = mp.methods.centroids(
+        mp.backbones.conv4(ways=5, channels=1, width=4), preprocess=data.preprocess
+    )
+    episode = mp.EpisodeSampler(data, (2, 4), (1, 3), 2, seed=1)[3]
+    mask = episode.support_mask
+    assert not mask.all()
+    padded = learner.adapt(episode.support_x, episode.support_y, mask=mask)(episode.query_x)
+    real = learner.adapt(episode.support_x[mask], episode.support_y[mask])(episode.query_x)
+    torch.testing.assert_close(padded, real)
+    assert not torch.allclose(learner.adapt(episode.support_x, episode.support_y)(episode.query_x), real)

@@ -270,3 +270,24 @@ def test_a_module_that_stands_several_times_runs_each_time(
     x = torch.randn(3, 4, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     torch.testing.assert_close(joined(x, factors), apart(x, factors), rtol=1e-12, atol=1e-12)
     assert ran.count("norm1") == ran.count("norm2") >= 1
+
+
+@pytest.mark.parametrize(
+    "watch",
+    [
+        lambda layer, seen: layer.register_forward_hook(lambda *_: seen.append(1)),
+        lambda layer, seen: layer.register_forward_pre_hook(lambda *_: seen.append(1)),
+        lambda layer, seen: layer.register_full_backward_hook(lambda *_: seen.append(1)),
+        lambda layer, seen: layer.register_full_backward_pre_hook(lambda *_: seen.append(1)),
+    ],
+    ids=["forward", "forward pre", "backward", "backward pre"],
+)
+def test_hooks_that_come_after_attach_see_what_they_watch(watch: Any) -> None:
+    made, seen = layers(BLOCKS["all"], 0), []
+    model = mp.attach(nn.Sequential(made), {"conv*weight": mp.LoRA(2)})
+    x = torch.randn(1, 4, 2, 8, 8, dtype=torch.float64, requires_grad=True)
+    model(x, factors_of(model, 1)).sum().backward()
+    assert not seen
+    watch(model.backbone.norm1, seen)
+    model(x, factors_of(model, 1)).sum().backward()
+    assert seen

@@ -224,8 +224,11 @@ def test_bad_logits(bad: object) -> None:
 
 
 def test_a_learner_gives_its_logits() -> None:
-    class Learner:
-        def selection_logits(self) -> dict[str, Tensor]:
-            return LOGITS
-
-    assert mp.ranks(Learner()) == mp.ranks(LOGITS)
+    learner = mp.methods.metapeft(mp.backbones.conv4(ways=3, channels=1, width=4))
+    for name in learner.selected:
+        learner.variables[f"selection.{name}"][0] += 5.0
+    ranks = mp.ranks(learner)
+    assert set(ranks) == set(learner.selected)
+    assert set(ranks.values()) == {1}
+    with pytest.raises(ValueError, match="no selection variables"):
+        mp.ranks(mp.methods.lora_ml(mp.backbones.conv4(ways=3, channels=1, width=4)))
