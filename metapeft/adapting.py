@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from metapeft.learner import Learner
 
 
-def test_solver(learner: Learner, steps: int | None = None) -> Solver | None:
+def solver_outside_training(learner: Learner, steps: int | None = None) -> Solver | None:
     """The inner solver as it is used outside training; ValueError for steps of a learner that has none."""
     wanted = learner.test_steps if steps is None else steps
     if learner.inner is None and wanted is not None:
@@ -29,7 +29,7 @@ def adapted(
     """See `Learner.solve`."""
     with torch.no_grad():
         made = objectives.derive({})
-    solver = test_solver(learner, steps)
+    solver = solver_outside_training(learner, steps)
     if solver is None:
         return {}, made
     w = solve(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metapeft.adapting import test_solver
+from metapeft.adapting import solver_outside_training
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.protocol import Protocol
 from metapeft.errors import NotFiniteInput, NumericalError
@@ -143,7 +143,7 @@ def evaluate(
     values = torch.cat(hits or losses)
     protocol = None
     if hasattr(sampler, "dataset"):
-        solver = test_solver(learner, steps)
+        solver = solver_outside_training(learner, steps)
         protocol = Protocol.of(
             sampler,
             episodes,
