@@ -96,8 +96,9 @@ def sr(
 
     Args:
         data: which data. kind: shifted: images in the styles that shifted rows train with.
-        continued: go on from the retraining that is there, with its softmax, on as many images as the meta-trained
-            rows see. runs, seed, threads: as for the rows.
+        continued: go on from the retraining that is there, on as many images as the meta-trained rows see; with its
+            softmax where its run folder is there, with a new one where only the kept start is. runs, seed, threads: as
+            for the rows.
     """
     torch.set_num_threads(threads)
     train = mp.load_dataset(data, split="train")
@@ -106,9 +107,10 @@ def sr(
     items = 5 * (SHOTS[data] + 15)
     more = {"steps": round(SHARE[data] * OUTER_STEPS), "group": items, "groups": TASKS, "lr": 1e-3}
     shift = SWAPPED if data == "glyph-pairs" else training_styles() if kind == "shifted" else None
+    softmax = softmax_of(first) if continued and (first / "run").exists() else None
     body, log = mp.pretrain(
         sr_start(data, first, seed) if continued else backbone(data, seed), train,
-        run_dir=folder / "run", resume=True, seed=seed + continued, softmax=softmax_of(first) if continued else None,
+        run_dir=folder / "run", resume=True, seed=seed + continued, softmax=softmax,
         shift=shift, **(more if continued else SR[data]),
     )  # fmt: skip
     save(folder / "start.safetensors", dict(body.state_dict()), {})
