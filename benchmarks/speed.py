@@ -28,7 +28,7 @@ from cyclopts import App, Parameter
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed_bars import FASTER, GRADIENT, NEVER_SLOWER, failed
+from benchmarks.speed_bars import FASTER, NEVER_SLOWER, OTHER_GRADIENT, bars, short
 from benchmarks.speed_peers import PEERS, Step, absent, metapeft
 from benchmarks.speed_pictures import draw
 from benchmarks.speed_problems import QUICK, WORKLOADS, Workload, plain
@@ -145,7 +145,7 @@ def line(name: str, who: str, row: dict[str, Any]) -> str:
     """One row for the screen."""
     memory = f"{row['peak_bytes'] / 2**20:7.0f} MiB" if "peak_bytes" in row else ""
     apart = row["gradient_difference"]
-    memory += f"  (another gradient, by {apart:.0e})" if apart > GRADIENT else ""
+    memory += f"  (another gradient, by {apart:.0e})" if apart > OTHER_GRADIENT else ""
     return (
         f"{name:22} {who:12} {row['median_s']:8.3f} s  {row['times_metapeft']:5.2f} x  "
         f"{100 * row['rate']:5.1f} % of the matrix rate  {memory}"
@@ -186,7 +186,7 @@ def run(
     Args:
         quick: W1, its frozen and CP/TR forms and full MAML: under ten minutes on two cores. Of each, the libraries
             that a bar names.
-        json_file: where the numbers go.
+        json_file: where the numbers go; its `rows` are the ratios and their bars (`speed_bars.bars`).
         check: exit with 1 and a line for each ratio that falls short of its bar.
         only: names of workloads. repeats: rounds. threads: of torch. memory: whether peaks are taken.
     """
@@ -198,21 +198,20 @@ def run(
     names = only or (QUICK if quick else tuple(WORKLOADS))
     found: dict[str, Any] = {}
     result: dict[str, Any] = {}
-    short: list[str] = []
     for name in names:
         found[name] = measure(name, repeats, quick, memory, threads)
-        short = failed(found)
         result = {
-            "workloads": found, "repeats": repeats, "threads": threads, "seconds": time.monotonic() - begun,
-            "environment": environment(), "short": short,
+            "rows": bars(found), "workloads": found, "repeats": repeats, "threads": threads,
+            "seconds": time.monotonic() - begun, "environment": environment(),
         }  # fmt: skip
         if json_file is not None:  # after each: a long run that ends early keeps what it has
             json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for sentence in short:
+    missed = short(result["rows"])
+    for sentence in missed:
         print(f"SHORT: {sentence}")
     print(f"{result['seconds']:.0f} s")
-    if check and short:
+    if check and missed:
         raise SystemExit(1)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks.before_after import seconds
 from benchmarks.speed import counted, difference, differences, steps_of
-from benchmarks.speed_bars import FASTER, GRADIENT, failed
+from benchmarks.speed_bars import FASTER, GRADIENT, OTHER_GRADIENT, RATES, bars, short
 from benchmarks.speed_peers import PEERS, absent
 from benchmarks.speed_problems import QUICK, WORKLOADS, Workload
 
@@ -41,7 +41,7 @@ def test_every_library_computes_the_same_gradient(case: str) -> None:
         *(n for n, (_, has) in PEERS.items() if CASES[case].engine in has and not absent(n)),
     }
     if CASES[case].norm == "transductive":  # torch's batch norm under vmap: its derivative keeps four digits
-        assert GRADIENT < apart.pop("vmap") < 1e-3
+        assert OTHER_GRADIENT < apart.pop("vmap") < 1e-3
     assert max(apart.values()) < GRADIENT
     steps = steps_of(CASES[case])[0]
     reference = steps["loop"]()
@@ -59,26 +59,42 @@ def result(**times: float) -> dict[str, Any]:
     return {"rows": rows, "workload": {"tasks": 16}}
 
 
+def failed(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [
+        (row["workload"], row["against"], row["measure"]) for row in bars(found) if row["passed"] is False
+    ]
+
+
 def test_bars_name_what_falls_short() -> None:
     good = {"W1": result(metapeft=1.0, higher=6.0, learn2learn=3.0, torchopt=3.5, loop=2.0, vmap=0.96)}
-    assert failed(good) == []
-    assert failed({"W1": {"rows": {"higher": {"absent": "not installed"}}, "workload": {}}}) == []
+    assert failed(good) == [] == short(bars(good))
     bad = {"W1": result(metapeft=1.0, higher=4.9, vmap=0.9), "W1 cp": result(metapeft=1.6)}
-    sentences = failed(bad)
-    assert len(sentences) == 3
-    assert sum("higher" in text for text in sentences) == 1
+    assert failed(bad) == [("W1", "higher", "time"), ("W1", "vmap", "time"), ("W1 cp", "W1", "time")]
+    assert short(bars(bad))[0] == "W1: higher takes 4.90 times the time of metapeft, at least 5 is wanted"
     grown = {f"W1, recompute, K = {k}": result(metapeft=1.0) for k in (1, 100)}
     assert failed(grown) == []  # memory was not measured
     for k, measured in zip((10, 16), grown.values()):
         measured["rows"]["metapeft"]["peak_bytes"] = k
-    assert ["1.60 times the memory" in sentence for sentence in failed(grown)] == [True]
+    assert failed(grown) == [("W1, recompute, K = 100", "W1, recompute, K = 1", "memory")]
     good["W1"]["rows"]["loop"]["gradient_difference"] = 1e-7
-    assert "gradient of the loop" in failed(good)[0]
+    assert failed(good) == [("W1", "loop", "distance of gradients")]
+    good["W1"]["rows"]["metapeft"]["rate"] = 0.29
+    assert ("W1", "matrix rate", "rate") in failed(good)
+
+
+def test_who_is_not_compared_has_a_row_that_says_why() -> None:
+    found = {"W1": result(metapeft=1.0, vmap=0.5)}
+    found["W1"]["rows"]["vmap"]["gradient_difference"] = 2e-4
+    found["W1"]["rows"]["higher"] = {"absent": "higher is not installed"}
+    rows = {row["against"]: row for row in bars(found)}
+    assert {who: row["passed"] for who, row in rows.items()} == {"vmap": None, "higher": None}
+    assert "another gradient" in rows["vmap"]["why"]
+    assert rows["higher"]["why"] == "higher is not installed"
 
 
 def test_names_agree() -> None:
     assert set(QUICK) <= set(WORKLOADS)
-    assert set(FASTER) <= set(WORKLOADS)
+    assert set(FASTER) | set(RATES) <= set(WORKLOADS)
     assert {who for bars in FASTER.values() for who in bars} <= set(PEERS)
 
 
