@@ -105,10 +105,11 @@ def counted(step: Step) -> int:
     return int(counter.get_total_flops())
 
 
-def measure(name: str, repeats: int, quick: bool, memory: bool, threads: int) -> dict[str, Any]:
-    """One workload: gradients compared, then `repeats` rounds in which every library has one turn.
+def measure(name: str, repeats: int, least: float, quick: bool, memory: bool, threads: int) -> dict[str, Any]:
+    """One workload: gradients compared, then rounds in which every library has one turn.
 
-    `quick` keeps to the libraries that have a bar here, and takes the memory of two of them.
+    There are `repeats` of them, and further ones until they have taken `least` seconds. `quick` keeps to the
+    libraries that have a bar here, and takes the memory of two of them.
     """
     workload = WORKLOADS[name]
     only = {"metapeft", *NEVER_SLOWER, *FASTER.get(name, {})} if quick else None
@@ -117,10 +118,12 @@ def measure(name: str, repeats: int, quick: bool, memory: bool, threads: int) ->
     operations = {who: counted(step) for who, step in steps.items()}  # the first turn, not timed
     seconds: dict[str, list[float]] = {who: [] for who in steps}
     rates = [matrix_rate()]
-    for _ in range(repeats):
+    begun, rounds = time.monotonic(), 0
+    while rounds < repeats or time.monotonic() - begun < least:
         for who, step in steps.items():
             seconds[who].append(timed(step))
         rates.append(matrix_rate())
+        rounds += 1
     rows: dict[str, Any] = {}
     for who in steps:
         median = statistics.median(seconds[who])
@@ -138,7 +141,10 @@ def measure(name: str, repeats: int, quick: bool, memory: bool, threads: int) ->
     for who, why in missing.items():
         rows[who] = {"absent": why}
         print(f"{name:22} {who:12} {why}", flush=True)
-    return {"workload": vars(workload), "matrix_flops": max(rates), "rows": rows}
+    return {
+        "workload": vars(workload), "matrix_flops": max(rates), "repeats": rounds, "threads": threads, "rows": rows,
+        "environment": environment(),
+    }  # fmt: skip
 
 
 def line(name: str, who: str, row: dict[str, Any]) -> str:
@@ -178,6 +184,7 @@ def run(
     check: bool = False,
     only: list[str] | None = None,
     repeats: int = 3,
+    least: float = 20.0,
     threads: int = 2,
     memory: bool = True,
 ) -> None:
@@ -186,31 +193,30 @@ def run(
     Args:
         quick: W1, its frozen and CP/TR forms and full MAML: under ten minutes on two cores. Of each, the libraries
             that a bar names.
-        json_file: where the numbers go; its `rows` are the ratios and their bars (`speed_bars.bars`).
+        json_file: where the numbers go; its `rows` are the ratios and their bars (`speed_bars.bars`). With `only`, what
+            the file says of other workloads stays.
         check: exit with 1 and a line for each ratio that falls short of its bar.
-        only: names of workloads. repeats: rounds. threads: of torch. memory: whether peaks are taken.
+        only: names of workloads. repeats: rounds at least. least: seconds of them at least. threads: of torch.
+        memory: whether peaks are taken.
     """
     torch.set_num_threads(threads)
     unknown = set(only or ()) - set(WORKLOADS)
     if unknown:
         raise SystemExit(f"unknown workload {sorted(unknown)}: known are {', '.join(WORKLOADS)}")
     begun = time.monotonic()
-    names = only or (QUICK if quick else tuple(WORKLOADS))
     found: dict[str, Any] = {}
-    result: dict[str, Any] = {}
-    for name in names:
-        found[name] = measure(name, repeats, quick, memory, threads)
-        result = {
-            "rows": bars(found), "workloads": found, "repeats": repeats, "threads": threads,
-            "seconds": time.monotonic() - begun, "environment": environment(),
-        }  # fmt: skip
+    if only and json_file is not None and json_file.exists():
+        found = json.loads(json_file.read_text(encoding="utf-8"))["workloads"]
+    for name in only or (QUICK if quick else tuple(WORKLOADS)):
+        found[name] = measure(name, repeats, least, quick, memory, threads)
         if json_file is not None:  # after each: a long run that ends early keeps what it has
             json_file.parent.mkdir(parents=True, exist_ok=True)
+            result = {"rows": bars(found), "workloads": found}
             json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    missed = short(result["rows"])
+    missed = short(bars(found))
     for sentence in missed:
         print(f"SHORT: {sentence}")
-    print(f"{result['seconds']:.0f} s")
+    print(f"{time.monotonic() - begun:.0f} s")
     if check and missed:
         raise SystemExit(1)
 

@@ -29,6 +29,17 @@ def spread(median: float, seconds: list[float]) -> str:
     return f"{median:.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
 
 
+def _range(values: set[int]) -> str:
+    """The least and the most of several numbers.
+
+    Example:
+        >>> _range({3}), _range({3, 2, 7})
+        ('3', '2 to 7')
+    """
+    least, most = min(values), max(values)
+    return str(least) if least == most else f"{least} to {most}"
+
+
 def speed(path: Path) -> str:
     """Each library's time over metapeft's, a line a workload, as Markdown."""
     found = _read(path)
@@ -49,14 +60,16 @@ def speed(path: Path) -> str:
         own = rows["metapeft"]
         time = spread(own["median_s"], own["seconds"])
         lines.append(f"| {name} | {time} | {' | '.join(times)} | {100 * own['rate']:.0f} % |")
-    where = found["environment"]
+    measured = list(found["workloads"].values())
+    rounds, threads = ({each[key] for each in measured} for key in ("repeats", "threads"))
+    commits, machines = (sorted({each["environment"][key] for each in measured}) for key in ("commit", "cpu"))
     note = (
         "Time of one meta-step, and how many times as long the others take for the same gradient; medians (least to "
-        f"most) of {found['repeats']} alternating repeats in one process, threads: {found['threads']}. Matrix rate: "
+        f"most) of {_range(rounds)} alternating repeats in one process, threads: {_range(threads)}. Matrix rate: "
         "metapeft's counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 "
         "on Conv-4-64, 28x28, 16 tasks of 5-way 1-shot, 25 queries, 5 second-order steps. Commit "
-        f"{str(where['commit'])[:9]}, {where['cpu']}; from `benchmarks/results/{path.name}`, by "
-        "`python -m benchmarks.speed`."
+        f"{', '.join(commit[:9] for commit in commits)}, {', '.join(machines)}; from "
+        f"`benchmarks/results/{path.name}`, by `python -m benchmarks.speed`."
     )
     short = [f"- {sentence}" for sentence in sentences(found["rows"])]
     missed = ["", "Short of what we set ourselves (`--check`):", "", *short] if short else []

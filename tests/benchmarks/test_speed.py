@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import speed
 from benchmarks.before_after import seconds
 from benchmarks.speed import counted, difference, differences, steps_of
 from benchmarks.speed_bars import FASTER, GRADIENT, OTHER_GRADIENT, RATES, bars, short
@@ -90,6 +92,23 @@ def test_who_is_not_compared_has_a_row_that_says_why() -> None:
     assert {who: row["passed"] for who, row in rows.items()} == {"vmap": None, "higher": None}
     assert "another gradient" in rows["vmap"]["why"]
     assert rows["higher"]["why"] == "higher is not installed"
+
+
+def test_a_file_keeps_what_it_says_of_workloads_that_are_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "speed.json"
+    monkeypatch.setattr(speed, "measure", lambda name, *_: result(metapeft=1.0, higher=4.0))
+    speed.run(quick=True, json_file=file)
+    monkeypatch.setattr(speed, "measure", lambda name, *_: result(metapeft=1.0, higher=9.0))
+    speed.run(only=["W1 frozen"], json_file=file)
+    kept = json.loads(file.read_text())
+    assert tuple(kept["workloads"]) == QUICK
+    assert [row["workload"] for row in kept["rows"] if row["passed"] and row["ratio"] == 9.0] == ["W1 frozen"]
+    assert [row["workload"] for row in kept["rows"] if row["passed"] is False] == ["W1"]
+    monkeypatch.setattr(speed, "measure", lambda name, *_: result(metapeft=1.0, higher=7.0))
+    with pytest.raises(SystemExit):
+        speed.run(only=["W1 frozen"], json_file=file, check=True)
 
 
 def test_names_agree() -> None:
