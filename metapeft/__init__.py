@@ -28,6 +28,7 @@ _NAMES = {
     "evaluate": "evaluation",
     "compare": "evaluation",
     "load": "loading",
+    "save": "loading",
 }
 
 

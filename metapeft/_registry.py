@@ -51,10 +51,14 @@ class Registry:
         module, _, attribute = self.attributes[name].partition(":")
         return getattr(importlib.import_module(f"{self.package}.{module}"), attribute or name)
 
-    def resolve(self, name: str) -> Any:
-        """Return the object that a string names; raises ValueError with the nearest name for any other string."""
+    def check(self, name: str) -> None:
+        """Raise ValueError, with the nearest name, for a string that names nothing here."""
         if name not in self.names:
             near = difflib.get_close_matches(name, self.names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown {self.kind} {name!r}: known are {', '.join(sorted(self.names))}{hint}")
+
+    def resolve(self, name: str) -> Any:
+        """Return the object that a string names; raises ValueError as `check` does."""
+        self.check(name)
         return self.attribute(self.names[name])

@@ -94,11 +94,16 @@ def choose(task: Any, batch: Any, memory: int | None, device: torch.device, proc
     else:
         room = STATED_SHARE * memory - held_bytes(device)
     tasks, said = processes.most(len(batch)), shown_bytes(max(room, 0))
-    fits, chosen = processes.least(_fitting(task, batch, room, device)), Chunking()
+
+    def least_fitting(view: Any) -> int:
+        own = _fitting(view, batch, room, device)
+        return processes.least(tasks if own >= len(batch) else own)  # a smaller share that fits sets no limit
+
+    fits, chosen = least_fitting(task), Chunking()
     if not fits and can_recompute(task):
         log.warning("one task does not fit into %s: hypergradient recompute for unroll", said)
         chosen = Chunking(recompute=True)
-        fits = processes.least(_fitting(chosen.view(task), batch, room, device))
+        fits = least_fitting(chosen.view(task))
     if not fits:
         log.warning("one task does not fit into %s: it is tried all the same", said)
     if fits >= tasks:
@@ -132,6 +137,7 @@ def _fitting(task: Any, batch: Any, room: float, device: torch.device) -> int:
                 raise
             peak = -1
         if peak is None:
+            log.warning("this system does not tell what a step takes: all %d tasks go through at once", tasks)
             return tasks
         if peak < 0:
             release(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,8 @@ class Method:
     Attributes:
         make: recipe. about: one line. trains: whether it is meta-trained from the common start; else it gets the
             continued retraining. options: of the recipe. adapts: whether it has inner steps to
-            choose, from a nearest-centroid head; else that head is in closed form.
+            choose, from a nearest-centroid head; else that head is in closed form. learns_rates: whether its inner
+            rates, one a tensor and step, are trained.
         control_of: a trained method whose weights it takes, only evaluated otherwise.
         rule: how the selection variables of `"metapeft"` are rounded to the ranks that it is trained at, anew.
     """
@@ -29,6 +31,7 @@ class Method:
     about: str
     trains: bool = True
     adapts: bool = True
+    learns_rates: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     control_of: str | None = None
     rule: str | None = None
@@ -51,7 +54,20 @@ METHODS = {
     "centroids": Method(
         recipes.centroids, "continued retraining, nearest centroids, nothing adapts", trains=False, adapts=False
     ),
-    "maml": Method(recipes.maml, "full updates adapted, W0 trained", options={"norm": "running"}),
+    "metalora-tr": Method(
+        recipes.metalora_tr, "W0 frozen, ring factors trained, seeds generated, no inner loop", adapts=False
+    ),
+    "maml": Method(
+        recipes.maml, "full updates adapted, W0 trained", options={"norm": "running"}, learns_rates=False
+    ),
+    "fomaml": Method(
+        recipes.fomaml, "maml with first-order gradients", options={"norm": "running"}, learns_rates=False
+    ),
+    "anil": Method(recipes.anil, "the head adapted, W0 trained", options={"norm": "running"}, learns_rates=False),
+    "boil": Method(
+        recipes.boil, "all but the head adapted, nearest centroids, W0 trained",
+        options={"norm": "running", "head": "prototypes"}, learns_rates=False,
+    ),
     "protonet": Method(recipes.protonet, "nothing adapts, W0 trained episodically", adapts=False),
     "generator-off": Method(recipes.metapeft, "metapeft with a constant seed", options={"generator": None}),
     "selection-off": Method(recipes.metapeft, "metapeft without selection variables", options={"selection": None}),
@@ -97,4 +113,6 @@ def rank_option(method: Method, rank: int) -> dict[str, Any]:
         return {"format": CP(rank)}
     if method.make in (recipes.lora_ml, recipes.sr_lora, recipes.metalora_cp):
         return {"rank": rank}
+    if method.make is recipes.metalora_tr:
+        return {"rank": max(1, math.isqrt(rank))}  # as many parameters as CP of rank^2
     return {}

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from metapeft.byte_units import parse_bytes
+from metapeft.datasets import registry as datasets
 from metapeft.whole_numbers import Whole
 
-DataName = Literal["glyphs", "omniglot", "miniimagenet", "folder"]
 BackboneName = Literal["conv4", "resnet12", "mixer", "vit"]
 DtypeName = Literal["float32", "float64"]
 AutocastName = Literal["bfloat16"]
@@ -23,7 +23,7 @@ class TrainConfig:
     Parameters
     ----------
     data
-        Data set; glyphs are embedded and need no download.
+        Data set: glyphs and glyph-pairs (embedded, no download), omniglot, miniimagenet or folder.
     root
         Where the data lies; default $METAPEFT_DATA.
     methods
@@ -74,7 +74,7 @@ class TrainConfig:
         Forwards in bfloat16, with all else in float32; default none.
     """
 
-    data: DataName = "glyphs"
+    data: str = "glyphs"
     root: Path | None = None
     methods: tuple[str, ...] = ("metapeft", "lora-ml", "sr+lora", "metalora-cp", "centroids")
     ways: Whole = 5
@@ -101,6 +101,11 @@ class TrainConfig:
     autocast: AutocastName | None = None
 
     def __post_init__(self) -> None:
+        datasets.check(self.data)
+        if self.data == "sinusoid":
+            raise ValueError(
+                "data='sinusoid' has no classes: the main job fits sinusoids by itself, at its end"
+            )
         positive = (
             "ways", "shots", "queries", "width", "rank", "pretrain_steps", "steps", "tasks_per_step", "episodes",
             "validation_episodes",

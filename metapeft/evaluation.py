@@ -16,6 +16,7 @@ from metapeft.episodes.protocol import Protocol
 from metapeft.errors import NotFiniteInput, NumericalError
 from metapeft.intervals import mean_interval
 from metapeft.items import correct
+from metapeft.memory import device_of, while_it_fits
 from metapeft.precision import precision_name
 
 if TYPE_CHECKING:
@@ -92,12 +93,14 @@ def evaluate(
         sampler: anything with `.batch(start, count)`; an `EpisodeSampler` also gives the protocol.
         episodes: how many, from number 0 on.
         steps: inner steps; None for the learner's.
-        tasks_per_batch: episodes in one forward; changes no result under `norm="running"` or `"support"`.
+        tasks_per_batch: episodes in one forward; changes no result under `norm="running"` or `"support"`. Where memory
+            is too little it is halved, and that is said.
         diverged: `"raise"`, or `"wrong"`: an episode in which adaptation diverges counts with accuracy 0.
 
     Raises:
         ValueError: fewer than 1 episode; no learner; a data set in place of a sampler; `"wrong"` in regression.
         NotFiniteInput: NaN or infinity in an episode. NumericalError: an adaptation that diverges.
+        MemoryError: too little for one episode.
 
     Example:
         >>> import metapeft as mp
@@ -119,6 +122,21 @@ def evaluate(
         raise ValueError(
             f"sampler is a {type(sampler).__name__} without .batch(start, count): wrap a data set in mp.EpisodeSampler"
         )
+    return while_it_fits(
+        lambda tasks: evaluated(learner, sampler, episodes, steps, tasks, diverged),
+        min(tasks_per_batch, episodes), device_of(learner), "episodes",
+    )  # fmt: skip
+
+
+def evaluated(
+    learner: Learner,
+    sampler: Any,
+    episodes: int,
+    steps: int | None = None,
+    tasks_per_batch: int = 8,
+    diverged: str = "raise",
+) -> Evaluation:
+    """`evaluate` with arguments that are in order, in forwards of that size and no other."""
     first: int = getattr(sampler, "first", 0)  # of a rank's share
     hits: list[Tensor] = []
     losses: list[Tensor] = []

@@ -21,7 +21,7 @@ from metapeft.heads.closed_form import Prototypes
 from metapeft.heads.linear import PrototypeInit
 from metapeft.inner.descent import SGD
 from metapeft.learner import Learner
-from metapeft.methods import recipes
+from metapeft.loading import is_saved, save
 from metapeft.results import Results, Row, adapted_parameters
 from metapeft.retraining import retrained, softmax_of
 from metapeft.retraining import training_styles as training_styles
@@ -166,9 +166,7 @@ def _row(
             **more,
         }
         if method.adapts and lr is not None and steps is not None:
-            options["inner"] = SGD(
-                steps, lr, rates="step" if method.trains and method.make is not recipes.maml else None
-            )
+            options["inner"] = SGD(steps, lr, rates="step" if method.trains and method.learns_rates else None)
         return method.make(body, preprocess=preprocess, seed=config.seed, name=name, **options)
 
     if method.control_of is not None:
@@ -184,6 +182,8 @@ def _row(
         row.learner = make()
     if method.trains:
         row.log = _trained(row.learner, config, folder / name, found, progress)
+    elif processes().main and not is_saved(folder / name):
+        save(row.learner, folder / name, found["train"])
     if row.learner.selection is not None:
         row.ranks = {rule: round_ranks(row.learner, rule) for rule in ("threshold", "total")}
     row.parameters = adapted_parameters(row.learner)

@@ -101,7 +101,7 @@ class Learner:
         roles.check_model(model)
         self.name, self.seed, self.inner_data = name, seed, inner_data
         self.outer = roles.checked_groups(outer)
-        self.head: Head = roles.resolved(head, head_folder.registry)
+        self.head: Head = roles.resolved_head(head, head_folder.registry)
         self.head_name: str = specs.string_name(self.head, head_folder.registry)
         self.generator: Generator | None = roles.resolved(generator, generator_folder.registry)
         self.selection: Any = roles.resolved(selection, update_registry)

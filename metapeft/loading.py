@@ -1,9 +1,10 @@
-"""A learner back from its run folder."""
+"""A learner in a run folder, and back from it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from metapeft import backbones, specs
+from metapeft.episode_specs import of_episodes
 from metapeft.errors import RunError
 from metapeft.learner import Learner
 from metapeft.runs import Run
@@ -29,7 +31,7 @@ def load(
     hypergradient: Any = None,
     head: Any = None,
     selection: Any = None,
-    formats: Mapping[str, Any] | None = None,
+    formats: Any = None,
     device: torch.device | str | None = None,
 ) -> Learner:
     """The learner of a run folder, with the tensors of a checkpoint.
@@ -39,8 +41,9 @@ def load(
     differs from what is stored is refused.
 
     Args:
-        run: the folder that `BilevelTrainer.fit` was given.
+        run: the folder that `BilevelTrainer.fit` or `mp.save` was given.
         checkpoint: `"best"` (on validation episodes) or `"latest"`; None: the best where there is one.
+        formats: a format of your own, or `{pattern: format}`, as `mp.attach` takes them.
         device: where the learner shall be; None: the backbone's.
 
     Raises:
@@ -62,16 +65,14 @@ def load(
     with Run.open(run, writable=False) as folder:
         settings = folder.config.get("learner")
         if not isinstance(settings, dict) or "formats" not in settings:
-            raise RunError(f"{run} is no run of a learner: mp.load wants a folder of BilevelTrainer.fit")
+            wanted = "mp.load wants a folder of BilevelTrainer.fit or mp.save"
+            raise RunError(f"{run} is no run of a learner: {wanted}{_within(folder)}")
         state = _state(folder, checkpoint)
     body = _backbone(settings["backbone"], backbone)
     stored_preprocess = specs.given_or_built("preprocess", settings["preprocess"], preprocess)
-    given_formats = None if formats is None else {name: specs.of(value) for name, value in formats.items()}
-    if given_formats is not None:
-        specs.refuse_difference("formats", settings["formats"], given_formats)
-    chosen: Any = formats or {
-        name: specs.built(spec, "formats") for name, spec in settings["formats"].items()
-    }
+    chosen = formats
+    if formats is None:
+        chosen = {name: specs.built(spec, "formats") for name, spec in settings["formats"].items()}
     model = attach(
         body,
         chosen,
@@ -79,6 +80,8 @@ def load(
         preprocess=stored_preprocess,
         classifier=settings["classifier"],
     )
+    given = {name: specs.of(model.sites[name].format) for name in settings["formats"] if name in model.sites}
+    specs.refuse_difference("formats", settings["formats"], specs.as_json(given))
     parts = {
         "inner": inner,
         "hypergradient": hypergradient,
@@ -101,9 +104,11 @@ def load(
         seed=settings["seed"],
         name=settings["method"],
     )
+    built = learner.settings()
     specs.refuse_difference(
-        "backbone= (its frozen parameters)", settings["frozen"], learner.settings()["frozen"]
-    )
+        "formats", settings["formats"], specs.as_json(built["formats"])
+    )  # no further ones
+    specs.refuse_difference("backbone= (its frozen parameters)", settings["frozen"], built["frozen"])
     for name, shape in settings["shapes"].items():
         found = learner.variables.get(name)
         if found is None or list(found.shape) != shape:
@@ -115,6 +120,43 @@ def load(
     _check_names(learner.state(), state)
     learner.load_state(state)
     return learner
+
+
+def save(learner: Learner, run: str | os.PathLike[str], episodes: Any = None) -> None:
+    """Keep a learner in a folder of its own, from which `load` gives it back.
+
+    Args:
+        learner: as it is now. run: a new or empty folder. episodes: those that it is meant for; the shell takes
+            data and sizes from them.
+
+    Raises:
+        RunError: a folder that holds something, or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import metapeft as mp
+        >>> learner = mp.methods.sr_lora(mp.backbones.mlp(4, 3, hidden=(8,)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(learner, f"{folder}/start")
+        ...     load(f"{folder}/start").name
+        'sr+lora'
+    """
+    config = specs.as_json({"learner": learner.settings(), "episodes": of_episodes(episodes)})
+    begun = (Path(run) / "config.json").exists() and not is_saved(run)  # and killed before its end
+    with Run.open(run) if begun else Run.create(run, config) as folder:
+        specs.refuse_difference(str(run), folder.config, config)
+        folder.save("latest", {"learner": dict(learner.state())}, {"step": 0})
+
+
+def is_saved(run: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a learner, whole."""
+    return (Path(run) / "checkpoints" / "latest.safetensors").exists()
+
+
+def _within(folder: Run) -> str:
+    """The runs of learners that lie in a folder, said at the end of a sentence."""
+    within = sorted(str(path.parent) for path in folder.folder.glob("*/checkpoints"))
+    return f"; in it are {', '.join(within)}" if within else ""
 
 
 def _state(folder: Run, checkpoint: str | None) -> Any:

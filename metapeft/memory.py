@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+log = logging.getLogger("metapeft")
+Found = TypeVar("Found")
 _PROCESS = Path("/proc/self")
 
 
@@ -85,6 +88,40 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # the CPU's allocator has no class of its own
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def device_of(learner: Any) -> torch.device:
+    """Where a learner's tensors are."""
+    found: torch.device = next(iter(learner.model.parameters.values())).device
+    return found
+
+
+def while_it_fits(work: Callable[[int], Found], size: int, device: torch.device, what: str) -> Found:
+    """`work(size)`; where memory is too little, it is done again with half the size, and that is said.
+
+    Args:
+        work: does all of it in pieces of a size. what: a piece consists of, in the plural.
+
+    Raises:
+        MemoryError: too little for a size of 1.
+
+    Example:
+        >>> while_it_fits(lambda size: size, 8, torch.device("cpu"), "episodes")
+        8
+    """
+    while True:
+        try:
+            return work(size)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise MemoryError(
+                    f"out of memory with 1 of the {what} in one forward: take smaller ones"
+                ) from error
+        log.warning("out of memory with %d %s in one forward, now %d", size, what, size // 2)
+        size //= 2
+        release(device)
 
 
 def release(device: torch.device) -> None:

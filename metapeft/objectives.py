@@ -155,7 +155,8 @@ class Objectives:
         if y is None or self.support.regression:
             raise ValueError(f'head="{learner.head_name}" needs class labels: use head="learned" here')
         learned = {name: learner.value(u, f"head.{name}") for name in learner.head.learned()}
-        return learner.head.start(support_features, y, self.ways, self.support.mask, learned or None)
+        more = (learned,) if learned else ()  # a head that learns nothing need not take any
+        return learner.head.start(support_features, y, self.ways, self.support.mask, *more)
 
     def _seeds(self, u: Tensors) -> dict[str, Tensor]:
         """Generated seeds: start plus what the mapping net makes of the features."""

@@ -12,7 +12,7 @@ from metapeft.accumulation import Accumulated, accumulated
 from metapeft.chunking import Chunking, choose
 from metapeft.distributed import Processes, Share
 from metapeft.errors import NumericalError
-from metapeft.evaluation import evaluate
+from metapeft.evaluation import evaluated
 from metapeft.memory import is_out_of_memory, release
 from metapeft.problem_task import ProblemTask
 
@@ -108,7 +108,7 @@ class OuterGradient:
         own = episodes if processes.count == 1 else From(episodes, share.start)
         while True:
             size = (self.chunking or Chunking()).validation
-            result = attempted(lambda: evaluate(learner, own, share.count, tasks_per_batch=size), processes)  # noqa: B023
+            result = attempted(lambda: evaluated(learner, own, share.count, tasks_per_batch=size), processes)  # noqa: B023
             if result is not None:
                 found = {"validation_loss": result.loss}
                 if result.has_accuracy:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metapeft._registry import Registry
+from metapeft.heads.head import Head
 from metapeft.hypergradients.direct import Direct
 from metapeft.hypergradients.problem import Engine
 from metapeft.hypergradients.reptile import Reptile
@@ -248,6 +249,21 @@ def note_few_steps(learner: Learner) -> None:
 def classifier_parameters(model: AttachedModel) -> list[str]:
     """The backbone's own classifier, which another head replaces."""
     return [] if model.classifier is None else [f"{model.classifier}.weight", f"{model.classifier}.bias"]
+
+
+def resolved_head(head: Any, registry: Registry) -> Head:
+    """A head by its name, or the head itself; raises ValueError for what is none.
+
+    Example:
+        >>> resolved_head(3, Registry("metapeft", "head", {}))
+        Traceback (most recent call last):
+        ValueError: head is of type int: one of your own derives from mp.heads.Head, with start(features, y, ways, mask)
+    """
+    found = resolved(head, registry)
+    if isinstance(found, Head):
+        return found
+    own = "one of your own derives from mp.heads.Head, with start(features, y, ways, mask)"
+    raise ValueError(f"head is of type {type(found).__name__}: {own}")
 
 
 def resolved(part: Any, registry: Registry) -> Any:

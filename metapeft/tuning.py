@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metapeft.errors import NumericalError
 from metapeft.evaluation import evaluate
 from metapeft.heads.closed_form import Prototypes
 from metapeft.learner import Learner
+from metapeft.memory import device_of, while_it_fits
 from metapeft.methods.recipes import centroids
 
 TASKS = 8  # in one forward
@@ -114,11 +115,17 @@ def calibrated_scale(
     if not tried:
         raise ValueError("scales is empty: there is nothing to choose from")
     learner = centroids(body, head=Prototypes(scale=1.0), **options)
-    total = torch.zeros(len(tried), dtype=torch.float64)
-    for start in range(0, episodes, TASKS):
-        objectives = learner.objectives(validation.batch(start, min(TASKS, episodes - start)), training=False)
-        with torch.no_grad():
-            logits = objectives.scored(*learner.solve(objectives))[1]
-            for i, scale in enumerate(tried):
-                total[i] += objectives.loss_of(scale * logits).sum().cpu()
+
+    def losses(tasks: int) -> Tensor:
+        total = torch.zeros(len(tried), dtype=torch.float64)
+        for start in range(0, episodes, tasks):
+            batch = validation.batch(start, min(tasks, episodes - start))
+            objectives = learner.objectives(batch, training=False)
+            with torch.no_grad():
+                logits = objectives.scored(*learner.solve(objectives))[1]
+                for i, scale in enumerate(tried):
+                    total[i] += objectives.loss_of(scale * logits).sum().cpu()
+        return total
+
+    total = while_it_fits(losses, min(TASKS, episodes), device_of(learner), "episodes")
     return tried[int(total.argmin())]

@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> int:
     except CycloptsError as error:
         errors.print(f"metapeft: {error}", style="red", markup=False, highlight=False)
         return 2
-    except (ValueError, ArithmeticError, OSError, ImportError) as error:
+    except (ValueError, ArithmeticError, OSError, ImportError, MemoryError) as error:
         errors.print(f"metapeft: {error}", style="red", markup=False, highlight=False)
         return 2
     except KeyboardInterrupt:

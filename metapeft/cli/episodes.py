@@ -6,7 +6,6 @@ from pathlib import Path
 
 from cyclopts import App
 
-from metapeft.config import DataName
 from metapeft.whole_numbers import Whole
 
 app = App(name="episodes", help="Write or check the index lists of a protocol.", help_format="plaintext")
@@ -16,7 +15,7 @@ app = App(name="episodes", help="Write or check the index lists of a protocol.",
 def dump(
     path: Path,
     *,
-    data: DataName = "glyphs",
+    data: str = "glyphs",
     root: Path | None = None,
     split: str = "test",
     ways: Whole = 5,
@@ -62,7 +61,7 @@ def dump(
 
 
 @app.command
-def verify(path: Path, *, data: DataName = "glyphs", root: Path | None = None, split: str = "test") -> int:
+def verify(path: Path, *, data: str = "glyphs", root: Path | None = None, split: str = "test") -> int:
     """Check a file of `dump` against a data set and against the sampler itself.
 
     Parameters

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metapeft.config import AutocastOrOff, DataName, DtypeName
+from metapeft.config import AutocastOrOff, DtypeName
 from metapeft.whole_numbers import Whole
 
 
 def evaluate(
     run: Path,
     *,
-    data: DataName | None = None,
+    data: str | None = None,
     root: Path | None = None,
     split: str = "test",
     ways: Whole | None = None,
@@ -31,7 +31,7 @@ def evaluate(
     Parameters
     ----------
     run
-        Folder of one training run, such as runs/x/metapeft.
+        Folder of one learner, such as runs/x/metapeft.
     data
         Data set; default that of the run.
     root
@@ -47,7 +47,7 @@ def evaluate(
     episodes
         How many episodes.
     steps
-        Inner steps; default those of the learner.
+        Inner steps; default those that the main job chose on validation episodes, else those of the learner.
     shift
         Episodes in the styles of the split.
     seed
@@ -62,10 +62,12 @@ def evaluate(
         Type of the forwards; default that of the run.
     """
     import metapeft as mp
-    from metapeft.cli.loading import data_and_sizes, loaded
+    from metapeft.cli.loading import chosen_steps, data_and_sizes, loaded
 
     learner = loaded(run, checkpoint, device, dtype, autocast)
     found, sizes = data_and_sizes(run, data, root, split, ways, shots)
     sampler = mp.EpisodeSampler(found, *sizes, queries, seed=seed, shift=shift)
+    if steps is None:
+        steps = chosen_steps(run, shift)
     print(mp.evaluate(learner, sampler, episodes, steps=steps))
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metapeft.config import AutocastOrOff, DataName, DtypeName
+from metapeft.config import AutocastOrOff, DtypeName
 from metapeft.whole_numbers import Whole
 
 
@@ -12,7 +12,7 @@ def export(
     run: Path,
     folder: Path,
     *,
-    data: DataName | None = None,
+    data: str | None = None,
     root: Path | None = None,
     split: str = "test",
     ways: Whole | None = None,
@@ -30,7 +30,7 @@ def export(
     Parameters
     ----------
     run
-        Folder of one training run, such as runs/x/lora-ml.
+        Folder of one learner, such as runs/x/lora-ml.
     folder
         Where the adapter goes.
     data
@@ -48,7 +48,7 @@ def export(
     seed
         Of the sampler.
     steps
-        Inner steps; default those of the learner.
+        Inner steps; default those that the main job chose on validation episodes, else those of the learner.
     checkpoint
         best (on validation episodes) or latest; default best where there is one.
     device
@@ -59,7 +59,7 @@ def export(
         Type of the forwards that adapt; default that of the run.
     """
     import metapeft as mp
-    from metapeft.cli.loading import data_and_sizes, loaded
+    from metapeft.cli.loading import chosen_steps, data_and_sizes, loaded
     from metapeft.updates.peft import new_folder
 
     if episode < 0:
@@ -68,6 +68,8 @@ def export(
     learner = loaded(run, checkpoint, device, dtype, autocast)
     found, sizes = data_and_sizes(run, data, root, split, ways, shots)
     task = mp.EpisodeSampler(found, *sizes, 1, seed=seed)[episode]
+    if steps is None:
+        steps = chosen_steps(run, shift=False)
     learner.adapt(task.support_x, task.support_y, steps).export_peft(folder)
     print(f"{folder}: the adapter of episode {episode}")
     return 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from metapeft.config import AutocastOrOff, DataName, DtypeName
+from metapeft.config import AutocastOrOff, DtypeName
 
 if TYPE_CHECKING:
     from metapeft.learner import Learner
@@ -44,14 +45,15 @@ def loaded(
 
 
 def data_and_sizes(
-    run: Path, data: DataName | None, root: Path | None, split: str, ways: int | None, shots: int | None
+    run: Path, data: str | None, root: Path | None, split: str, ways: int | None, shots: int | None
 ) -> tuple[Any, tuple[Any, ...]]:
     """The data set of a command, and ways and shots: what it was given or, where it was not, those of the run.
 
     Raises:
-        ValueError: a run on data of the user's own, or without images, where the command names none.
+        ValueError: a run on data of the user's own, where the command names none.
     """
     import metapeft as mp
+    from metapeft.datasets import registry
     from metapeft.runs import Run
 
     with Run.open(run, writable=False) as folder:
@@ -59,10 +61,8 @@ def data_and_sizes(
     loaded = (spec.get("data") or {}).get("loaded") or {}
     options = {name: value for name, value in loaded.items() if name not in ("name", "split")}
     if data is None:
-        if loaded.get("name") not in get_args(DataName):
-            raise ValueError(
-                f"{run} was trained on {loaded.get('name') or 'data of your own'}: name images by --data"
-            )
+        if loaded.get("name") not in registry.names:
+            raise ValueError(f"{run} was trained on data of your own: name a data set by --data")
         data = loaded["name"]
     elif data != loaded.get("name"):
         options = {}
@@ -74,3 +74,13 @@ def data_and_sizes(
         for size in (spec.get("ways", 5), spec.get("shots", 1))
     )
     return found, tuple(mine if given is None else given for mine, given in zip(own, (ways, shots)))
+
+
+def chosen_steps(run: Path, shift: bool) -> int | None:
+    """The inner steps that the main job chose on validation episodes for a method's folder in its own; else None."""
+    try:
+        results = json.loads((run.parent / "results.json").read_text(encoding="utf-8"))
+        steps = results["rows"][run.name]["chosen"]["shifted" if shift else "plain"]["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return steps if isinstance(steps, int) else None

@@ -43,7 +43,10 @@ class Head:
         mask: Tensor | None = None,
         learned: Tensors | None = None,
     ) -> dict[str, Tensor]:
-        """The head's tensors for each task: `head.weight (T, N, F)` and `head.bias (T, N)`."""
+        """The head's tensors for each task: `head.weight (T, N, F)` and `head.bias (T, N)`.
+
+        `learned` comes only where `learned()` names something; a head without may leave it out.
+        """
         raise NotImplementedError(f"{type(self).__name__} gives no start")
 
     def logits(self, features: Tensor, tensors: Tensors) -> Tensor:

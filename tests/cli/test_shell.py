@@ -61,7 +61,9 @@ def test_every_command_has_help_with_its_options(command, capsys):
         (["train", "--lr", "-1"], "lr=-1"),
         (["train", "--methods", "lora-lm"], "did you mean 'lora-ml'"),
         (["train", "--methods", "other-task"], "builds on 'metapeft'"),
-        (["train", "--data", "cifar"], "cifar"),
+        (["train", "--data", "miniimagnet"], "did you mean 'miniimagenet'"),
+        (["train", "--data", "sinusoid"], "has no classes"),
+        (["data", "sinusoid"], "no images"),
         (["train", "--resume"], "--out"),
         (["train", "--ways", "900", *TINY], "900"),
         (["evaluate", "nowhere"], "nowhere"),
@@ -150,6 +152,17 @@ def test_the_main_job_end_to_end(tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr
     ranks = shell("ranks", str(tmp_path / "whole" / "metapeft"))
     assert ranks.returncode == 0, ranks.stderr
+    baseline = shell("evaluate", str(tmp_path / "whole" / "sr+lora"), "--episodes", "2", "--queries", "2")
+    assert baseline.returncode == 0, baseline.stderr
+    chosen = json.loads((tmp_path / "whole" / "results.json").read_text())["rows"]["lora-ml"]["chosen"]
+    for column, more in (("plain", []), ("shifted", ["--shift"])):
+        told = shell("evaluate", str(tmp_path / "whole" / "lora-ml"), "--episodes", "2", *more)
+        assert f"{chosen[column]['steps']} steps" in told.stdout, told.stdout
+    regression = shell("evaluate", str(tmp_path / "whole" / "sinusoid" / "maml"), "--episodes", "2")
+    assert regression.returncode == 0, regression.stderr
+    above = shell("evaluate", str(tmp_path / "whole"))
+    assert above.returncode == 2
+    assert "lora-ml" in above.stderr
     exported = shell("export", str(tmp_path / "whole" / "lora-ml"), str(tmp_path / "adapter"))
     assert exported.returncode == 0, exported.stderr
 

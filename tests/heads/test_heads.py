@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import metapeft as mp
 from metapeft import heads
 from metapeft.heads.head import ABSENT
 
@@ -127,3 +128,21 @@ def test_the_scale_of_prototypes_multiplies_logits_and_is_learned(make: type[hea
 def test_a_scale_that_is_not_above_0_is_refused(scale: float) -> None:
     with pytest.raises(ValueError, match="scale="):
         heads.Prototypes(scale=scale)
+
+
+class NearestSum(heads.Head):
+    """A user's head, with the arguments that the contract names and no other."""
+
+    def start(self, features: Tensor, y: Tensor, ways: int, mask: Tensor | None = None) -> dict[str, Tensor]:
+        rows = torch.nn.functional.one_hot(y, ways).to(features)
+        return {"head.weight": rows.mT @ features, "head.bias": features.new_zeros(len(y), ways)}
+
+
+def test_a_head_of_the_user_s_own_needs_no_more_than_start() -> None:
+    learner = mp.methods.protonet(mp.backbones.mlp(4, 3, hidden=(8,)), head=NearestSum())
+    x, y = torch.randn(2, 6, 4), torch.arange(3).repeat(2).expand(2, -1)
+    features = learner.model.features(x, {})
+    expected = features @ (torch.nn.functional.one_hot(y, 3).float().mT @ features).mT
+    torch.testing.assert_close(learner.adapt_many(x, y)(x), expected)
+    with pytest.raises(ValueError, match=r"mp\.heads\.Head"):
+        mp.methods.protonet(mp.backbones.mlp(4, 3, hidden=(8,)), head=object())

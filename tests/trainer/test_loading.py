@@ -191,3 +191,38 @@ def test_what_is_no_learners_run_is_refused(tmp_path: Path) -> None:
         mp.load(tmp_path / "x", "best")
     with pytest.raises(ValueError, match="checkpoint='last'"):
         mp.load(tmp_path / "x", "last")
+    for name in ("config.json", "environment.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(mp.RunError, match=r"in it are .*x"):
+        mp.load(tmp_path)
+
+
+class Doubled(mp.LoRA):
+    """A format of the user's own."""
+
+
+@pytest.mark.parametrize("targets", ["all", "hidden.weight"])
+def test_a_format_of_the_user_s_own_is_given_as_it_was_attached(targets: str, tmp_path: Path) -> None:
+    body, inner = Own(), mp.inner.SGD(2, 0.1)
+    own = fitted(mp.Learner(mp.attach(body, {targets: Doubled(1)}), inner, head="zero"), tmp_path / "x")
+    with pytest.raises(ValueError, match="formats= is missing"):
+        mp.load(tmp_path / "x", backbone=Own())
+    again = mp.load(tmp_path / "x", backbone=Own(), formats={targets: Doubled(1)})
+    assert digest(again.state()) == digest(own.state())
+    for wrong in (mp.LoRA(1), {"hidden.bias": mp.Full()}):
+        with pytest.raises(ValueError, match=r"formats"):
+            mp.load(tmp_path / "x", backbone=Own(), formats=wrong)
+
+
+def test_a_learner_is_kept_without_training(tmp_path: Path) -> None:
+    own = mp.methods.sr_lora(mp.backbones.conv4(ways=3, channels=1, width=4, size=16), rank=1)
+    mp.save(own, tmp_path / "x", sampler())
+    again = mp.load(tmp_path / "x")
+    assert digest(again.state()) == digest(own.state())
+    with pytest.raises(mp.RunError, match="holds a run already"):
+        mp.save(own, tmp_path / "x", sampler())
+    (tmp_path / "x" / "checkpoints" / "latest.safetensors").unlink()  # as if killed before it was written
+    with pytest.raises(ValueError, match="episodes"):
+        mp.save(own, tmp_path / "x")
+    mp.save(own, tmp_path / "x", sampler())
+    assert digest(mp.load(tmp_path / "x").state()) == digest(own.state())

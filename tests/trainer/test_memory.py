@@ -20,6 +20,7 @@ from metapeft.distributed import Processes
 from metapeft.memory import held_bytes, peak_bytes
 from metapeft.runs import Run
 from metapeft.specs import digest
+from metapeft.tuning import calibrated_scale
 from tests.trainer.helpers import PLAN, learner, sampler, trainer
 from tests.trainer.test_trainer import problem
 
@@ -148,7 +149,7 @@ def test_what_was_chosen_is_stored_and_a_resumed_run_is_bit_exact(
     whole = short_once(tmp_path / "whole", monkeypatch)
     short_once(tmp_path / "parts", monkeypatch, stop_at=4)
     with monkeypatch.context() as patch:  # dies in the validation after step 5
-        patch.setattr(outer_step, "evaluate", lambda *_, **__: 1 / 0)
+        patch.setattr(outer_step, "evaluated", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             short_once(tmp_path / "died", monkeypatch)
     with Run.open(tmp_path / "died", writable=False) as run:
@@ -261,18 +262,65 @@ def test_the_measured_peak_keeps_to_the_cap(monkeypatch: pytest.MonkeyPatch) -> 
 def test_validation_is_cut_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     plain, own = trainer(), trainer()
     log = plain.fit(sampler(), 2, sampler("val"), **PLAN)
-    true = outer_step.evaluate
+    true = outer_step.evaluated
 
     def limited(learner: Any, episodes: Any, count: int, tasks_per_batch: int) -> Any:
         if tasks_per_batch > 2:
             raise MemoryError
         return true(learner, episodes, count, tasks_per_batch=tasks_per_batch)
 
-    monkeypatch.setattr(outer_step, "evaluate", limited)
+    monkeypatch.setattr(outer_step, "evaluated", limited)
     found = own.fit(sampler(), 2, sampler("val"), **PLAN)
     assert own.gradient.chunking == Chunking(3, validation=2)
     assert found[-1]["validation_loss"] == pytest.approx(log[-1]["validation_loss"], rel=1e-4)  # float32
     assert "out of memory with 4 episodes in one forward, now 2" in caplog.text
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["cuda", "python", "cpu"])
+def test_what_reads_episodes_outside_a_run_is_cut_too(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Evaluation, the choice of settings and the scale of a start."""
+    own, true, most = learner("protonet"), mp.Learner.objectives, [8]
+    body, preprocess = own.model.module, own.model.preprocess
+
+    def limited(self: Any, batch: Any, training: bool) -> Any:
+        if len(batch) > most[0]:
+            raise error
+        return true(self, batch, training)
+
+    monkeypatch.setattr(mp.Learner, "objectives", limited)
+    whole = mp.evaluate(own, sampler("val"), 10)
+    scale = calibrated_scale(body, sampler("val"), 10, preprocess=preprocess)
+    most[0] = 3
+    torch.testing.assert_close(mp.evaluate(own, sampler("val"), 10).losses, whole.losses)
+    assert calibrated_scale(body, sampler("val"), 10, preprocess=preprocess) == scale
+    assert caplog.text.count("out of memory with 8 episodes in one forward, now 4") == 2
+    most[0] = 0
+    with pytest.raises(MemoryError, match="1 of the episodes"):
+        mp.evaluate(own, sampler("val"), 10)
+
+
+class Uneven(Processes):
+    """Rank 1 of two, whose share is 3 of 7 tasks."""
+
+    def least(self, value: int) -> int:
+        return min(value, 7)  # what rank 0, where all four fit, says
+
+    def most(self, value: int) -> int:
+        return max(value, 4)
+
+
+def test_a_smaller_share_that_fits_sets_no_limit() -> None:
+    assert choose(learner(), sampler().batch(0, 3), 64 << 30, CPU, Uneven()).chunk is None
+
+
+def test_a_system_that_does_not_tell_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(chunking, "peak_bytes", lambda *_: None)
+    assert choose(learner(), sampler().batch(0, 3), 1 << 30, CPU, Processes()).chunk is None
+    assert "does not tell" in caplog.text
 
 
 @pytest.mark.parametrize(
