@@ -109,8 +109,8 @@ def torchopt(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
     """`torchopt.MetaSGD` on the modules that hold the inner variables."""
     import torchopt
 
-    holders = [module for name, module in plain.net.named_modules() if name.endswith(".factors")]
-    moving: nn.Module = nn.ModuleList(holders) if workload.attached else plain.net
+    holders = dict.fromkeys(name.rpartition(".")[0] for name in plain.inner)
+    moving = nn.ModuleList([plain.net.get_submodule(name) for name in holders])
 
     def step() -> dict[str, Tensor]:
         plain.net.zero_grad(set_to_none=True)

@@ -19,6 +19,7 @@ FORMATS: dict[str, Any] = {
     "cp": mp.CP(4),
     "tr": mp.TensorRing((2, 2, 2)),
     "full": mp.Full(),
+    "head": mp.Full(),  # on the classifier alone
 }
 
 
@@ -76,13 +77,14 @@ class Workload:
     @property
     def attached(self) -> bool:
         """Whether updates are factors beside the weights, and not the weights themselves."""
-        return self.format != "full"
+        return self.format not in ("full", "head")
 
     def learner(self, body: nn.Module) -> mp.Learner:
         """metapeft's side; starts of the factors are drawn so that no gradient is 0 by construction."""
         outer = ("weights",) if not self.attached else ("factors",) if self.frozen else ("weights", "factors")
         format = FORMATS[self.format]
-        model = mp.attach(body, {nn.Linear: format} if self.backbone == "vit" else format, norm=self.norm)
+        targets = "head" if self.format == "head" else nn.Linear if self.backbone == "vit" else "all"
+        model = mp.attach(body, format, targets, norm=self.norm)
         learner = mp.Learner(
             model,
             mp.inner.SGD(self.steps, RATE, proximal=self.proximal),
@@ -144,7 +146,9 @@ def plain(workload: Workload, body: nn.Module, learner: mp.Learner) -> Plain:
             module.track_running_stats, module.running_mean, module.running_var = False, None, None
     if not workload.attached:
         names = {name: f"weights.{name}" for name, _ in net.named_parameters()}
-        return Plain(net, names, list(names))
+        head = f"{learner.model.classifier}."
+        inner = [name for name in names if workload.format == "full" or name.startswith(head)]
+        return Plain(net, names, inner)
     for name, site in learner.model.sites.items():
         owner, _, _ = name.rpartition(".")
         parent, _, child = owner.rpartition(".")
@@ -175,6 +179,7 @@ WORKLOADS = {
     "W1 tr": replace(W1, format="tr"),
     "MAML": replace(W1, format="full"),
     "MAML batch statistics": replace(W1, format="full", norm="transductive"),
+    "ANIL": replace(W1, format="head"),
     "W1 first order": replace(W1, engine="first-order"),
     "W1 implicit": replace(W1, engine="cg", proximal=10.0),
     "W1, T = 1": replace(W1, tasks=1),

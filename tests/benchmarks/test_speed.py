@@ -25,6 +25,7 @@ CASES = {
     "cp": replace(SMALL, format="cp"),
     "tr": replace(SMALL, format="tr"),
     "full": replace(SMALL, format="full"),
+    "head": replace(SMALL, format="head"),
     "batch statistics": replace(SMALL, format="full", norm="transductive"),
     "first order": replace(SMALL, engine="first-order"),
     "vit": replace(SMALL, backbone="vit", size=14, tasks=1),
