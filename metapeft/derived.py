@@ -1,8 +1,8 @@
 """A learner's hypergradient: its objectives as a bilevel problem, handed to an engine.
 
-What depends on `(u, batch)` but not on `w` (generated seeds, the start of an adapted head) is computed once
-and handed to the engine as further entries of u with a task axis; their gradients are pulled back once. This
-equals the direct form, in which every objective computes them again.
+What depends on `(u, batch)` but not on `w` (generated seeds, the start of an adapted head, the features of a body
+that no inner step changes) is computed once and handed to the engine as further entries of u with a task axis;
+their gradients are pulled back once. This equals the direct form, in which every objective computes them again.
 """
 
 from __future__ import annotations
@@ -100,17 +100,18 @@ def hypergradient(
 
 def _problem(learner: Learner, objectives: Objectives, w0: Tensors | None, u: Tensors, read: Any) -> Problem:
     """The bilevel problem, where `read(u)` gives what is derived."""
-    # what is adapted is read from w, so only seeds that are generated and stay fixed are read here
-    generated = learner.generator is not None and not set(learner.seeds) <= set(learner.adapted)
+    # what is adapted is read from w, so only features and seeds that are generated and stay fixed are read here
+    seeds = learner.generator is not None and not set(learner.seeds) <= set(learner.adapted)
+    reads = seeds or learner.body_is_fixed
 
     def start(u: Tensors) -> dict[str, Tensor]:
         return dict(w0) if w0 is not None else _displaced(learner, u, objectives.start(u, read(u)))
 
     def outer(u: Tensors, w: Tensors) -> Any:
-        return objectives.outer(u, w, read(u) if generated else {})
+        return objectives.outer(u, w, read(u) if reads else {})
 
     def inner(u: Tensors, w: Tensors) -> Tensor:
-        return objectives.inner(u, w, read(u) if generated else {})
+        return objectives.inner(u, w, read(u) if reads else {})
 
     solver = learner.inner
     fixed = {
@@ -132,7 +133,7 @@ def _direct_problem(
     learner: Learner, objectives: Objectives, w0: Tensors | None, u: Mapping[str, Tensor]
 ) -> Problem:
     """The problem in which everything derived is a function of u wherever it is read."""
-    return _problem(learner, objectives, w0, u, objectives.derive)
+    return _problem(learner, objectives, w0, u, lambda u: objectives.derive(u, features=False))
 
 
 def _displaced(learner: Learner, u: Tensors, start: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -150,8 +151,12 @@ def _constants(learner: Learner, objectives: Objectives, w0: Tensors | None) -> 
     engine, lost = learner.engine, set()
     if w0 is not None or isinstance(engine, Reptile) or "starts" in unreachable(engine, learner.inner):
         lost = {f"seed.{name}" for name in learner.adapted} | (set(HEAD) if learner.adapts_head else set())
-    if isinstance(engine, FirstOrder | Envelope) and not objectives.outer_reads_support:
+    constant = isinstance(engine, FirstOrder | Envelope)  # inner gradients
+    if constant and not objectives.outer_reads_support:
         lost |= {f"support.{name}" for name in learner.seeds}
+    if learner.body_is_fixed:  # seeds of the body act on features alone
+        lost |= {f"seed.{name}" for name in learner.seeds if not learner.read_by_head(f"seed.{name}")}
+        lost |= {"features.support"} if constant or isinstance(engine, Reptile) else set()
     return lost
 
 

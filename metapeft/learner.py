@@ -141,6 +141,8 @@ class Learner:
         # outer variables that only what is derived reads; an adapted head's own make its start
         groups_derived = ("generator.", "head.") if self.adapts_head else ("generator.",)
         self.only_derived = {n for n in self.trained if n in generated or n.startswith(groups_derived)}
+        if self.body_is_fixed:
+            self.only_derived |= {name for name in self.trained if not self.read_by_head(name)}
 
     @property
     def _like(self) -> Tensor:
@@ -150,6 +152,21 @@ class Learner:
     def adapts_head(self) -> bool:
         """Whether the head's tensors are inner variables."""
         return self.head.inner and self.inner is not None
+
+    @cached_property
+    def body_is_fixed(self) -> bool:
+        """Whether inner steps leave all features as they are, for they move no more than the last layer."""
+        if self.inner is None or self.per_input:
+            return False
+        if self.head_name != "learned":
+            return self.adapts_head and not self.adapted
+        return roles.only_classifier(self.model, self.adapted)
+
+    def read_by_head(self, name: str) -> bool:
+        """Whether an outer variable acts on more than features: a rate, or one of the backbone's own classifier."""
+        group, _, rest = name.partition(".")
+        own = self.head_name == "learned" and rest.startswith(f"{self.model.classifier}.")
+        return group == "rates" or own
 
     @property
     def per_input(self) -> bool:
@@ -204,7 +221,7 @@ class Learner:
         """Move every tensor of the learner, in place; None leaves device or dtype as it is."""
         own = self.state()
         self.model, _ = copied(self.model, True, device, dtype)
-        for view in ("body", "batch_model", "training_model"):
+        for view in ("body", "batch_model", "training_model", "body_is_fixed"):
             self.__dict__.pop(view, None)
         self._name_variables()
         self.load_state(own)

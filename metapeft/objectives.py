@@ -56,16 +56,25 @@ class Objectives:
 
     # --- what the engines call -----------------------------------------------------------------------------
 
-    def derive(self, u: Tensors) -> dict[str, Tensor]:
-        """What depends on `u` and the batch but not on `w`: generated seeds, the start of an adapted head.
+    def derive(self, u: Tensors, features: bool = True) -> dict[str, Tensor]:
+        """What depends on `u` and the batch but not on `w`: generated seeds, the start of an adapted head, features.
 
-        Names: `seed.<name>` (a seed a task), `support.<name>` and `query.<name>` (a seed an input),
-        `head.weight`, `head.bias`.
+        Names: `seed.<name>` (a seed a task), `support.<name>` and `query.<name>` (a seed an input), `head.weight`,
+        `head.bias`, and where inner steps leave them as they are `features.<part>`.
+
+        Args:
+            features: False leaves those out, and the objectives run the body each time.
         """
         derived = self._seeds(u)
+        if features and self.learner.body_is_fixed:
+            query = [] if self.query is None else ["query"]
+            for part in ["both"] if self.both else ["support", *query]:
+                derived[f"features.{part}"] = self._run(u, {}, derived, part, features=True)
         if self.learner.adapts_head:
-            features = self._run(u, {}, derived, "support", features=True)
-            derived.update(self._head_start(u, features))
+            found = derived.get("features.support")
+            if found is None:
+                found = self._run(u, {}, derived, "support", features=True)
+            derived.update(self._head_start(u, found))
         return derived
 
     def start(self, u: Tensors, derived: Tensors) -> dict[str, Tensor]:
@@ -252,6 +261,13 @@ class Objectives:
             options["masks"] = self.masks.of(part, model.norm == "support" and part != "support")
         return self._forward(model, items, factors, features, **options)
 
+    def _classified(self, u: Tensors, w: Tensors, derived: Tensors, features: Tensor) -> Tensor:
+        """Logits of the backbone's own classifier."""
+        learner, factors = self.learner, self._compose(u, w, derived, None)
+        with forward_precision(learner.autocast, features):
+            output = learner.model.classified(features, factors, learner.weights(u))
+        return output.to(features)
+
     def _forward(
         self, model: AttachedModel, items: Items, factors: Tensors, features: bool, **options: Any
     ) -> Tensor:
@@ -271,6 +287,13 @@ class Objectives:
         """
         learner = self.learner
         tensors = {name: value for name, value in w.items() if name.startswith("head.")}
+        features = derived.get(f"features.{part}")
+        if features is not None:
+            return (
+                learner.head.logits(features, tensors)
+                if tensors
+                else self._classified(u, w, derived, features)
+            )
         closed = not tensors and learner.head_name != "learned"
         if closed and learner.model.norm == "transductive":
             tensors, closed = self._head_start(u, self._run(u, w, derived, "support", features=True)), False

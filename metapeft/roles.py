@@ -251,6 +251,15 @@ def classifier_parameters(model: AttachedModel) -> list[str]:
     return [] if model.classifier is None else [f"{model.classifier}.weight", f"{model.classifier}.bias"]
 
 
+def only_classifier(model: AttachedModel, adapted: Sequence[str]) -> bool:
+    """Whether factors are adapted, and all of them those of the layer that is known to make the output."""
+    layer = model.classifier
+    if not adapted or layer is None or not model.classifier_is_certain:
+        return False
+    parameters = {name.rpartition(".")[0] for name in adapted}
+    return all(model.users.get(parameter) == [layer] for parameter in parameters)
+
+
 def resolved_head(head: Any, registry: Registry) -> Head:
     """A head by its name, or the head itself; raises ValueError for what is none.
 

@@ -132,6 +132,36 @@ class AttachedModel:
         """The classifier's input `(T, B, F)`, the output of a backbone without classifier; see `__call__`."""
         return self._run(x, factors, support, weights, mask, statistics, masks, features=True)
 
+    def classified(self, features: Tensor, factors: Factors, weights: Factors | None = None) -> Tensor:
+        """What the classifier alone makes of `features(x, ...)`: the model's output for them, `(T, B, ...)`.
+
+        Args:
+            features: `(T, B, F)`. factors, weights: as for the model; only the classifier's own are read.
+
+        Raises:
+            ValueError: a backbone without classifier.
+
+        Example:
+            >>> import metapeft as mp
+            >>> model = mp.attach(mp.backbones.mlp(4, 3, hidden=(8,)), mp.LoRA(rank=1), targets="head")
+            >>> x, start = torch.ones(2, 5, 4), model.factors()
+            >>> torch.equal(model.classified(model.features(x, start), start), model(x, start))
+            True
+        """
+        if self.classifier is None:
+            raise ValueError("the backbone has no classifier: name one with attach(..., classifier=)")
+        weights = inputs.checked_weights(weights, self._state)
+        tasks, items = features.shape[:2]
+        updates = _factors.updates_of(self.sites, factors, {**self.parameters, **weights}, tasks, items)
+        layer, prefix = self.backbone.get_submodule(self.classifier), f"{self.classifier}."
+        own = {n.removeprefix(prefix): value for n, value in weights.items() if n.startswith(prefix)}
+        self.holder.call = Call(tasks, items, updates)
+        try:
+            output: Tensor = torch.func.functional_call(layer, own, (features.flatten(0, 1),))
+        finally:
+            self.holder.call = None
+        return torch.unflatten(output, 0, (tasks, items))
+
     def prepared(self, x: Any, name: str = "x") -> Any:
         """An input on the backbone's device, its uint8 leaves `(T, B, ...)` as floats; see `__call__`."""
         return inputs.prepared(x, self._like, self._dtypes, self.preprocess, name)

@@ -1,0 +1,137 @@
+"""Where inner steps move the last layer alone, the body runs once on each part, and every number stays the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import metapeft as mp
+from metapeft import derived
+from metapeft.updates.attached import AttachedModel
+from tests.learner.helpers import FORMATS, assert_same, grid, images, stir
+from tests.learner.plain import Net, plain_gradients
+
+SGD = mp.inner.SGD
+ENGINES: dict[str, tuple[Any, Any]] = {
+    "unroll": ("unroll", SGD(3, 0.1)),
+    "recompute": ("recompute", SGD(3, 0.1)),
+    "first-order": ("first-order", SGD(3, 0.1)),
+    "envelope": ("envelope", SGD(3, 0.1)),
+    "cg": (mp.hypergradients.CG(iterations=50), SGD(40, 0.2, proximal=4.0)),
+    "forward": ("forward", SGD(2, 0.1)),
+}
+
+
+def learner_of(kind: str, head: str, norm: str, engine: str, **options: Any) -> tuple[mp.Learner, Any]:
+    """Updates on all layers, of which the inner loop moves the classifier's, or a head in its place."""
+    net = Net()
+    learned, (method, inner) = head == "learned", ENGINES[engine]
+    formats: Any = FORMATS[kind] if learned else {}
+    outer = ["weights"] + ["factors"] * (learned and engine not in ("envelope", "cg"))
+    given = {"inner": inner, "hypergradient": method, "outer": outer, "head": head, **options}
+    if learned:
+        given.setdefault("adapt", ["classifier.*"])
+    learner = mp.Learner(mp.attach(net, formats, norm=norm, classifier="classifier"), **given)
+    stir(learner)
+    return learner, net
+
+
+@pytest.mark.parametrize(
+    ("head", "kind", "engine", "norm"),
+    grid(
+        ["learned", "zero", "prototype-init"], FORMATS, ["unroll", "first-order", "envelope"],
+        ["running", "support", "transductive"], quick=5,
+    ),
+)  # fmt: skip
+@pytest.mark.parametrize("inner_data", ["support", "both"])
+def test_the_gradient_is_that_of_a_plain_loop(
+    head: str, kind: str, engine: str, norm: str, inner_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, net = learner_of(kind, head, norm, engine, inner_data=inner_data)
+    assert learner.body_is_fixed
+    found = learner.hypergradient(images())
+    if (
+        norm == "transductive" and inner_data == "both"
+    ):  # the plain loop takes the two parts' statistics apart
+        other, _ = learner_of(kind, head, norm, engine, inner_data=inner_data, outer=learner.outer)
+        other.load_state(learner.state())
+        monkeypatch.setitem(other.__dict__, "body_is_fixed", False)
+        other.only_derived = set()
+        expected = other.hypergradient(images())
+        value, expected = expected.value, dict(expected.grads)
+    else:
+        value, expected = plain_gradients(learner, net, images())
+    torch.testing.assert_close(found.value, value, rtol=1e-9, atol=0)
+    assert_same(dict(found.grads), expected)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("head", ["learned", "prototype-init"])
+def test_it_is_the_gradient_of_the_direct_form(head: str, engine: str) -> None:
+    learner, _ = learner_of("lora", head, "running", engine)
+    found, direct = (
+        derived.hypergradient(learner, learner.objectives(images(), training=True), direct_form=form)
+        for form in (None, True)
+    )
+    assert_same(dict(found.grads), dict(direct.grads), 1e-9)
+
+
+@pytest.mark.parametrize("rates", [None, "step"])
+def test_rates_generated_seeds_and_selection(rates: Any) -> None:
+    """The generator's seeds of the body stay as they are through the inner steps, and are read by its one run."""
+    outer = ["weights", "factors", "generator", "selection"] + ["rates"] * (rates is not None)
+    learner, net = learner_of(
+        "cp", "learned", "running", "unroll", inner=SGD(3, 0.1, rates=rates), outer=outer, selection="softmax",
+        generator=mp.generators.MappingNet(hidden=5),
+    )  # fmt: skip
+    assert learner.body_is_fixed
+    _, expected = plain_gradients(learner, net, images())
+    assert_same(dict(learner.hypergradient(images()).grads), expected)
+
+
+@pytest.mark.parametrize(("head", "masked"), [("learned", False), ("zero", True)])
+def test_adapted_and_evaluated_as_before(head: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, _ = learner_of("lora", head, "running", "unroll")
+    batch = images(masked=masked)
+    support = (batch.support_x, batch.support_y, None, batch.support_mask)
+    fast = learner.adapt_many(*support)(batch.query_x)
+    with torch.no_grad():
+        objectives = learner.objectives(batch, training=False)
+        _, scored = objectives.scored(*learner.solve(objectives))
+    monkeypatch.setitem(learner.__dict__, "body_is_fixed", False)
+    slow = learner.adapt_many(*support)(batch.query_x)
+    for found in (fast, scored):
+        torch.testing.assert_close(found, slow, rtol=1e-10, atol=1e-12)
+
+
+def test_the_body_runs_once_on_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    true = AttachedModel._run
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        runs.append(1)
+        return true(self, *args, **options)
+
+    monkeypatch.setattr(AttachedModel, "_run", counted)
+    learner = mp.methods.anil(Net(), norm="running", inner=SGD(5, 0.1))
+    learner.hypergradient(images())
+    assert len(runs) == 2
+    runs.clear()
+    mp.methods.maml(Net(), norm="running", inner=SGD(5, 0.1)).hypergradient(images())
+    assert len(runs) == 6
+
+
+def test_what_moves_more_is_not_taken_for_it() -> None:
+    guessed = mp.attach(Net(), mp.LoRA(1))
+    assert not mp.Learner(guessed, SGD(1, 0.1), adapt=["classifier.*"]).body_is_fixed
+    assert not mp.Learner(mp.attach(Net(), mp.LoRA(1), classifier="classifier"), SGD(1, 0.1)).body_is_fixed
+    assert not mp.methods.protonet(Net()).body_is_fixed
+    assert mp.Learner(mp.attach(Net(), {}), SGD(1, 0.1), head="zero").body_is_fixed
+
+
+def test_without_a_step_all_gradients_are_there() -> None:
+    learner, _ = learner_of("lora", "learned", "running", "unroll", inner=SGD(0, 0.1))
+    found = learner.hypergradient(images())
+    assert set(found.grads) == set(learner.trained)
