@@ -157,7 +157,18 @@ class Objectives:
                 f"the episodes have {self.ways} ways, the learned head {logits.shape[-1]} outputs: take a "
                 'backbone with as many, or a head of any way, such as "prototype-init"'
             )
-        return losses(learner.row_loss, logits, self._items(part))
+        items = self._items(part)
+        if (
+            learner.loss is F.cross_entropy
+            and items.regression
+            and items.y is not None
+            and items.y.dim() == 2
+        ):
+            raise ValueError(
+                f"the {part} labels are {items.y.dtype}: class labels are integers, 0 .. ways - 1; a regression needs "
+                "another loss, such as F.mse_loss"
+            )
+        return losses(learner.row_loss, logits, items)
 
     def _head_start(self, u: Tensors, support_features: Tensor) -> dict[str, Tensor]:
         learner, y = self.learner, self.support.y

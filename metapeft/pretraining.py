@@ -43,7 +43,9 @@ class Pretraining:
     ) -> None:
         self.model, trainable = copied(model, False, device, dtype)
         self.batch_model = viewed(self.model, sites={}, norm="transductive")
-        size = feature_size(self.model)
+        size = feature_size(
+            self.model, "end it in one, which retraining replaces by a softmax over all classes"
+        )
         like = next(self.model.backbone.parameters())
         check_autocast(autocast, like)
         self.autocast = autocast

@@ -95,7 +95,7 @@ def groups(learner: Learner, starts: Mapping[str, Tensor]) -> dict[str, Mapping[
     found["weights"] = {name: learner.model.parameters[name] for name in learner.trainable}
     found["factors"], found["head"] = starts, learner.head.learned()
     if learner.generator is not None:
-        size = learner.generator.size or feature_size(learner.model)
+        size = learner.generator.size or feature_size(learner.model, "MappingNet(size=...) says it")
         random = torch.Generator().manual_seed(learner.seed)
         found["generator"] = learner.generator.start(learner.seeds, size, random)
     if learner.selection is not None:

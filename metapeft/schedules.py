@@ -16,12 +16,18 @@ def resolve_schedule(
     """The scheduler that `schedule` stands for: None, `"cosine"`, or what a function `(optimizer, steps)` gives.
 
     Raises:
-        ValueError: any other string.
+        ValueError: any other string, or a scheduler that does not count steps.
     """
     if schedule is None:
         return None
     if callable(schedule):
-        return schedule(optimizer, steps)
+        made = schedule(optimizer, steps)
+        if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError(
+                "schedule gives a ReduceLROnPlateau, which wants a validation score at every step: take one that "
+                "counts steps, such as CosineAnnealingLR"
+            )
+        return made
     if schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +33,22 @@ def recipe(
     norm: str = "running",
     **options: Any,
 ) -> Learner:
-    """Attach a format and build a learner: what every recipe comes down to."""
+    """Attach a format and build a learner: what every recipe comes down to.
+
+    Raises:
+        ValueError: an option that neither takes.
+
+    Example:
+        >>> recipe(nn.Linear(4, 3), {}, "own", gead="ridge")
+        Traceback (most recent call last):
+        ...
+        ValueError: own has no option 'gead'; did you mean 'head'?
+    """
+    known = [*list(inspect.signature(Learner).parameters)[1:], *_ATTACH, "targets", "norm"]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f": beside its own it has {', '.join(known)}"
+            raise ValueError(f"{name} has no option {option!r}{hint}")
     given = {key: options.pop(key) for key in _ATTACH if key in options}
     return Learner(attach(backbone, format, targets=targets, norm=norm, **given), name=name, **options)

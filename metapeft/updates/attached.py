@@ -67,6 +67,14 @@ class AttachedModel:
         self.classifier_is_certain = classifier_is_certain
         self._ran_on: str | None = None
 
+    def __reduce__(self) -> tuple[type[AttachedModel], tuple[Any, ...]]:
+        """Copied and pickled by what it was made of: a skeleton knows its leaves by closures."""
+        made_of = (
+            self.module, self.sites, self.norm, self.preprocess, self.classifier, self.classifier_is_certain, self.seed,
+            self.dropout,
+        )  # fmt: skip
+        return AttachedModel, made_of
+
     def factors(self) -> dict[str, Tensor]:
         """Where every task starts: `name -> (1, ...)`, a zero update.
 

@@ -73,10 +73,14 @@ def viewed(
     )
 
 
-def feature_size(model: AttachedModel) -> int:
-    """The number of features that the classifier reads; raises ValueError where there is no classifier."""
+def feature_size(model: AttachedModel, instead: str) -> int:
+    """The number of features that the classifier reads; raises ValueError where there is no classifier.
+
+    Args:
+        instead: what to do then, for the message.
+    """
     if model.classifier is None:
         raise ValueError(
-            "the backbone has no classifier, so its number of features is unknown: MappingNet(size=...)"
+            f"the backbone has no Linear as classifier, so its number of features is unknown: {instead}"
         )
     return int(model.module.get_submodule(model.classifier).in_features)  # type: ignore[arg-type]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from typing import Any
 
 import pytest
 import torch
 
 import metapeft as mp
-from tests.learner.helpers import images, learner_of
+from tests.learner.helpers import assert_same, images, learner_of
 from tests.learner.plain import Net
 
 SGD = mp.inner.SGD
@@ -169,6 +171,36 @@ def test_bad_batches_are_refused(change: dict[str, Any], sentence: str) -> None:
     learner, _ = learner_of("lora", head="learned")
     with pytest.raises((ValueError, mp.NumericalError), match=sentence):
         learner.hypergradient(dataclasses.replace(images(), **change))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])  # noqa: S301
+def test_a_copy_has_tensors_of_its_own(copied: Any) -> None:
+    """Also after a run, when views of the model are there."""
+    own, _ = learner_of(
+        "cp", inner=mp.inner.SGD(2, 0.1), head="prototype-init", outer=("weights", "factors", "generator"),
+        generator=mp.generators.MappingNet(hidden=4),
+    )  # fmt: skip
+    before = own.hypergradient(images())
+    again = copied(own)
+    assert_same(dict(again.hypergradient(images()).grads), dict(before.grads), 1e-12)
+    for value in again.trained.values():
+        value.add_(1.0)
+    changed = again.hypergradient(images())
+    assert float(changed.value) != float(before.value)
+    assert_same(dict(own.hypergradient(images()).grads), dict(before.grads), 1e-12)
+
+
+def test_labels_of_classes_are_integers() -> None:
+    batch = images()
+    own, _ = learner_of(inner=mp.inner.SGD(1, 0.1), outer=("weights",))
+    with pytest.raises(ValueError, match="class labels are integers"):
+        own.adapt_many(batch.support_x, batch.support_y.double(), ways=3)
+
+
+@pytest.mark.parametrize("method", ["maml", "lora_ml", "metapeft", "protonet"])
+def test_unknown_options_of_recipes_are_refused_with_the_nearest(method: str) -> None:
+    with pytest.raises(ValueError, match=r"'dropuot'; did you mean 'dropout'"):
+        getattr(mp.methods, method)(mp.backbones.mlp(4, 3, hidden=(8,)), dropuot=True)
 
 
 def test_nothing_to_train_has_no_hypergradient() -> None:

@@ -107,7 +107,7 @@ def test_parts_of_metapeft_can_be_switched_off() -> None:
 
 
 def test_unknown_options_are_refused() -> None:
-    with pytest.raises(TypeError, match="ranks"):
+    with pytest.raises(ValueError, match="ranks"):
         make("lora-ml", ranks=3)
 
 

@@ -224,6 +224,12 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: trainer(lr={"weight": 0.1, "default": 0.1}), "not trained"),
     (lambda: trainer(lr={"weights": 0.1}), "no rate"),
     (lambda: trainer(schedule="cosinus").fit(sampler(), 1), "schedule="),
+    (
+        lambda: trainer(
+            schedule=lambda optimizer, _: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        ).fit(sampler(), 1),
+        "wants a validation score",
+    ),
     (lambda: trainer(optimizer=torch.optim.LBFGS), "several times a step"),
     (lambda: trainer(chunk=None, warm_start=True), "no gradient"),
     (lambda: trainer(kind="warm", chunk=2), "chunk has to be None"),
