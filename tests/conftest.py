@@ -16,7 +16,9 @@ def real_data(folder: str) -> Path:
     """Return `$METAPEFT_DATA/folder`, or skip the test with a sentence that says how to get it."""
     root = os.environ.get("METAPEFT_DATA")
     if not root or not (Path(root) / folder).is_dir():
-        pytest.skip(f"set METAPEFT_DATA to the folder that holds {folder}/, laid out as README.md says")
+        pytest.skip(
+            f"set METAPEFT_DATA to the folder that holds {folder}/: README.md, 'Real data', says where it comes from"
+        )
     return Path(root) / folder
 
 

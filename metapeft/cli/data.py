@@ -11,7 +11,7 @@ def data(name: str = "glyphs", *, root: Path | None = None, download: bool = Fal
     Parameters
     ----------
     name
-        Data set.
+        Data set: glyphs, glyph-pairs, omniglot, miniimagenet or folder.
     root
         Where the data lies; default $METAPEFT_DATA.
     download

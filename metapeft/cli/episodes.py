@@ -18,9 +18,11 @@ def dump(
     data: str = "glyphs",
     root: Path | None = None,
     split: str = "test",
-    ways: Whole = 5,
-    shots: Whole = 1,
+    ways: tuple[Whole, ...] = (5,),
+    shots: tuple[Whole, ...] = (1,),
     queries: Whole = 15,
+    rotations: bool = False,
+    imbalanced: bool = False,
     episodes: Whole = 600,
     seed: Whole = 0,
 ) -> int:
@@ -31,17 +33,21 @@ def dump(
     path
         The file to write.
     data
-        Data set.
+        Data set: glyphs, glyph-pairs, omniglot, miniimagenet or folder.
     root
         Where the data lies; default $METAPEFT_DATA.
     split
         train, val or test.
     ways
-        Classes an episode.
+        Classes an episode; twice, --ways 3 --ways 7, for a number that varies between them.
     shots
-        Support images a class.
+        Support images a class; twice for a number that varies.
     queries
         Query images a class.
+    rotations
+        Rotated images are further classes.
+    imbalanced
+        Each class of an episode has a number of shots of its own.
     episodes
         How many episodes.
     seed
@@ -52,10 +58,16 @@ def dump(
 
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: allowed is a whole number of at least 1")
+    sizes = []
+    for name, size in (("ways", ways), ("shots", shots)):
+        if not 1 <= len(size) <= 2:
+            raise ValueError(f"{name} is given {len(size)} times: once, or twice for the least and the most")
+        sizes.append(size if len(size) == 2 else size[0])
     options = {} if root is None else {"root": root}
     sampler = mp.EpisodeSampler(
-        mp.load_dataset(data, split=split, **options), ways, shots, queries, seed=seed
-    )
+        mp.load_dataset(data, split=split, **options), *sizes, queries, seed=seed, rotations=rotations,
+        imbalanced=imbalanced,
+    )  # fmt: skip
     print(f"{path}: {write(sampler, episodes, path)}")
     return 0
 
@@ -69,7 +81,7 @@ def verify(path: Path, *, data: str = "glyphs", root: Path | None = None, split:
     path
         The file to check.
     data
-        Data set.
+        Data set: glyphs, glyph-pairs, omniglot, miniimagenet or folder.
     root
         Where the data lies; default $METAPEFT_DATA.
     split

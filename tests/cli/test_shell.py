@@ -202,6 +202,24 @@ def test_options_of_a_file_may_bear_the_name_of_a_command(command, tmp_path, mon
         assert "x3," in printed
 
 
+def test_lists_of_varying_episodes_are_written_and_checked(tmp_path, capsys):
+    path = str(tmp_path / "e.json")
+    varying = ["--ways", "3", "--ways", "6", "--shots", "1", "--shots", "3", "--imbalanced"]
+    assert run(["episodes", "dump", path, *varying, "--queries", "2", "--episodes", "9"]) == 0
+    assert run(["episodes", "verify", path]) == 0
+    sizes = {
+        sum(i >= 0 for i in classes) for classes in json.loads((tmp_path / "e.json").read_text())["classes"]
+    }
+    assert len(sizes) > 1
+    assert sizes <= {3, 4, 5, 6}
+    assert run(["episodes", "dump", path, "--rotations", "--episodes", "9"]) == 0
+    assert run(["episodes", "verify", path]) == 0
+    capsys.readouterr()
+    for wrong, count in ((["--ways", "3"] * 3, 3), (["--empty-shots"], 0)):
+        assert run(["episodes", "dump", path, *wrong]) == 2
+        assert f"given {count} times" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrong", [["--methods", "mml"], ["--queries", "1000"], ["--data", "omniglot"]])
 def test_what_is_refused_leaves_no_run_folder(wrong, tmp_path, monkeypatch):
     monkeypatch.setenv("METAPEFT_DATA", str(tmp_path / "nowhere"))
