@@ -44,6 +44,11 @@ class Registry:
     def __contains__(self, name: object) -> bool:
         return name in self.attributes
 
+    def made(self, value: object) -> bool:
+        """Whether the class of an object is one of the table's own, not a user's."""
+        name = type(value).__name__
+        return name in self.attributes and type(value) is self.attribute(name)
+
     def attribute(self, name: str) -> Any:
         """Import and return the object behind a Python name; raises AttributeError for any other name."""
         if name not in self.attributes:

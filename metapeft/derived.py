@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from metapeft.hypergradients import registry
 from metapeft.hypergradients.envelope import Envelope
 from metapeft.hypergradients.first_order import FirstOrder
 from metapeft.hypergradients.forward import Forward
+from metapeft.hypergradients.multi_step import MultiStep
 from metapeft.hypergradients.problem import Problem, Result
 from metapeft.hypergradients.reptile import Reptile
 from metapeft.inner.solver import Bound, Solver
@@ -84,25 +86,31 @@ def hypergradient(
         found = learner.engine(_direct_problem(learner, objectives, w0, outer_u))
         return _result(found, dict(found.grads), objectives)
     with torch.enable_grad():
-        derived = objectives.derive(outer_u)
-    lost = _constants(learner, objectives, w0)
+        derived = objectives.derive(outer_u, features=registry.made(learner.engine))
+    fixed = any(name.startswith("features.") for name in derived)
+    lost = _constants(learner, objectives, w0, fixed)
     tied = {name: value for name, value in derived.items() if value.requires_grad and name not in lost}
     constant = {name: value.detach() for name, value in derived.items() if name not in tied}
-    u = {name: value for name, value in outer_u.items() if name not in learner.only_derived}
+    only_derived = learner.only_derived
+    if fixed:
+        only_derived = only_derived | {name for name in outer_u if not learner.read_by_head(name)}
+    u = {name: value for name, value in outer_u.items() if name not in only_derived}
 
     def read(u: Tensors) -> dict[str, Tensor]:
         return {**constant, **{name: u[PREFIX + name] for name in tied}}
 
-    problem = _problem(learner, objectives, w0, {**u, **{PREFIX + n: v for n, v in tied.items()}}, read)
+    entries = {PREFIX + name: value for name, value in tied.items()}
+    problem = _problem(learner, objectives, w0, {**u, **entries}, read, fixed)
     found = learner.engine(problem)
     return _result(found, _pulled_back(found.grads, tied, outer_u), objectives)
 
 
-def _problem(learner: Learner, objectives: Objectives, w0: Tensors | None, u: Tensors, read: Any) -> Problem:
-    """The bilevel problem, where `read(u)` gives what is derived."""
-    # what is adapted is read from w, so only features and seeds that are generated and stay fixed are read here
-    seeds = learner.generator is not None and not set(learner.seeds) <= set(learner.adapted)
-    reads = seeds or learner.body_is_fixed
+def _problem(
+    learner: Learner, objectives: Objectives, w0: Tensors | None, u: Tensors, read: Any, features: bool
+) -> Problem:
+    """The bilevel problem, where `read(u)` gives what is derived; `features`: they are among it."""
+    # the objectives read what is adapted from w, and of what is derived only features and seeds that stay as they are
+    reads = features or (learner.generator is not None and not set(learner.seeds) <= set(learner.adapted))
 
     def start(u: Tensors) -> dict[str, Tensor]:
         return dict(w0) if w0 is not None else _displaced(learner, u, objectives.start(u, read(u)))
@@ -133,7 +141,7 @@ def _direct_problem(
     learner: Learner, objectives: Objectives, w0: Tensors | None, u: Mapping[str, Tensor]
 ) -> Problem:
     """The problem in which everything derived is a function of u wherever it is read."""
-    return _problem(learner, objectives, w0, u, lambda u: objectives.derive(u, features=False))
+    return _problem(learner, objectives, w0, u, lambda u: objectives.derive(u, features=False), False)
 
 
 def _displaced(learner: Learner, u: Tensors, start: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +151,7 @@ def _displaced(learner: Learner, u: Tensors, start: dict[str, Tensor]) -> dict[s
     return {**start, **{n: start[n] + (u[w] - u[w].detach()) for n, w in full_weights(learner).items()}}
 
 
-def _constants(learner: Learner, objectives: Objectives, w0: Tensors | None) -> set[str]:
+def _constants(learner: Learner, objectives: Objectives, w0: Tensors | None, fixed: bool) -> set[str]:
     """What is derived but gets no gradient: starts that the engine does not reach, or that `w0` replaces.
 
     Where inner gradients are constants, so are seeds per input that only the inner objective reads.
@@ -152,9 +160,10 @@ def _constants(learner: Learner, objectives: Objectives, w0: Tensors | None) -> 
     if w0 is not None or isinstance(engine, Reptile) or "starts" in unreachable(engine, learner.inner):
         lost = {f"seed.{name}" for name in learner.adapted} | (set(HEAD) if learner.adapts_head else set())
     constant = isinstance(engine, FirstOrder | Envelope)  # inner gradients
+    constant |= isinstance(engine, MultiStep) and not engine.second_order
     if constant and not objectives.outer_reads_support:
         lost |= {f"support.{name}" for name in learner.seeds}
-    if learner.body_is_fixed:  # seeds of the body act on features alone
+    if fixed:  # seeds of the body act on features alone
         lost |= {f"seed.{name}" for name in learner.seeds if not learner.read_by_head(f"seed.{name}")}
         lost |= {"features.support"} if constant or isinstance(engine, Reptile) else set()
     return lost

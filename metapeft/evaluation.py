@@ -136,7 +136,7 @@ def evaluated(
     tasks_per_batch: int = 8,
     diverged: str = "raise",
 ) -> Evaluation:
-    """`evaluate` with arguments that are in order, in forwards of that size and no other."""
+    """`evaluate` without checks of its arguments, and without a smaller forward where memory is too little."""
     first: int = getattr(sampler, "first", 0)  # of a rank's share
     hits: list[Tensor] = []
     losses: list[Tensor] = []

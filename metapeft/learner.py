@@ -141,8 +141,6 @@ class Learner:
         # outer variables that only what is derived reads; an adapted head's own make its start
         groups_derived = ("generator.", "head.") if self.adapts_head else ("generator.",)
         self.only_derived = {n for n in self.trained if n in generated or n.startswith(groups_derived)}
-        if self.body_is_fixed:
-            self.only_derived |= {name for name in self.trained if not self.read_by_head(name)}
 
     @property
     def _like(self) -> Tensor:
@@ -156,14 +154,15 @@ class Learner:
     @cached_property
     def body_is_fixed(self) -> bool:
         """Whether inner steps leave all features as they are, for they move no more than the last layer."""
-        if self.inner is None or self.per_input:
+        own_selection = self.selection is not None and not update_registry.made(self.selection)
+        if self.inner is None or self.per_input or own_selection:
             return False
         if self.head_name != "learned":
             return self.adapts_head and not self.adapted
         return roles.only_classifier(self.model, self.adapted)
 
     def read_by_head(self, name: str) -> bool:
-        """Whether an outer variable acts on more than features: a rate, or one of the backbone's own classifier."""
+        """Whether an outer variable is read behind the features: a rate, or of the backbone's own classifier."""
         group, _, rest = name.partition(".")
         own = self.head_name == "learned" and rest.startswith(f"{self.model.classifier}.")
         return group == "rates" or own

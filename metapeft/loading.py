@@ -126,8 +126,9 @@ def save(learner: Learner, run: str | os.PathLike[str], episodes: Any = None) ->
     """Keep a learner in a folder of its own, from which `load` gives it back.
 
     Args:
-        learner: as it is now. run: a new or empty folder. episodes: those that it is meant for; the shell takes
-            data and sizes from them.
+        learner: as it is now.
+        run: a new or empty folder, or one in which the same was begun and not ended.
+        episodes: those that it is meant for; the shell takes data and sizes from them.
 
     Raises:
         RunError: a folder that holds something, or cannot be written.
@@ -144,7 +145,10 @@ def save(learner: Learner, run: str | os.PathLike[str], episodes: Any = None) ->
     config = specs.as_json({"learner": learner.settings(), "episodes": of_episodes(episodes)})
     begun = (Path(run) / "config.json").exists() and not is_saved(run)  # and killed before its end
     with Run.open(run) if begun else Run.create(run, config) as folder:
-        specs.refuse_difference(str(run), folder.config, config)
+        if folder.config != config:
+            raise RunError(
+                f"{run} holds the beginning of another learner, or of other episodes: remove it first"
+            )
         folder.save("latest", {"learner": dict(learner.state())}, {"step": 0})
 
 

@@ -117,7 +117,7 @@ def while_it_fits(work: Callable[[int], Found], size: int, device: torch.device,
                 raise
             if size == 1:
                 raise MemoryError(
-                    f"out of memory with 1 of the {what} in one forward: take smaller ones"
+                    f"out of memory with one of the {what} in a forward: take smaller ones"
                 ) from error
         log.warning("out of memory with %d %s in one forward, now %d", size, what, size // 2)
         size //= 2

@@ -69,12 +69,15 @@ class Objectives:
         if features and self.learner.body_is_fixed:
             query = [] if self.query is None else ["query"]
             for part in ["both"] if self.both else ["support", *query]:
-                derived[f"features.{part}"] = self._run(u, {}, derived, part, features=True)
+                found = self._run(u, {}, derived, part, features=True)
+                if self.learner.head_name == "learned" and not self.learner.model.classifier_runs_once:
+                    break  # the classifier is part of the body too
+                derived[f"features.{part}"] = found
         if self.learner.adapts_head:
-            found = derived.get("features.support")
-            if found is None:
-                found = self._run(u, {}, derived, "support", features=True)
-            derived.update(self._head_start(u, found))
+            own = derived.get("features.support")
+            if own is None:
+                own = self._run(u, {}, derived, "support", features=True)
+            derived.update(self._head_start(u, own))
         return derived
 
     def start(self, u: Tensors, derived: Tensors) -> dict[str, Tensor]:

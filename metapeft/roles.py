@@ -252,12 +252,15 @@ def classifier_parameters(model: AttachedModel) -> list[str]:
 
 
 def only_classifier(model: AttachedModel, adapted: Sequence[str]) -> bool:
-    """Whether factors are adapted, and all of them those of the layer that is known to make the output."""
+    """Whether factors are adapted, all of them the classifier's, which shares no parameter with another layer."""
     layer = model.classifier
-    if not adapted or layer is None or not model.classifier_is_certain:
+    if not adapted or not layer or not model.classifier_is_certain:
         return False
-    parameters = {name.rpartition(".")[0] for name in adapted}
-    return all(model.users.get(parameter) == [layer] for parameter in parameters)
+    owners: dict[int, set[str]] = {}
+    for name, value in model.parameters.items():
+        owners.setdefault(id(value), set()).add(name.rpartition(".")[0])
+    shared = [found for found in owners.values() if layer in found and len(found) > 1]
+    return not shared and all(name.startswith(f"{layer}.") for name in adapted)
 
 
 def resolved_head(head: Any, registry: Registry) -> Head:

@@ -78,6 +78,7 @@ def data_and_sizes(
 
 def chosen_steps(run: Path, shift: bool) -> int | None:
     """The inner steps that the main job chose on validation episodes for a method's folder in its own; else None."""
+    run = run.resolve()
     try:
         results = json.loads((run.parent / "results.json").read_text(encoding="utf-8"))
         steps = results["rows"][run.name]["chosen"]["shifted" if shift else "plain"]["steps"]

@@ -65,6 +65,7 @@ class AttachedModel:
         self._like = floats[0] if floats else torch.empty(0)
         self._dtypes = {value.dtype for value in floats} or {self._like.dtype}
         self.classifier_is_certain = classifier_is_certain
+        self.classifier_runs_once = True  # until the first batch says otherwise
         self._ran_on: str | None = None
 
     def __reduce__(self) -> tuple[type[AttachedModel], tuple[Any, ...]]:

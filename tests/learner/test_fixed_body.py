@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ ENGINES: dict[str, tuple[Any, Any]] = {
     "recompute": ("recompute", SGD(3, 0.1)),
     "first-order": ("first-order", SGD(3, 0.1)),
     "envelope": ("envelope", SGD(3, 0.1)),
+    "multi-step": (mp.hypergradients.MultiStep(), SGD(3, 0.1)),
+    "multi-step, first order": (mp.hypergradients.MultiStep(second_order=False), SGD(3, 0.1)),
+    "function": (lambda problem: mp.hypergradients.FirstOrder()(problem), SGD(3, 0.1)),
     "cg": (mp.hypergradients.CG(iterations=50), SGD(40, 0.2, proximal=4.0)),
     "forward": ("forward", SGD(2, 0.1)),
 }
@@ -58,7 +62,6 @@ def test_the_gradient_is_that_of_a_plain_loop(
         other, _ = learner_of(kind, head, norm, engine, inner_data=inner_data, outer=learner.outer)
         other.load_state(learner.state())
         monkeypatch.setitem(other.__dict__, "body_is_fixed", False)
-        other.only_derived = set()
         expected = other.hypergradient(images())
         value, expected = expected.value, dict(expected.grads)
     else:
@@ -115,6 +118,19 @@ def test_the_body_runs_once_on_each_part(monkeypatch: pytest.MonkeyPatch) -> Non
         return true(self, *args, **options)
 
     monkeypatch.setattr(AttachedModel, "_run", counted)
+    forward = mp.methods.maml(
+        Net(),
+        norm="running",
+        targets="head",
+        inner=SGD(5, 0.1, rates="step"),
+        outer=("rates",),
+        hypergradient="forward",
+    )
+    forward.hypergradient(images())
+    assert (
+        len(runs) == 12
+    )  # its direct form runs the body in every objective, and makes nothing that is not read
+    runs.clear()
     learner = mp.methods.anil(Net(), norm="running", inner=SGD(5, 0.1))
     learner.hypergradient(images())
     assert len(runs) == 2
@@ -131,7 +147,74 @@ def test_what_moves_more_is_not_taken_for_it() -> None:
     assert mp.Learner(mp.attach(Net(), {}), SGD(1, 0.1), head="zero").body_is_fixed
 
 
+class Twice(torch.nn.Module):
+    """A network that runs its last layer twice; or one whose last layer is tied to its first."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.body, self.out = torch.nn.Linear(16, 3).double(), torch.nn.Linear(3, 3).double()
+        self.tied = torch.nn.Linear(3, 3).double() if tied else None
+        if self.tied is not None:
+            self.tied.weight = self.out.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.body(x.flatten(1)))
+        middle = self.out if self.tied is None else self.tied
+        return self.out(torch.tanh(middle(hidden)))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_last_layer_that_also_acts_before_is_none(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net, formats = Twice(tied), {"out.bias" if tied else "out": mp.Full()}
+    both = [
+        mp.Learner(mp.attach(net, formats, classifier="out"), SGD(2, 0.5), outer=("weights",))
+        for _ in range(2)
+    ]
+    monkeypatch.setitem(both[1].__dict__, "body_is_fixed", False)
+    found, expected = (learner.hypergradient(images()) for learner in both)
+    torch.testing.assert_close(found.value, expected.value)
+    assert_same(dict(found.grads), dict(expected.grads), 1e-12)
+    x, y = images().support_x, images().support_y
+    torch.testing.assert_close(both[0].adapt_many(x, y)(x), both[1].adapt_many(x, y)(x))
+
+
+def test_a_single_layer_is_its_own_head() -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).double()
+    alone = mp.Learner(mp.attach(net[1], mp.Full(), targets="head"), SGD(2, 0.5), outer=("weights",))
+    beside = mp.Learner(mp.attach(net, mp.Full(), targets="head"), SGD(2, 0.5), outer=("weights",))
+    flat = dataclasses.replace(
+        images(), support_x=images().support_x.flatten(2), query_x=images().query_x.flatten(2)
+    )
+    found, expected = alone.hypergradient(flat), beside.hypergradient(images())
+    torch.testing.assert_close(found.grads["weights.weight"], expected.grads["weights.1.weight"])
+
+
+class Shared:
+    """A selection of the user's own: one vector for all layers."""
+
+    def start(self, sites: Any) -> dict[str, torch.Tensor]:
+        return {"all": torch.tensor([0.3, -0.2], dtype=torch.float64)}
+
+    def __call__(self, sites: Any, factors: Any, logits: Any) -> dict[str, torch.Tensor]:
+        weights = logits["all"].softmax(0)
+        return {
+            n: v * weights.view(1, 2, *[1] * (v.dim() - 2)) if n.endswith(".A") else v
+            for n, v in factors.items()
+        }
+
+
+def test_a_selection_of_the_user_s_own_may_couple_layers() -> None:
+    learner, _ = learner_of(
+        "lora", "learned", "running", "unroll", selection=Shared(), outer=("selection", "weights")
+    )
+    assert not learner.body_is_fixed
+
+
 def test_without_a_step_all_gradients_are_there() -> None:
     learner, _ = learner_of("lora", "learned", "running", "unroll", inner=SGD(0, 0.1))
-    found = learner.hypergradient(images())
-    assert set(found.grads) == set(learner.trained)
+    found, direct = (
+        derived.hypergradient(learner, learner.objectives(images(), training=True), direct_form=form)
+        for form in (None, True)
+    )
+    assert_same(dict(found.grads), dict(direct.grads), 1e-12)
