@@ -16,7 +16,7 @@ from metapeft.episode_specs import of_episodes
 from metapeft.errors import RunError
 from metapeft.learner import Learner
 from metapeft.runs import Run
-from metapeft.updates.attached import attach
+from metapeft.updates.attaching import attach
 
 
 def load(

@@ -18,7 +18,8 @@ from metapeft.hypergradients.problem import Problem, Result, resolve
 from metapeft.placement import usable
 from metapeft.precision import check_autocast, forward_precision, precision_name
 from metapeft.trainer import BilevelTrainer
-from metapeft.updates.attached import AttachedModel, attach
+from metapeft.updates.attached import AttachedModel
+from metapeft.updates.attaching import attach
 from metapeft.updates.copying import copied, feature_size, viewed
 
 

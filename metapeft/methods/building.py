@@ -12,7 +12,7 @@ from torch import nn
 
 from metapeft.inner.solver import Solver
 from metapeft.learner import Learner
-from metapeft.updates.attached import attach
+from metapeft.updates.attaching import attach
 from metapeft.updates.format import Format
 
 _ATTACH = ("preprocess", "classifier")

@@ -10,7 +10,7 @@ registry = Registry(
     __name__,
     "update format or selection",
     attributes={
-        "attach": "attached",
+        "attach": "attaching",
         "AttachedModel": "attached",
         "Full": "full",
         "LoRA": "lora",
