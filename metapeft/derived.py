@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from metapeft.fixed_body import acts_behind
 from metapeft.hypergradients import registry
 from metapeft.hypergradients.envelope import Envelope
 from metapeft.hypergradients.first_order import FirstOrder
@@ -93,7 +94,7 @@ def hypergradient(
     constant = {name: value.detach() for name, value in derived.items() if name not in tied}
     only_derived = learner.only_derived
     if fixed:
-        only_derived = only_derived | {name for name in outer_u if not learner.read_by_head(name)}
+        only_derived = only_derived | {name for name in outer_u if not acts_behind(learner, name)}
     u = {name: value for name, value in outer_u.items() if name not in only_derived}
 
     def read(u: Tensors) -> dict[str, Tensor]:
@@ -164,7 +165,7 @@ def _constants(learner: Learner, objectives: Objectives, w0: Tensors | None, fix
     if constant and not objectives.outer_reads_support:
         lost |= {f"support.{name}" for name in learner.seeds}
     if fixed:  # seeds of the body act on features alone
-        lost |= {f"seed.{name}" for name in learner.seeds if not learner.read_by_head(f"seed.{name}")}
+        lost |= {f"seed.{name}" for name in learner.seeds if not acts_behind(learner, f"seed.{name}")}
         lost |= {"features.support"} if constant or isinstance(engine, Reptile) else set()
     return lost
 

@@ -195,6 +195,27 @@ def losses(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, items: Ite
     return task_means(values.reshape(tasks, count, -1).mean(-1), items.mask)
 
 
+def refuse_classes(logits: Tensor, items: Items, ways: int) -> None:
+    """Raise ValueError for labels that are no classes, or more classes than logits `(T, B, N)`.
+
+    Example:
+        >>> refuse_classes(torch.zeros(1, 2, 3), Items(torch.zeros(1, 2, 4), torch.zeros(1, 2)), 3)
+        Traceback (most recent call last):
+        ValueError: class labels are integers, 0 .. ways - 1, not torch.float32: a regression needs another loss, such \
+as F.mse_loss
+    """
+    if logits.dim() == 3 and logits.shape[-1] < ways:
+        raise ValueError(
+            f"the episodes have {ways} ways, the learned head {logits.shape[-1]} outputs: take a "
+            'backbone with as many, or a head of any way, such as "prototype-init"'
+        )
+    if items.y is not None and items.regression and items.y.dim() == 2:  # of three axes: probabilities
+        raise ValueError(
+            f"class labels are integers, 0 .. ways - 1, not {items.y.dtype}: a regression needs another loss, such as "
+            "F.mse_loss"
+        )
+
+
 def correct(logits: Tensor, items: Items) -> Tensor | None:
     """Accuracy of each task, `(T,)`; None where the labels are no classes, one an item.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metapeft import adapting, derived, roles, specs, state
+from metapeft import adapting, derived, fixed_body, roles, specs, state
 from metapeft import generators as generator_folder
 from metapeft import heads as head_folder
 from metapeft.adapted import Adapted
@@ -154,18 +154,7 @@ class Learner:
     @cached_property
     def body_is_fixed(self) -> bool:
         """Whether inner steps leave all features as they are, for they move no more than the last layer."""
-        own_selection = self.selection is not None and not update_registry.made(self.selection)
-        if self.inner is None or self.per_input or own_selection:
-            return False
-        if self.head_name != "learned":
-            return self.adapts_head and not self.adapted
-        return roles.only_classifier(self.model, self.adapted)
-
-    def read_by_head(self, name: str) -> bool:
-        """Whether an outer variable is read behind the features: a rate, or of the backbone's own classifier."""
-        group, _, rest = name.partition(".")
-        own = self.head_name == "learned" and rest.startswith(f"{self.model.classifier}.")
-        return group == "rates" or own
+        return fixed_body.is_fixed(self)
 
     @property
     def per_input(self) -> bool:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapeft.item_masks import ItemMasks
-from metapeft.items import Items, correct, losses
+from metapeft.items import Items, correct, losses, refuse_classes
 from metapeft.precision import forward_precision
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import leaves, mapped
@@ -154,23 +154,9 @@ class Objectives:
         return self.support.with_items(self._items("query"))
 
     def _loss(self, logits: Tensor, part: str) -> Tensor:
-        learner = self.learner
-        if learner.loss is F.cross_entropy and logits.dim() == 3 and logits.shape[-1] < self.ways:
-            raise ValueError(
-                f"the episodes have {self.ways} ways, the learned head {logits.shape[-1]} outputs: take a "
-                'backbone with as many, or a head of any way, such as "prototype-init"'
-            )
-        items = self._items(part)
-        if (
-            learner.loss is F.cross_entropy
-            and items.regression
-            and items.y is not None
-            and items.y.dim() == 2
-        ):
-            raise ValueError(
-                f"the {part} labels are {items.y.dtype}: class labels are integers, 0 .. ways - 1; a regression needs "
-                "another loss, such as F.mse_loss"
-            )
+        learner, items = self.learner, self._items(part)
+        if learner.loss is F.cross_entropy:
+            refuse_classes(logits, items, self.ways)
         return losses(learner.row_loss, logits, items)
 
     def _head_start(self, u: Tensors, support_features: Tensor) -> dict[str, Tensor]:
@@ -303,11 +289,9 @@ class Objectives:
         tensors = {name: value for name, value in w.items() if name.startswith("head.")}
         features = derived.get(f"features.{part}")
         if features is not None:
-            return (
-                learner.head.logits(features, tensors)
-                if tensors
-                else self._classified(u, w, derived, features)
-            )
+            if not tensors:
+                return self._classified(u, w, derived, features)
+            return learner.head.logits(features, tensors)
         closed = not tensors and learner.head_name != "learned"
         if closed and learner.model.norm == "transductive":
             tensors, closed = self._head_start(u, self._run(u, w, derived, "support", features=True)), False

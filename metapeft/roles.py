@@ -251,18 +251,6 @@ def classifier_parameters(model: AttachedModel) -> list[str]:
     return [] if model.classifier is None else [f"{model.classifier}.weight", f"{model.classifier}.bias"]
 
 
-def only_classifier(model: AttachedModel, adapted: Sequence[str]) -> bool:
-    """Whether factors are adapted, all of them the classifier's, which shares no parameter with another layer."""
-    layer = model.classifier
-    if not adapted or not layer or not model.classifier_is_certain:
-        return False
-    owners: dict[int, set[str]] = {}
-    for name, value in model.parameters.items():
-        owners.setdefault(id(value), set()).add(name.rpartition(".")[0])
-    shared = [found for found in owners.values() if layer in found and len(found) > 1]
-    return not shared and all(name.startswith(f"{layer}.") for name in adapted)
-
-
 def resolved_head(head: Any, registry: Registry) -> Head:
     """A head by its name, or the head itself; raises ValueError for what is none.
 
