@@ -21,8 +21,8 @@ class Method:
     Attributes:
         make: recipe. about: one line. trains: whether it is meta-trained from the common start; else it gets the
             continued retraining. options: of the recipe. adapts: whether it has inner steps to
-            choose, from a nearest-centroid head; else that head is in closed form. learns_rates: whether its inner
-            rates, one a tensor and step, are trained.
+            choose. adapts_head: whether they move the head too, from a nearest-centroid one; else that is in closed
+            form. learns_rates: whether its inner rates, one a tensor and step, are trained.
         control_of: a trained method whose weights it takes, only evaluated otherwise.
         rule: how the selection variables of `"metapeft"` are rounded to the ranks that it is trained at, anew.
     """
@@ -31,6 +31,7 @@ class Method:
     about: str
     trains: bool = True
     adapts: bool = True
+    adapts_head: bool = True
     learns_rates: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     control_of: str | None = None
@@ -66,7 +67,7 @@ METHODS = {
     "anil": Method(recipes.anil, "the head adapted, W0 trained", options={"norm": "running"}, learns_rates=False),
     "boil": Method(
         recipes.boil, "all but the head adapted, nearest centroids, W0 trained",
-        options={"norm": "running", "head": "prototypes"}, learns_rates=False,
+        options={"norm": "running"}, adapts_head=False, learns_rates=False,
     ),
     "protonet": Method(recipes.protonet, "nothing adapts, W0 trained episodically", adapts=False),
     "generator-off": Method(recipes.metapeft, "metapeft with a constant seed", options={"generator": None}),

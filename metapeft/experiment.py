@@ -145,7 +145,7 @@ def _row(
 ) -> Row:
     """Choose, train, choose again, evaluate: one method."""
     row = Row(name, chosen={"scale": scale})
-    head = PrototypeInit(scale) if method.adapts else Prototypes(scale)
+    head = PrototypeInit(scale) if method.adapts and method.adapts_head else Prototypes(scale)
     preprocess = found["data"]["train"].preprocess
     place = placement.options(config.device, config.dtype, config.autocast)
     extra: dict[str, Any] = {}

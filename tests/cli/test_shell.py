@@ -9,8 +9,10 @@ import time
 
 import pytest
 
+import metapeft as mp
 from metapeft.cli import run
 from metapeft.cli.train import configured, plain_config
+from metapeft.comparison import METHODS
 from metapeft.config import BenchConfig, TrainConfig
 from metapeft.errors import RunError
 from tests.killing import contents, last_step, wait_for
@@ -154,10 +156,6 @@ def test_the_main_job_end_to_end(tmp_path):
     assert ranks.returncode == 0, ranks.stderr
     baseline = shell("evaluate", str(tmp_path / "whole" / "sr+lora"), "--episodes", "2", "--queries", "2")
     assert baseline.returncode == 0, baseline.stderr
-    chosen = json.loads((tmp_path / "whole" / "results.json").read_text())["rows"]["lora-ml"]["chosen"]
-    for column, more in (("plain", []), ("shifted", ["--shift"])):
-        told = shell("evaluate", str(tmp_path / "whole" / "lora-ml"), "--episodes", "2", *more)
-        assert f"{chosen[column]['steps']} steps" in told.stdout, told.stdout
     regression = shell("evaluate", str(tmp_path / "whole" / "sinusoid" / "maml"), "--episodes", "2")
     assert regression.returncode == 0, regression.stderr
     above = shell("evaluate", str(tmp_path / "whole"))
@@ -165,6 +163,37 @@ def test_the_main_job_end_to_end(tmp_path):
     assert "lora-ml" in above.stderr
     exported = shell("export", str(tmp_path / "whole" / "lora-ml"), str(tmp_path / "adapter"))
     assert exported.returncode == 0, exported.stderr
+
+
+@pytest.mark.slow
+def test_every_method_of_the_table_runs(tmp_path):
+    """In the order of the table, so that what builds on another comes before it too."""
+    names = [word for name in METHODS for word in ("--methods", name)]
+    done = shell("train", "--out", str(tmp_path / "all"), *options(2, 2, 0), *names)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "all" / "results.json").read_text())["rows"]
+    assert list(rows) == list(METHODS)
+    for row in rows.values():
+        assert {len(found["values"]) for found in row["columns"].values()} == {2}
+    heads = {
+        name: rows[name]["columns"]["plain"]["protocol"]["head"] for name in ("anil", "boil", "protonet")
+    }
+    assert heads == {"anil": "prototype-init", "boil": "prototypes", "protonet": "prototypes"}
+
+
+def test_evaluate_takes_the_steps_that_the_main_job_chose(tmp_path, monkeypatch, capsys):
+    learner = mp.methods.sr_lora(mp.backbones.conv4(ways=5, width=4), inner=mp.inner.SGD(2, 0.01))
+    mp.save(learner, tmp_path / "own", mp.EpisodeSampler(mp.load_dataset("glyphs"), 5, 1, 2))
+    command = ["evaluate", str(tmp_path / "own"), "--episodes", "2", "--queries", "2"]
+    assert run(command) == 0
+    assert ", 2 steps," in capsys.readouterr().out
+    chosen = {"plain": {"steps": 4}, "shifted": {"steps": 7}}
+    (tmp_path / "results.json").write_text(json.dumps({"rows": {"own": {"chosen": chosen}}}))
+    monkeypatch.chdir(tmp_path / "own")
+    for more, steps in (([], 4), (["--shift"], 7), (["--steps", "1"], 1)):
+        for folder in (str(tmp_path / "own"), "."):
+            assert run(["evaluate", folder, *command[2:], *more]) == 0
+            assert f", {steps} steps," in capsys.readouterr().out
 
 
 def test_the_settings_of_bench_keep_its_own_defaults() -> None:
