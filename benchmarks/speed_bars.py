@@ -23,8 +23,8 @@ AT_MOST = (
     ("W1, T = 64", "W1", "median_s", 4.2),
     ("W1, recompute, K = 100", "W1, recompute, K = 1", "peak_bytes", 1.5),
 )
-#: workload -> the part of the machine's matrix-product rate that metapeft's operations have to come to
-RATES = {"W1": 0.3, "MAML": 0.3, "ResNet-12": 0.4}
+#: backbone -> the part of the machine's matrix-product rate that metapeft's operations have to come to
+RATES = {"conv4": 0.3, "resnet12": 0.4}
 #: relative distance of the loop's gradient from metapeft's in float64
 GRADIENT = 1e-8
 #: a library that is further away computes another gradient, and has no bar
@@ -74,7 +74,7 @@ def _of_workload(name: str, measured: dict[str, Any]) -> Iterator[dict[str, Any]
             continue
         yield _row(name, who, "time", row["times_metapeft"], bar) | _limit(row, own)
     if "rate" in own:
-        yield _row(name, "matrix rate", "rate", own["rate"], RATES.get(name))
+        yield _row(name, "matrix rate", "rate", own["rate"], RATES.get(measured["workload"]["backbone"]))
     other = measured["rows"].get("higher", {})
     if "peak_bytes" in other and "peak_bytes" in own:
         ratio = own["peak_bytes"] / (other["peak_bytes"] * measured["workload"]["tasks"])

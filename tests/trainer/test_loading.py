@@ -197,17 +197,17 @@ def test_what_is_no_learners_run_is_refused(tmp_path: Path) -> None:
         mp.load(tmp_path)
 
 
-class Doubled(mp.LoRA):
+class OwnFormat(mp.LoRA):
     """A format of the user's own."""
 
 
 @pytest.mark.parametrize("targets", ["all", "hidden.weight"])
 def test_a_format_of_the_user_s_own_is_given_as_it_was_attached(targets: str, tmp_path: Path) -> None:
     body, inner = Own(), mp.inner.SGD(2, 0.1)
-    own = fitted(mp.Learner(mp.attach(body, {targets: Doubled(1)}), inner, head="zero"), tmp_path / "x")
+    own = fitted(mp.Learner(mp.attach(body, {targets: OwnFormat(1)}), inner, head="zero"), tmp_path / "x")
     with pytest.raises(ValueError, match="formats= is missing"):
         mp.load(tmp_path / "x", backbone=Own())
-    again = mp.load(tmp_path / "x", backbone=Own(), formats={targets: Doubled(1)})
+    again = mp.load(tmp_path / "x", backbone=Own(), formats={targets: OwnFormat(1)})
     assert digest(again.state()) == digest(own.state())
     for wrong in (mp.LoRA(1), {"hidden.bias": mp.Full()}):
         with pytest.raises(ValueError, match=r"formats"):

@@ -295,7 +295,8 @@ def test_what_reads_episodes_outside_a_run_is_cut_too(
     most[0] = 3
     torch.testing.assert_close(mp.evaluate(own, sampler("val"), 10).losses, whole.losses)
     assert calibrated_scale(body, sampler("val"), 10, preprocess=preprocess) == scale
-    assert caplog.text.count("out of memory with 8 episodes in one forward, now 4") == 2
+    for size in (8, 4):
+        assert caplog.text.count(f"out of memory with {size} episodes in one forward, now {size // 2}") == 2
     most[0] = 0
     with pytest.raises(MemoryError, match="one of the episodes"):
         mp.evaluate(own, sampler("val"), 10)
@@ -305,7 +306,7 @@ class Uneven(Processes):
     """Rank 1 of two, whose share is 3 of 7 tasks."""
 
     def least(self, value: int) -> int:
-        return min(value, 7)  # what rank 0, where all four fit, says
+        return min(value, 4)  # what rank 0, where all four fit, says
 
     def most(self, value: int) -> int:
         return max(value, 4)
