@@ -203,14 +203,14 @@ def run(
     unknown = set(only or ()) - set(WORKLOADS)
     if unknown:
         raise SystemExit(f"unknown workload {sorted(unknown)}: known are {', '.join(WORKLOADS)}")
-    begun = time.monotonic()
+    begun, now = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
     found: dict[str, Any] = {}
     if only and json_file is not None and json_file.exists():
         found = json.loads(json_file.read_text(encoding="utf-8"))["workloads"]
     earlier = set(found) - set(only or ())
     names = only or (QUICK if quick else tuple(WORKLOADS))
     for name in names:
-        found[name] = measure(name, repeats, least, quick, memory, threads)
+        found[name] = {"run": now, **measure(name, repeats, least, quick, memory, threads)}
         if json_file is not None:  # after each: a long run that ends early keeps what it has
             json_file.parent.mkdir(parents=True, exist_ok=True)
             result = {"rows": bars(found), "workloads": found}

@@ -36,7 +36,8 @@ def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
     """What was measured, a row a comparison: `workload`, `against`, `measure`, `ratio`, `bar`, `limit`, `passed`.
 
     `limit` says whether `ratio` has to be `"at least"` or `"at most"` the bar; `bar` and `passed` are None where
-    none is set. Of a library that is absent or computes another gradient, `why` says so.
+    none is set. Of a library that is absent or computes another gradient, `why` says so. Two workloads are compared
+    where one run measured both: a machine is not as fast on every day.
 
     Example:
         >>> row = lambda times: {"times_metapeft": times, "gradient_difference": 0.0, "median_s": 1.0}
@@ -46,12 +47,10 @@ def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
     """
     rows = [row for name, measured in found.items() for row in _of_workload(name, measured)]
     for name, other, quantity, most in AT_MOST:
-        values = [
-            found[which]["rows"].get("metapeft", {}).get(quantity)
-            for which in (name, other)
-            if which in found
-        ]
-        if len(values) == 2 and None not in values:
+        pair = [found[which] for which in (name, other) if which in found]
+        values = [measured["rows"].get("metapeft", {}).get(quantity) for measured in pair]
+        together = len({measured.get("run") for measured in pair}) == 1
+        if len(values) == 2 and None not in values and together:
             rows.append(_row(name, other, MEASURES[quantity], values[0] / values[1], most, "at most"))
     return rows
 

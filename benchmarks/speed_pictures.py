@@ -13,7 +13,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     found = result["workloads"]
     libraries = list(dict.fromkeys(who for measured in found.values() for who in measured["rows"]))
@@ -35,6 +35,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             (workload["tasks"], 1e3 * row["median_s"] / workload["tasks"])
             for name, (workload, row) in rows.items()
             if (name == "W1" or name.startswith("W1, T")) and "median_s" in row
+            if found[name].get("run") == found["W1"].get("run")  # times of one day
         )
         style: dict[str, Any] = {"color": series_colour(i), "markersize": 4}
         axes["tasks"].plot([x for x, _ in by_tasks], [y for _, y in by_tasks], "o-", **style)
@@ -52,6 +53,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     )
     for name, ticks in (("tasks", (1, 4, 16, 64)), ("steps", (1, 5, 20, 100))):
         axes[name].set_xticks(ticks, [str(tick) for tick in ticks])
+        axes[name].yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes[name].yaxis.set_major_formatter(ticker.ScalarFormatter())
         axes[name].minorticks_off()
     for name, label in (("times", "time over metapeft's"), ("memory", "peak memory a task in flight, MiB")):
         axes[name].set_yticks([k + 0.4 - height / 2 for k in range(len(found))], list(found))

@@ -79,6 +79,8 @@ def test_bars_name_what_falls_short() -> None:
     for k, measured in zip((10, 16), grown.values()):
         measured["rows"]["metapeft"]["peak_bytes"] = k
     assert failed(grown) == [("W1, recompute, K = 100", "W1, recompute, K = 1", "memory")]
+    grown["W1, recompute, K = 1"]["run"] = "another day"
+    assert failed(grown) == []
     good["W1"]["rows"]["loop"]["gradient_difference"] = 1e-7
     assert failed(good) == [("W1", "loop", "distance of gradients")]
     good["W1"]["rows"]["metapeft"]["rate"] = 0.29
