@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from metapeft.updates.function import Function
+
 
 class BilinearMap(Protocol):
     """`(a, b) -> c`."""
@@ -26,11 +28,11 @@ def bilinear(map: BilinearMap, a: Tensor, b: Tensor) -> Tensor:
     device = a.device.type
     if torch.is_autocast_enabled(device) and torch.float64 not in (a.dtype, b.dtype):
         a, b = (value.to(torch.get_autocast_dtype(device)) for value in (a, b))
-    c: Tensor = _Bilinear.apply(a, b, map)  # type: ignore[no-untyped-call]
+    c: Tensor = _Bilinear.apply(a, b, map)
     return c
 
 
-class _Bilinear(torch.autograd.Function):
+class _Bilinear(Function):
     generate_vmap_rule = True
 
     @staticmethod

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from metapeft.updates.function import Function
+
 
 class LinearMap(Protocol):
     """`x -> y`, for each row (entry of the first axis) on its own.
@@ -23,11 +25,11 @@ class LinearMap(Protocol):
 
 def linear(map: LinearMap, x: Tensor, index: Tensor | None = None) -> Tensor:
     """`map.value(x, index)`, differentiable in x as often as one likes."""
-    y: Tensor = _Linear.apply(x, index, map)  # type: ignore[no-untyped-call]
+    y: Tensor = _Linear.apply(x, index, map)
     return y
 
 
-class _Linear(torch.autograd.Function):
+class _Linear(Function):
     @staticmethod
     def forward(x: Tensor, index: Tensor | None, map: LinearMap) -> Tensor:
         return map.value(x, index)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.updates.function import Function
+
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance `(T, C)` of `x` `(T, S, C, L)` over items and positions.
@@ -19,11 +21,11 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         >>> mean, variance
         (tensor([[2.]]), tensor([[1.]]))
     """
-    mean, variance = _Moments.apply(x)  # type: ignore[no-untyped-call]
+    mean, variance = _Moments.apply(x)
     return mean, variance
 
 
-class _Moments(torch.autograd.Function):
+class _Moments(Function):
     """The gradient is `x -> a x + b` with coefficients of each channel, one pass that autograd takes further."""
 
     @staticmethod

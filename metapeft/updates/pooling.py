@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metapeft.updates.function import Function
 from metapeft.updates.linear_map import linear, more_rows
 
 
@@ -26,7 +27,7 @@ def max_pool(pool: nn.MaxPool2d, x: Tensor) -> Tensor:
     options = tuple([v, v] if isinstance(v, int) else list(v) for v in values)
     last = x.stride(1) == 1 and x.shape[1] > 1
     layout = torch.channels_last if last else torch.contiguous_format
-    y, _ = _MaxPool.apply(x, Taken(options, pool.ceil_mode, tuple(x.shape[2:]), layout))  # type: ignore[no-untyped-call]
+    y, _ = _MaxPool.apply(x, Taken(options, pool.ceil_mode, tuple(x.shape[2:]), layout))
     pooled: Tensor = y
     return pooled
 
@@ -65,7 +66,7 @@ class Taken:
         return flat.view(places.shape).permute(0, 3, 1, 2)
 
 
-class _MaxPool(torch.autograd.Function):
+class _MaxPool(Function):
     """Maxima and their places."""
 
     @staticmethod
@@ -91,6 +92,6 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int, None], x: Tensor, taken: Taken) -> tuple[Any, tuple[int, int]]:
-        found = _MaxPool.apply(more_rows(x, dims[0], info.batch_size), taken)  # type: ignore[no-untyped-call]
+        found = _MaxPool.apply(more_rows(x, dims[0], info.batch_size), taken)
         y, places = (value.unflatten(0, (info.batch_size, -1)) for value in found)
         return (y, places), (0, 0)

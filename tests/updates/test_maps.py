@@ -115,6 +115,13 @@ def test_products(kind: Any) -> None:
     check(lambda a, b: bilinear(Products(kind), a, b), lambda a, b: torch.einsum(formulas[kind], a, b), a, b)
 
 
+def test_without_what_torch_keeps_to_itself_functions_are_called_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("metapeft.updates.function._transforms_are_active", None)
+    test_products("planes")
+
+
 THIN: list[tuple[Any, ...]] = [
     ((3, 3), (1, 1), (1, 1)),
     ((3, 2), (0, 2), (1, 1)),
