@@ -190,6 +190,8 @@ WORKLOADS = {
     "W1, recompute, K = 1": replace(W1, steps=1, tasks=4, engine="recompute"),
     "W1, recompute, K = 20": replace(W1, steps=20, tasks=4, engine="recompute"),
     "W1, recompute, K = 100": replace(W1, steps=100, tasks=4, engine="recompute"),
+    "W1 implicit, K = 1": replace(W1, steps=1, tasks=4, engine="cg", proximal=10.0),
+    "W1 implicit, K = 100": replace(W1, steps=100, tasks=4, engine="cg", proximal=10.0),
     "MAML 84": replace(W1, format="full", size=84, channels=3, tasks=4),
     "ResNet-12": replace(W1, backbone="resnet12", size=84, channels=3, tasks=2, steps=2, queries=5),
     "ViT": replace(W1, backbone="vit", width=192, size=28, tasks=4, steps=2),
