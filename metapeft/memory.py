@@ -6,7 +6,6 @@ highest value, and lets a process reset; elsewhere the peak is unknown.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import logging
@@ -18,13 +17,15 @@ from typing import Any, TypeVar
 
 import torch
 
+from metapeft import cgroups
+
 log = logging.getLogger("metapeft")
 Found = TypeVar("Found")
 _PROCESS = Path("/proc/self")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that this process can still take: free on the GPU, or available according to the system.
+    """Bytes that this process can still take: free on the GPU, or what the system and its control groups leave.
 
     Example:
         >>> free_bytes(torch.device("cpu")) > 0
@@ -33,12 +34,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserved
-    group = Path("/sys/fs/cgroup")
-    limits = [_available()]
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit; it may be missing, or "max"
-        most, now = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        limits.append(most - now)
-    return max(min(limits), 0)
+    return min([_available(), *cgroups.rooms()])
 
 
 def held_bytes(device: torch.device) -> int:
