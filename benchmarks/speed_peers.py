@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -148,15 +149,10 @@ def absent(name: str) -> str | None:
         return None
     if importlib.util.find_spec(name) is None:
         return f"{name} is not installed (requirements-peers.txt)"
-    if name == "learn2learn":
-        try:
-            import_learn2learn()
-        except (
-            ImportError,
-            RuntimeError,
-            AttributeError,
-        ) as error:  # its own dependencies, too old or too new
-            return f"learn2learn: {error}"
+    try:
+        import_learn2learn() if name == "learn2learn" else importlib.import_module(name)
+    except Exception as error:  # of any kind: its own dependencies may be too old or too new
+        return f"{name}: {error}"
     return None
 
 

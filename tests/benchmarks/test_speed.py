@@ -150,3 +150,10 @@ def test_the_seconds_of_a_commit_come_from_its_own_code(tmp_path: Path) -> None:
         "    def batch(self): return 1\nWORKLOADS = {'mine': W()}\n"
     )
     assert len(seconds(tmp_path, "mine", threads=1, steps=3)) == 3
+
+
+def test_a_peer_that_does_not_import_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_peer.py").write_text("raise OSError('no such library: libold.so.1')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert absent("broken_peer") == "broken_peer: no such library: libold.so.1"
+    assert absent("no_such_peer") == "no_such_peer is not installed (requirements-peers.txt)"
