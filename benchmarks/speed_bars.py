@@ -22,6 +22,7 @@ AT_MOST = (
     ("W1 tr", "W1", "median_s", 1.5),
     ("W1, T = 64", "W1", "median_s", 4.2),
     ("W1, recompute, K = 100", "W1, recompute, K = 1", "peak_bytes", 1.5),
+    ("W1, implicit, K = 100", "W1, implicit, K = 1", "peak_bytes", 1.5),
 )
 #: backbone -> the part of the machine's matrix-product rate that metapeft's operations have to come to
 RATES = {"conv4": 0.3, "resnet12": 0.4}
