@@ -33,6 +33,7 @@ class Workload:
         tasks, queries, steps: T, queries a task, K. engine: unroll, recompute, first-order or cg.
         frozen: the outer variables are the starts alone, without the backbone's weights.
         norm: running or transductive statistics. proximal: weight of the inner proximal term.
+        targets: patterns of the layers with updates; None for those that the format says.
     """
 
     backbone: str = "conv4"
@@ -47,6 +48,7 @@ class Workload:
     frozen: bool = False
     norm: str = "running"
     proximal: float = 0.0
+    targets: tuple[str, ...] | None = None
 
     def body(self) -> nn.Module:
         """The backbone, with statistics that are not 0 and 1."""
@@ -180,6 +182,7 @@ WORKLOADS = {
     "MAML": replace(W1, format="full"),
     "MAML batch statistics": replace(W1, format="full", norm="transductive"),
     "ANIL": replace(W1, format="head"),
+    "W1, last block": replace(W1, targets=("conv4.*", "classifier.*")),
     "W1 first order": replace(W1, engine="first-order"),
     "W1 implicit": replace(W1, engine="cg", proximal=10.0),
     "W1, T = 1": replace(W1, tasks=1),

@@ -35,7 +35,8 @@ class Adapted:
         alone: bool = False,
     ) -> None:
         self.learner, self.objectives, self.alone = learner, objectives, alone
-        self.derived = derived
+        # layers that were kept are of the support set, and not read again
+        self.derived = {name: value for name, value in derived.items() if not name.startswith("kept.")}
         with torch.no_grad():
             self.factors = objectives.factors(w, derived)
             self.head = objectives.head(w, derived)

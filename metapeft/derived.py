@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metapeft.fixed_body import acts_behind
+from metapeft.fixed_layers import FixedLayers, inner_alone
 from metapeft.hypergradients import registry
 from metapeft.hypergradients.envelope import Envelope
 from metapeft.hypergradients.first_order import FirstOrder
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, Tensor]
 PREFIX = "derived."
+OF_BODY = ("weights.", "factors.", "selection.")  # outer variables that act in the backbone
 
 
 class Completed(Solver):
@@ -89,19 +91,23 @@ def hypergradient(
     with torch.enable_grad():
         derived = objectives.derive(outer_u, features=registry.made(learner.engine))
     fixed = any(name.startswith("features.") for name in derived)
-    lost = _constants(learner, objectives, w0, fixed)
+    layers = learner.fixed_layers if any(name.startswith("kept.") for name in derived) else None
+    lost = _constants(learner, objectives, w0, fixed, layers)
     tied = {name: value for name, value in derived.items() if value.requires_grad and name not in lost}
     constant = {name: value.detach() for name, value in derived.items() if name not in tied}
     only_derived = learner.only_derived
     if fixed:
         only_derived = only_derived | {name for name in outer_u if not acts_behind(learner, name)}
+    elif layers is not None:
+        of_body = {name for name in outer_u if name.startswith(OF_BODY)}
+        only_derived = only_derived | (of_body - layers.behind)
     u = {name: value for name, value in outer_u.items() if name not in only_derived}
 
     def read(u: Tensors) -> dict[str, Tensor]:
         return {**constant, **{name: u[PREFIX + name] for name in tied}}
 
     entries = {PREFIX + name: value for name, value in tied.items()}
-    problem = _problem(learner, objectives, w0, {**u, **entries}, read, fixed)
+    problem = _problem(learner, objectives, w0, {**u, **entries}, read, fixed or layers is not None)
     found = learner.engine(problem)
     return _result(found, _pulled_back(found.grads, tied, outer_u), objectives)
 
@@ -109,7 +115,7 @@ def hypergradient(
 def _problem(
     learner: Learner, objectives: Objectives, w0: Tensors | None, u: Tensors, read: Any, features: bool
 ) -> Problem:
-    """The bilevel problem, where `read(u)` gives what is derived; `features`: they are among it."""
+    """The bilevel problem, where `read(u)` gives what is derived; `features`: of all layers or of some is among it."""
     # the objectives read what is adapted from w, and of what is derived only features and seeds that stay as they are
     reads = features or (learner.generator is not None and not set(learner.seeds) <= set(learner.adapted))
 
@@ -152,7 +158,9 @@ def _displaced(learner: Learner, u: Tensors, start: dict[str, Tensor]) -> dict[s
     return {**start, **{n: start[n] + (u[w] - u[w].detach()) for n, w in full_weights(learner).items()}}
 
 
-def _constants(learner: Learner, objectives: Objectives, w0: Tensors | None, fixed: bool) -> set[str]:
+def _constants(
+    learner: Learner, objectives: Objectives, w0: Tensors | None, fixed: bool, layers: FixedLayers | None
+) -> set[str]:
     """What is derived but gets no gradient: starts that the engine does not reach, or that `w0` replaces.
 
     Where inner gradients are constants, so are seeds per input that only the inner objective reads.
@@ -167,6 +175,10 @@ def _constants(learner: Learner, objectives: Objectives, w0: Tensors | None, fix
     if fixed:  # seeds of the body act on features alone
         lost |= {f"seed.{name}" for name in learner.seeds if not acts_behind(learner, f"seed.{name}")}
         lost |= {"features.support"} if constant or isinstance(engine, Reptile) else set()
+    elif layers is not None:
+        lost |= {f"seed.{name}" for name in learner.seeds} - layers.behind
+        if constant or isinstance(engine, Reptile):
+            lost |= inner_alone(objectives, layers)
     return lost
 
 

@@ -15,6 +15,7 @@ from metapeft import generators as generator_folder
 from metapeft import heads as head_folder
 from metapeft.adapted import Adapted
 from metapeft.episodes.episode import EpisodeBatch
+from metapeft.fixed_layers import FixedLayers
 from metapeft.generators.generator import Generator
 from metapeft.heads.head import Head
 from metapeft.hypergradients.problem import Result, resolve
@@ -116,6 +117,7 @@ class Learner:
         self.dropped = [] if self.head_name == "learned" else roles.classifier_parameters(self.model)
         check_autocast(autocast, self._like)
         self.autocast, self.dropout = autocast, dropout
+        self.fixed_layers: FixedLayers | None = None  # until a batch was seen
         self._name_variables()
         roles.check_parts(self)
         roles.check_engine(self)
@@ -211,6 +213,7 @@ class Learner:
         self.model, _ = copied(self.model, True, device, dtype)
         for view in ("body", "batch_model", "training_model", "body_is_fixed"):
             self.__dict__.pop(view, None)
+        self.fixed_layers = None
         self._name_variables()
         self.load_state(own)
         return self

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metapeft import fixed_layers
 from metapeft.item_masks import ItemMasks
 from metapeft.items import Items, correct, losses, refuse_classes
 from metapeft.precision import forward_precision
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import leaves, mapped
+from metapeft.updates.kept import Recording, Replay
 
 if TYPE_CHECKING:
     from metapeft.learner import Learner
@@ -60,13 +62,17 @@ class Objectives:
         """What depends on `u` and the batch but not on `w`: generated seeds, the start of an adapted head, features.
 
         Names: `seed.<name>` (a seed a task), `support.<name>` and `query.<name>` (a seed an input), `head.weight`,
-        `head.bias`, and where inner steps leave them as they are `features.<part>`.
+        `head.bias`, and where inner steps leave them as they are `features.<part>`, or of the first layers
+        `kept.<part>.<number>`.
 
         Args:
-            features: False leaves those out, and the objectives run the body each time.
+            features: False leaves those two out, and the objectives run the whole body each time.
         """
-        derived = self._seeds(u)
-        if features and self.learner.body_is_fixed:
+        seeds = self._seeds(u)
+        derived = dict(seeds)
+        if features and not self.learner.body_is_fixed:
+            derived.update(fixed_layers.kept(self, u, derived))
+        elif features:
             query = [] if self.query is None else ["query"]
             for part in ["both"] if self.both else ["support", *query]:
                 found = self._run(u, {}, derived, part, features=True)
@@ -76,7 +82,8 @@ class Objectives:
         if self.learner.adapts_head:
             own = derived.get("features.support")
             if own is None:
-                own = self._run(u, {}, derived, "support", features=True)
+                known = derived if "kept.support.0" in derived else seeds
+                own = self._run(u, {}, known, "support", features=True)
             derived.update(self._head_start(u, own))
         return derived
 
@@ -241,11 +248,30 @@ class Objectives:
         selected: dict[str, Tensor] = learner.selection(learner.model.sites, factors, logits)
         return selected
 
-    def _run(self, u: Tensors, w: Tensors, derived: Tensors, part: str, features: bool) -> Tensor:
+    def run(
+        self, u: Tensors, w: Tensors, derived: Tensors, part: str, kept: Recording | Replay | None = None
+    ) -> Tensor:
+        """One forward of the backbone on the items of `part`: what the head reads, features or the backbone's logits.
+
+        Args:
+            kept: records what the first layers give, or hands it back.
+        """
+        return self._run(u, w, derived, part, self.learner.head_name != "learned", kept)
+
+    def _run(
+        self,
+        u: Tensors,
+        w: Tensors,
+        derived: Tensors,
+        part: str,
+        features: bool,
+        kept: Recording | Replay | None = None,
+    ) -> Tensor:
         """One forward of the backbone on the items of `part`: features `(T, B, F)`, or its own logits."""
         learner, items = self.learner, self._items(part)
         factors = self._compose(u, w, derived, part)
-        options: dict[str, Any] = {"weights": learner.weights(u)}
+        kept = kept or fixed_layers.replay(learner, derived, part)
+        options: dict[str, Any] = {"weights": learner.weights(u), "kept": kept}
         model = learner.model if self.masks is None else learner.training_model
         if self.batch_statistics:
             model = learner.batch_model
@@ -296,7 +322,7 @@ class Objectives:
         if closed and learner.model.norm == "transductive":
             tensors, closed = self._head_start(u, self._run(u, w, derived, "support", features=True)), False
         run = "both" if part == "query" and (closed or self.batch_statistics) else part
-        output = self._run(u, w, derived, run, features=learner.head_name != "learned")
+        output = self.run(u, w, derived, run)
         if closed:
             tensors = self._head_start(u, output[:, : self.support.count])
         if run != part:

@@ -15,9 +15,10 @@ from metapeft.updates import factors as _factors
 from metapeft.updates.call import Call, Holder, Statistics
 from metapeft.updates.dropout import Dropping
 from metapeft.updates.inputs import Preprocess
+from metapeft.updates.kept import Recording, Replay
 from metapeft.updates.masks import Masks
 from metapeft.updates.merge import merge
-from metapeft.updates.skeleton import build
+from metapeft.updates.skeleton import build, let_keep
 from metapeft.updates.targets import Site
 
 Factors = Mapping[str, Tensor]
@@ -65,6 +66,7 @@ class AttachedModel:
         self.classifier_is_certain = classifier_is_certain
         self.classifier_runs_once = True  # until the first batch says otherwise
         self._ran_on: str | None = None
+        self._keeps = False
 
     def __reduce__(self) -> tuple[type[AttachedModel], tuple[Any, ...]]:
         """Copied and pickled by what it was made of: a skeleton knows its leaves by closures."""
@@ -102,6 +104,7 @@ class AttachedModel:
         mask: Tensor | None = None,
         statistics: Statistics | None = None,
         masks: Masks | None = None,
+        kept: Recording | Replay | None = None,
     ) -> Tensor:
         """Run the backbone once on all tasks.
 
@@ -116,6 +119,7 @@ class AttachedModel:
             statistics: receives mean, biased variance `(T, C)` and count `(T,)` of every batch norm.
             masks: of dropout, for `T * B` rows, under `norm="support"` `T * (S + B)`, a task's support set first
                 (not for `support=x`); None for no dropout.
+            kept: records what goes before the first layer whose update moves, or hands it back (`kept.py`).
 
         Returns: the backbone's output, `(T, B, ...)`; of a transformers output its `.logits`.
 
@@ -123,7 +127,7 @@ class AttachedModel:
             ValueError: inputs, factors or weights of the wrong names, shapes or dtypes, a support set that is
                 missing or not wanted; on the first batch also what `check.first_batch` finds.
         """
-        return self._run(x, factors, support, weights, mask, statistics, masks, features=False)
+        return self._run(x, factors, support, weights, mask, statistics, masks, kept, features=False)
 
     def features(
         self,
@@ -135,9 +139,10 @@ class AttachedModel:
         mask: Tensor | None = None,
         statistics: Statistics | None = None,
         masks: Masks | None = None,
+        kept: Recording | Replay | None = None,
     ) -> Tensor:
         """The classifier's input `(T, B, F)`, the output of a backbone without classifier; see `__call__`."""
-        return self._run(x, factors, support, weights, mask, statistics, masks, features=True)
+        return self._run(x, factors, support, weights, mask, statistics, masks, kept, features=True)
 
     def classified(self, features: Tensor, factors: Factors, weights: Factors | None = None) -> Tensor:
         """What the classifier alone makes of `features(x, ...)`: the model's output for them, `(T, B, ...)`.
@@ -220,6 +225,7 @@ class AttachedModel:
         mask: Tensor | None,
         statistics: Statistics | None,
         masks: Masks | None,
+        kept: Recording | Replay | None,
         features: bool,
     ) -> Tensor:
         weights = inputs.checked_weights(weights, self._state)
@@ -253,7 +259,10 @@ class AttachedModel:
             raise ValueError(
                 f"masks= for {len(masks.keys)} rows: this forward has {tasks * items if self.dropout else 'no dropout'}"
             )
-        call = Call(tasks, items, updates, reference, mask, features, masks=masks)
+        call = Call(tasks, items, updates, reference, mask, features, masks=masks, kept=kept)
+        if kept is not None and not self._keeps:
+            let_keep(self.backbone, self.users, self.holder)
+            self._keeps = True
         with inputs.explained(prepared, self._ran_on):
             if self._ran_on is None:
                 with torch.autocast(self._like.device.type, enabled=False):  # a check needs digits

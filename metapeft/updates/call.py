@@ -6,13 +6,16 @@ The leaves of the skeleton read it from a `Holder` while the backbone runs; it l
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metapeft.updates.format import Factors, Format, Geometry, per_row
+from metapeft.updates.kept import Recording, Replay
 from metapeft.updates.layout import Layouts, Shapes
 from metapeft.updates.masks import Masks
 
@@ -71,6 +74,7 @@ class Call:
     them. While `shapes` is a dict, the leaves note the shapes of what they take and give.
     `masks` are those of dropout, None for none; `dropouts` counts it, and while a leaf runs under vmap, `group` is
     the number of groups that the rows are cut into and which of them it is.
+    `kept` records what modules give, or hands it back.
     """
 
     tasks: int
@@ -86,6 +90,19 @@ class Call:
     masks: Masks | None = None
     dropouts: int = 0
     group: tuple[int, Tensor] | None = None
+    kept: Recording | Replay | None = None
+
+    def run(self, name: str, parameters: Collection[str], work: Callable[[], Any]) -> Any:
+        """The forward of a module, of which `parameters` carry updates, with what the run keeps or has kept of it."""
+        if self.kept is None:
+            return work()
+
+        def begun() -> Any:
+            if self.kept is not None and parameters:
+                self.kept.begins(parameters)
+            return work()
+
+        return self.kept.run(name, self.visits, begun)
 
     @property
     def rows(self) -> int:

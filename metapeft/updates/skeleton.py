@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 from torch import Tensor, nn
@@ -93,10 +94,42 @@ def _join(
 
     def forward(input: Tensor) -> Any:
         for step in steps:
-            input = step(holder.current(), input) if isinstance(step, Chain) else step(input)
+            input = _chained(step, holder.current(), input) if isinstance(step, Chain) else step(input)
         return input
 
     sequential.forward = forward  # type: ignore[method-assign]
+
+
+def _chained(chain: Chain, call: Call, input: Tensor) -> Any:
+    return call.run(f"chain {chain.norm_name}", chain.sites.values(), lambda: chain(call, input))
+
+
+def let_keep(skeleton: nn.Module, users: dict[str, list[str]], holder: Holder) -> None:
+    """Let runs record what the modules give, and hand it back.
+
+    Args:
+        users: a parameter with an update -> the leaves that use it.
+    """
+    owned: dict[str, list[str]] = {}
+    for parameter, leaves_of in users.items():
+        for leaf in leaves_of:
+            owned.setdefault(leaf, []).append(parameter)
+
+    def teach(name: str, module: nn.Module) -> None:
+        plain = module.forward
+
+        @functools.wraps(plain)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call = holder.call
+            if call is None or call.kept is None:
+                return plain(*args, **kwargs)
+            return call.run(name, owned.get(name, ()), lambda: plain(*args, **kwargs))
+
+        module.forward = forward
+
+    for name, module in skeleton.named_modules():
+        if name:
+            teach(name, module)
 
 
 def _teach(leaf: Leaf, local: dict[str, str], holder: Holder) -> None:

@@ -26,6 +26,7 @@ CASES = {
     "tr": replace(SMALL, format="tr"),
     "full": replace(SMALL, format="full"),
     "head": replace(SMALL, format="head"),
+    "last block": replace(SMALL, targets=("conv4.*", "classifier.*")),
     "batch statistics": replace(SMALL, format="full", norm="transductive"),
     "first order": replace(SMALL, engine="first-order"),
     "vit": replace(SMALL, backbone="vit", size=14, tasks=1),

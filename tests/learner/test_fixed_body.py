@@ -128,7 +128,11 @@ def test_the_body_runs_once_on_each_part(monkeypatch: pytest.MonkeyPatch) -> Non
     learner.hypergradient(images())
     assert len(runs) == 2
     runs.clear()
-    mp.methods.maml(Net(), norm="running", inner=SGD(5, 0.1)).hypergradient(images())
+    maml = mp.methods.maml(Net(), norm="running", inner=SGD(5, 0.1))
+    maml.hypergradient(images())
+    assert len(runs) == 7  # the first of them ends where the first layer begins
+    runs.clear()
+    maml.hypergradient(images())
     assert len(runs) == 6
 
 

@@ -1,0 +1,80 @@
+"""What a forward computes before the first layer whose update moves: kept by one forward, handed back by later ones.
+
+The modules of a backbone run one after the other, so what has ended before that layer begins cannot depend on its
+update. The outermost of those modules are kept: on the way back they give their outputs and do not run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Visits = Counter[str]
+Work = Callable[[], Any]
+
+
+class MovingLayerReached(BaseException):
+    """Ends a forward that only records; no module's own `except Exception` may take it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One run of a module in a forward: its name, the runs of it before, and all runs when it has ended."""
+
+    name: str
+    before: int
+    modules: Visits
+    leaves: Visits
+
+
+class Recording:
+    """Takes down what modules give, until one begins that has an update among `moving`."""
+
+    def __init__(self, moving: Collection[str]) -> None:
+        self.moving = frozenset(moving)
+        self.places: list[Place] = []
+        self.outputs: list[Tensor] = []
+        self.modules: Visits = Counter()
+
+    def begins(self, parameters: Collection[str]) -> None:
+        """A layer with updates on these parameters begins."""
+        if not self.moving.isdisjoint(parameters):
+            raise MovingLayerReached
+
+    def run(self, name: str, leaves: Visits, work: Work) -> Any:
+        """`work()`, the forward of a module."""
+        before, inside = self.modules[name], len(self.places)
+        self.modules[name] += 1
+        output = work()
+        if isinstance(output, Tensor) and output.is_floating_point():
+            del self.places[inside:], self.outputs[inside:]
+            self.places.append(Place(name, before, self.modules.copy(), leaves.copy()))
+            self.outputs.append(output)
+        return output
+
+
+class Replay:
+    """Hands back outputs of an earlier forward on the same inputs."""
+
+    def __init__(self, places: Sequence[Place], outputs: Sequence[Tensor]) -> None:
+        self.kept = {(place.name, place.before): (place, value) for place, value in zip(places, outputs)}
+        self.modules: Visits = Counter()
+
+    def begins(self, parameters: Collection[str]) -> None:
+        """Nothing ends here."""
+
+    def run(self, name: str, leaves: Visits, work: Work) -> Any:
+        """What was kept; `work()` where nothing was."""
+        found = self.kept.get((name, self.modules[name]))
+        if found is None:
+            self.modules[name] += 1
+            return work()
+        place, output = found
+        for visits, now in ((self.modules, place.modules), (leaves, place.leaves)):
+            visits.clear()
+            visits.update(now)
+        return output
