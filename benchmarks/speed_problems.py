@@ -85,8 +85,8 @@ class Workload:
         """metapeft's side; starts of the factors are drawn so that no gradient is 0 by construction."""
         outer = ("weights",) if not self.attached else ("factors",) if self.frozen else ("weights", "factors")
         format = FORMATS[self.format]
-        targets = "head" if self.format == "head" else nn.Linear if self.backbone == "vit" else "all"
-        model = mp.attach(body, format, targets, norm=self.norm)
+        targets: Any = "head" if self.format == "head" else nn.Linear if self.backbone == "vit" else "all"
+        model = mp.attach(body, format, list(self.targets or []) or targets, norm=self.norm)
         learner = mp.Learner(
             model,
             mp.inner.SGD(self.steps, RATE, proximal=self.proximal),

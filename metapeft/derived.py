@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metapeft.fixed_body import acts_behind
 from metapeft.fixed_layers import FixedLayers, inner_alone
 from metapeft.hypergradients import registry
 from metapeft.hypergradients.envelope import Envelope
@@ -90,15 +89,12 @@ def hypergradient(
         return _result(found, dict(found.grads), objectives)
     with torch.enable_grad():
         derived = objectives.derive(outer_u, features=registry.made(learner.engine))
-    fixed = any(name.startswith("features.") for name in derived)
     layers = learner.fixed_layers if any(name.startswith("kept.") for name in derived) else None
-    lost = _constants(learner, objectives, w0, fixed, layers)
+    lost = _constants(learner, objectives, w0, layers)
     tied = {name: value for name, value in derived.items() if value.requires_grad and name not in lost}
     constant = {name: value.detach() for name, value in derived.items() if name not in tied}
     only_derived = learner.only_derived
-    if fixed:
-        only_derived = only_derived | {name for name in outer_u if not acts_behind(learner, name)}
-    elif layers is not None:
+    if layers is not None:
         of_body = {name for name in outer_u if name.startswith(OF_BODY)}
         only_derived = only_derived | (of_body - layers.behind)
     u = {name: value for name, value in outer_u.items() if name not in only_derived}
@@ -107,7 +103,7 @@ def hypergradient(
         return {**constant, **{name: u[PREFIX + name] for name in tied}}
 
     entries = {PREFIX + name: value for name, value in tied.items()}
-    problem = _problem(learner, objectives, w0, {**u, **entries}, read, fixed or layers is not None)
+    problem = _problem(learner, objectives, w0, {**u, **entries}, read, layers is not None)
     found = learner.engine(problem)
     return _result(found, _pulled_back(found.grads, tied, outer_u), objectives)
 
@@ -159,7 +155,7 @@ def _displaced(learner: Learner, u: Tensors, start: dict[str, Tensor]) -> dict[s
 
 
 def _constants(
-    learner: Learner, objectives: Objectives, w0: Tensors | None, fixed: bool, layers: FixedLayers | None
+    learner: Learner, objectives: Objectives, w0: Tensors | None, layers: FixedLayers | None
 ) -> set[str]:
     """What is derived but gets no gradient: starts that the engine does not reach, or that `w0` replaces.
 
@@ -172,10 +168,7 @@ def _constants(
     constant |= isinstance(engine, MultiStep) and not engine.second_order
     if constant and not objectives.outer_reads_support:
         lost |= {f"support.{name}" for name in learner.seeds}
-    if fixed:  # seeds of the body act on features alone
-        lost |= {f"seed.{name}" for name in learner.seeds if not acts_behind(learner, f"seed.{name}")}
-        lost |= {"features.support"} if constant or isinstance(engine, Reptile) else set()
-    elif layers is not None:
+    if layers is not None:
         lost |= {f"seed.{name}" for name in learner.seeds} - layers.behind
         if constant or isinstance(engine, Reptile):
             lost |= inner_alone(objectives, layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metapeft.memory import is_out_of_memory
 from metapeft.updates import registry
-from metapeft.updates.kept import MovingLayerReached, Place, Recording, Replay
+from metapeft.updates.kept import MovingLayerReached, Recording, Replay
 
 if TYPE_CHECKING:
     from metapeft.learner import Learner
@@ -23,24 +23,25 @@ class FixedLayers:
     """What a learner's forwards leave out once it is kept.
 
     Args:
-        places: the modules; none where there is nothing to keep.
+        modules: their names, and how often each has run before; none where there is nothing to keep.
         read: whether the rest of the forward reads what a module gives; most are read by the next of them alone.
         behind: the outer variables, and generated seeds, that act behind them too.
     """
 
-    places: tuple[Place, ...] = ()
-    read: tuple[bool, ...] = ()
+    modules: list[tuple[str, int]] = field(default_factory=list)
+    read: list[bool] = field(default_factory=list)
     behind: frozenset[str] = frozenset()
 
 
 def may_have(learner: Learner) -> bool:
     """Whether inner steps may leave layers as they are, and no more than factors of known layers move.
 
-    Seeds per input, dropout, selections of the user's own and hooks, which may look at what runs, are left alone.
+    Seeds per input, selections of the user's own, which may couple layers, and hooks, which may look at what runs, are
+    left alone.
     """
     model = learner.model
     own_selection = learner.selection is not None and not registry.made(learner.selection)
-    if learner.inner is None or not learner.adapted or learner.per_input or learner.dropout or own_selection:
+    if learner.inner is None or learner.per_input or own_selection:
         return False
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.backbone.modules()):
         return False
@@ -69,20 +70,21 @@ def find(objectives: Objectives, derived: Tensors) -> FixedLayers:
         with torch.enable_grad():
             output = objectives.run(u, {}, seeds, "support", kept=Replay(recorded.places, free))
             reached = torch.autograd.grad(output.sum(), [*free, *variables.values()], allow_unused=True)
-        of_outputs, of_variables = reached[: len(free)], reached[len(free) :]
-        read = [grad is not None for grad in of_outputs]
-        kept = [v.detach() if is_read else _blank(v) for v, is_read in zip(free, read)]
+        read = [grad is not None for grad in reached[: len(free)]]
+        given = [v.detach() if is_read else _blank(v) for v, is_read in zip(free, read)]
+        versions = [value._version for value in given]
         with torch.no_grad():
-            again = objectives.run(u, {}, seeds, "support", kept=Replay(recorded.places, kept))
+            again = objectives.run(u, {}, seeds, "support", kept=Replay(recorded.places, given))
     except (RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
         return FixedLayers()
-    written = any(value._version for value in (*free, *kept))
-    if not any(read) or written or not torch.allclose(again, plain, rtol=1e-5, atol=1e-6):
+    written = versions != [value._version for value in given]
+    rounding = 1e4 * torch.finfo(plain.dtype).eps * (1.0 + float(plain.abs().max()))
+    if not any(read) or written or not float((again - plain).abs().max()) <= rounding:
         return FixedLayers()
-    behind = {name for name, grad in zip(variables, of_variables) if grad is not None}
-    return FixedLayers(tuple(recorded.places), tuple(read), frozenset(behind))
+    behind = {name for name, grad in zip(variables, reached[len(free) :]) if grad is not None}
+    return FixedLayers([(place.name, place.before) for place in recorded.places], read, frozenset(behind))
 
 
 def kept(objectives: Objectives, u: Tensors, derived: Tensors) -> dict[str, Tensor]:
@@ -90,26 +92,29 @@ def kept(objectives: Objectives, u: Tensors, derived: Tensors) -> dict[str, Tens
     learner = objectives.learner
     if learner.fixed_layers is None:
         learner.fixed_layers = find(objectives, derived)
-    if not learner.fixed_layers.places:
+    if not learner.fixed_layers.modules:
         return {}
-    found = {}
+    found: dict[str, Tensor] = {}
     for part in dict.fromkeys([*_parts(objectives, inner=True), *_parts(objectives, inner=False)]):
-        outputs = _recorded(objectives, u, derived, part).outputs
-        for i, (value, read) in enumerate(zip(outputs, learner.fixed_layers.read)):
+        recorded = _recorded(objectives, u, derived, part)
+        if [(place.name, place.before) for place in recorded.places] != learner.fixed_layers.modules:
+            return {}  # another kind of input took another way
+        objectives.places[part] = recorded.places
+        for i, (value, read) in enumerate(zip(recorded.outputs, learner.fixed_layers.read)):
             found[f"kept.{part}.{i}"] = value if read else _blank(value)
     return found
 
 
-def replay(learner: Learner, derived: Tensors, part: str) -> Replay | None:
+def replay(objectives: Objectives, derived: Tensors, part: str) -> Replay | None:
     """What hands back what was kept of a part; None where nothing is.
 
     Raises LookupError where only other parts were kept: to run all layers instead would lose gradients.
     """
-    if learner.fixed_layers is None or not any(name.startswith("kept.") for name in derived):
+    if not any(name.startswith("kept.") for name in derived):
         return None
     if f"kept.{part}.0" not in derived:
         raise LookupError(f"nothing was kept of {part!r}")
-    places = learner.fixed_layers.places
+    places = objectives.places[part]
     return Replay(places, [derived[f"kept.{part}.{i}"] for i in range(len(places))])
 
 
@@ -130,7 +135,7 @@ def _parts(objectives: Objectives, inner: bool) -> list[str]:
 def inner_alone(objectives: Objectives, layers: FixedLayers) -> set[str]:
     """What is kept for the inner objective and not read by the outer one."""
     parts = set(_parts(objectives, inner=True)) - set(_parts(objectives, inner=False))
-    return {f"kept.{part}.{i}" for part in parts for i in range(len(layers.places))}
+    return {f"kept.{part}.{i}" for part in parts for i in range(len(layers.modules))}
 
 
 def _blank(like: Tensor) -> Tensor:

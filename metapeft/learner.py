@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metapeft import adapting, derived, fixed_body, roles, specs, state
+from metapeft import adapting, derived, roles, specs, state
 from metapeft import generators as generator_folder
 from metapeft import heads as head_folder
 from metapeft.adapted import Adapted
@@ -153,11 +153,6 @@ class Learner:
         """Whether the head's tensors are inner variables."""
         return self.head.inner and self.inner is not None
 
-    @cached_property
-    def body_is_fixed(self) -> bool:
-        """Whether inner steps leave all features as they are, for they move no more than the last layer."""
-        return fixed_body.is_fixed(self)
-
     @property
     def per_input(self) -> bool:
         """Whether seeds are generated for each input."""
@@ -211,7 +206,7 @@ class Learner:
         """Move every tensor of the learner, in place; None leaves device or dtype as it is."""
         own = self.state()
         self.model, _ = copied(self.model, True, device, dtype)
-        for view in ("body", "batch_model", "training_model", "body_is_fixed"):
+        for view in ("body", "batch_model", "training_model"):
             self.__dict__.pop(view, None)
         self.fixed_layers = None
         self._name_variables()

@@ -16,7 +16,7 @@ from metapeft.items import Items, correct, losses, refuse_classes
 from metapeft.precision import forward_precision
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import leaves, mapped
-from metapeft.updates.kept import Recording, Replay
+from metapeft.updates.kept import Place, Recording, Replay
 
 if TYPE_CHECKING:
     from metapeft.learner import Learner
@@ -55,35 +55,26 @@ class Objectives:
         self.both = training and learner.inner_data == "both"
         self.masks = masks
         self.statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self.places: dict[str, list[Place]] = {}  # of what is kept, by part
 
     # --- what the engines call -----------------------------------------------------------------------------
 
     def derive(self, u: Tensors, features: bool = True) -> dict[str, Tensor]:
-        """What depends on `u` and the batch but not on `w`: generated seeds, the start of an adapted head, features.
+        """What depends on `u` and the batch but not on `w`: seeds, the start of an adapted head, fixed layers.
 
         Names: `seed.<name>` (a seed a task), `support.<name>` and `query.<name>` (a seed an input), `head.weight`,
-        `head.bias`, and where inner steps leave them as they are `features.<part>`, or of the first layers
-        `kept.<part>.<number>`.
+        `head.bias`, and of the layers before the first that inner steps move `kept.<part>.<number>`.
 
         Args:
-            features: False leaves those two out, and the objectives run the whole body each time.
+            features: False leaves those out, and the objectives run all layers each time.
         """
         seeds = self._seeds(u)
         derived = dict(seeds)
-        if features and not self.learner.body_is_fixed:
-            derived.update(fixed_layers.kept(self, u, derived))
-        elif features:
-            query = [] if self.query is None else ["query"]
-            for part in ["both"] if self.both else ["support", *query]:
-                found = self._run(u, {}, derived, part, features=True)
-                if self.learner.head_name == "learned" and not self.learner.model.classifier_runs_once:
-                    break  # the classifier is part of the body too
-                derived[f"features.{part}"] = found
+        if features:
+            derived.update(fixed_layers.kept(self, u, seeds))
         if self.learner.adapts_head:
-            own = derived.get("features.support")
-            if own is None:
-                known = derived if "kept.support.0" in derived else seeds
-                own = self._run(u, {}, known, "support", features=True)
+            known = derived if "kept.support.0" in derived else seeds
+            own = self._run(u, {}, known, "support", features=True)
             derived.update(self._head_start(u, own))
         return derived
 
@@ -270,7 +261,7 @@ class Objectives:
         """One forward of the backbone on the items of `part`: features `(T, B, F)`, or its own logits."""
         learner, items = self.learner, self._items(part)
         factors = self._compose(u, w, derived, part)
-        kept = kept or fixed_layers.replay(learner, derived, part)
+        kept = kept or fixed_layers.replay(self, derived, part)
         options: dict[str, Any] = {"weights": learner.weights(u), "kept": kept}
         model = learner.model if self.masks is None else learner.training_model
         if self.batch_statistics:
@@ -286,13 +277,6 @@ class Objectives:
         if self.masks is not None:
             options["masks"] = self.masks.of(part, model.norm == "support" and part != "support")
         return self._forward(model, items, factors, features, **options)
-
-    def _classified(self, u: Tensors, w: Tensors, derived: Tensors, features: Tensor) -> Tensor:
-        """Logits of the backbone's own classifier."""
-        learner, factors = self.learner, self._compose(u, w, derived, None)
-        with forward_precision(learner.autocast, features):
-            output = learner.model.classified(features, factors, learner.weights(u))
-        return output.to(features)
 
     def _forward(
         self, model: AttachedModel, items: Items, factors: Tensors, features: bool, **options: Any
@@ -313,11 +297,6 @@ class Objectives:
         """
         learner = self.learner
         tensors = {name: value for name, value in w.items() if name.startswith("head.")}
-        features = derived.get(f"features.{part}")
-        if features is not None:
-            if not tensors:
-                return self._classified(u, w, derived, features)
-            return learner.head.logits(features, tensors)
         closed = not tensors and learner.head_name != "learned"
         if closed and learner.model.norm == "transductive":
             tensors, closed = self._head_start(u, self._run(u, w, derived, "support", features=True)), False

@@ -64,7 +64,6 @@ class AttachedModel:
         self._like = floats[0] if floats else torch.empty(0)
         self._dtypes = {value.dtype for value in floats} or {self._like.dtype}
         self.classifier_is_certain = classifier_is_certain
-        self.classifier_runs_once = True  # until the first batch says otherwise
         self._ran_on: str | None = None
         self._keeps = False
 
@@ -143,36 +142,6 @@ class AttachedModel:
     ) -> Tensor:
         """The classifier's input `(T, B, F)`, the output of a backbone without classifier; see `__call__`."""
         return self._run(x, factors, support, weights, mask, statistics, masks, kept, features=True)
-
-    def classified(self, features: Tensor, factors: Factors, weights: Factors | None = None) -> Tensor:
-        """What the classifier alone makes of `features(x, ...)`: the model's output for them, `(T, B, ...)`.
-
-        Args:
-            features: `(T, B, F)`. factors, weights: as for the model; only the classifier's own are read.
-
-        Raises:
-            ValueError: a backbone without classifier.
-
-        Example:
-            >>> import metapeft as mp
-            >>> model = mp.attach(mp.backbones.mlp(4, 3, hidden=(8,)), mp.LoRA(rank=1), targets="head")
-            >>> x, start = torch.ones(2, 5, 4), model.factors()
-            >>> torch.equal(model.classified(model.features(x, start), start), model(x, start))
-            True
-        """
-        if self.classifier is None:
-            raise ValueError("the backbone has no classifier: name one with attach(..., classifier=)")
-        weights = inputs.checked_weights(weights, self._state)
-        tasks, items = features.shape[:2]
-        updates = _factors.updates_of(self.sites, factors, {**self.parameters, **weights}, tasks, items)
-        layer, prefix = self.backbone.get_submodule(self.classifier), f"{self.classifier}."
-        own = {n.removeprefix(prefix): value for n, value in weights.items() if n.startswith(prefix)}
-        self.holder.call = Call(tasks, items, updates)
-        try:
-            output: Tensor = torch.func.functional_call(layer, own, (features.flatten(0, 1),))
-        finally:
-            self.holder.call = None
-        return torch.unflatten(output, 0, (tasks, items))
 
     def prepared(self, x: Any, name: str = "x") -> Any:
         """An input on the backbone's device, its uint8 leaves `(T, B, ...)` as floats; see `__call__`."""

@@ -102,7 +102,7 @@ class Call:
                 self.kept.begins(parameters)
             return work()
 
-        return self.kept.run(name, self.visits, begun)
+        return self.kept.run(name, self, begun)
 
     @property
     def rows(self) -> int:

@@ -129,9 +129,8 @@ def _noise(model: AttachedModel) -> dict[str, Tensor]:
 
 
 def _check_classifier(model: AttachedModel, call: Call, output: Tensor) -> None:
-    """Note whether the guessed classifier really makes the backbone's output, and whether it does nothing before."""
+    """Note whether the guessed classifier really makes the backbone's output."""
     own = call.classifier_output
-    model.classifier_runs_once = model.classifier is None or call.visits[model.classifier] == 1
     if model.classifier is not None and (
         own is None or own.shape != output.shape or not torch.equal(own, output)
     ):

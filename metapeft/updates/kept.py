@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -21,14 +21,22 @@ class MovingLayerReached(BaseException):
     """Ends a forward that only records; no module's own `except Exception` may take it."""
 
 
+class Counting(Protocol):
+    """What a run counts: how often each leaf ran, and dropout."""
+
+    visits: Visits
+    dropouts: int
+
+
 @dataclass(frozen=True)
 class Place:
-    """One run of a module in a forward: its name, the runs of it before, and all runs when it has ended."""
+    """One run of a module in a forward: its name, the runs of it before, and what is counted when it has ended."""
 
     name: str
     before: int
     modules: Visits
     leaves: Visits
+    dropouts: int
 
 
 class Recording:
@@ -45,14 +53,14 @@ class Recording:
         if not self.moving.isdisjoint(parameters):
             raise MovingLayerReached
 
-    def run(self, name: str, leaves: Visits, work: Work) -> Any:
+    def run(self, name: str, call: Counting, work: Work) -> Any:
         """`work()`, the forward of a module."""
         before, inside = self.modules[name], len(self.places)
         self.modules[name] += 1
         output = work()
         if isinstance(output, Tensor) and output.is_floating_point():
             del self.places[inside:], self.outputs[inside:]
-            self.places.append(Place(name, before, self.modules.copy(), leaves.copy()))
+            self.places.append(Place(name, before, self.modules.copy(), call.visits.copy(), call.dropouts))
             self.outputs.append(output)
         return output
 
@@ -67,14 +75,12 @@ class Replay:
     def begins(self, parameters: Collection[str]) -> None:
         """Nothing ends here."""
 
-    def run(self, name: str, leaves: Visits, work: Work) -> Any:
+    def run(self, name: str, call: Counting, work: Work) -> Any:
         """What was kept; `work()` where nothing was."""
         found = self.kept.get((name, self.modules[name]))
         if found is None:
             self.modules[name] += 1
             return work()
         place, output = found
-        for visits, now in ((self.modules, place.modules), (leaves, place.leaves)):
-            visits.clear()
-            visits.update(now)
+        self.modules, call.visits, call.dropouts = place.modules.copy(), place.leaves.copy(), place.dropouts
         return output

@@ -10,7 +10,7 @@ import torch
 
 import metapeft as mp
 from metapeft import derived
-from metapeft.updates.attached import AttachedModel
+from metapeft.fixed_layers import FixedLayers
 from tests.learner.helpers import FORMATS, assert_same, grid, images, stir
 from tests.learner.plain import Net, plain_gradients
 
@@ -26,6 +26,24 @@ ENGINES: dict[str, tuple[Any, Any]] = {
     "cg": (mp.hypergradients.CG(iterations=50), SGD(40, 0.2, proximal=4.0)),
     "forward": ("forward", SGD(2, 0.1)),
 }
+
+
+def kept(learner: mp.Learner) -> bool:
+    """Whether the whole body is."""
+    return learner.fixed_layers is not None and "hidden" in dict(learner.fixed_layers.modules)
+
+
+def counted(module: torch.nn.Module) -> list[int]:
+    """A list that grows by one with each forward of a module."""
+    runs: list[int] = []
+    plain = module.forward
+
+    def forward(x: torch.Tensor) -> Any:
+        runs.append(1)
+        return plain(x)
+
+    module.forward = forward  # type: ignore[method-assign]
+    return runs
 
 
 def learner_of(kind: str, head: str, norm: str, engine: str, **options: Any) -> tuple[mp.Learner, Any]:
@@ -54,13 +72,13 @@ def test_the_gradient_is_that_of_a_plain_loop(
     head: str, kind: str, engine: str, norm: str, inner_data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner, net = learner_of(kind, head, norm, engine, inner_data=inner_data)
-    assert learner.body_is_fixed
     found = learner.hypergradient(images())
+    assert kept(learner)
     # of both parts together the plain loop takes no statistics
     if norm == "transductive" and inner_data == "both":
         other, _ = learner_of(kind, head, norm, engine, inner_data=inner_data, outer=learner.outer)
         other.load_state(learner.state())
-        monkeypatch.setitem(other.__dict__, "body_is_fixed", False)
+        other.fixed_layers = FixedLayers()
         expected = other.hypergradient(images())
         value, expected = expected.value, dict(expected.grads)
     else:
@@ -88,9 +106,9 @@ def test_rates_generated_seeds_and_selection(rates: Any) -> None:
         "cp", "learned", "running", "unroll", inner=SGD(3, 0.1, rates=rates), outer=outer, selection="softmax",
         generator=mp.generators.MappingNet(hidden=5),
     )  # fmt: skip
-    assert learner.body_is_fixed
     _, expected = plain_gradients(learner, net, images())
     assert_same(dict(learner.hypergradient(images()).grads), expected)
+    assert kept(learner)
 
 
 @pytest.mark.parametrize(("head", "masked"), [("learned", False), ("zero", True)])
@@ -102,46 +120,20 @@ def test_adapted_and_evaluated_as_before(head: str, masked: bool, monkeypatch: p
     with torch.no_grad():
         objectives = learner.objectives(batch, training=False)
         _, scored = objectives.scored(*learner.solve(objectives))
-    monkeypatch.setitem(learner.__dict__, "body_is_fixed", False)
+    learner.fixed_layers = FixedLayers()
     slow = learner.adapt_many(*support)(batch.query_x)
     for found in (fast, scored):
         torch.testing.assert_close(found, slow, rtol=1e-10, atol=1e-12)
 
 
-def test_the_body_runs_once_on_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[int] = []
-    true = AttachedModel._run
-
-    def counted(self: Any, *args: Any, **options: Any) -> Any:
-        runs.append(1)
-        return true(self, *args, **options)
-
-    monkeypatch.setattr(AttachedModel, "_run", counted)
-    rates, direct = SGD(5, 0.1, rates="step"), "forward"
-    forward = mp.Learner(mp.attach(Net(), {}), rates, hypergradient=direct, outer=("rates",), head="zero")
-    forward.hypergradient(images())
-    assert (
-        len(runs) == 14
-    )  # once in every objective and for the start of the head, and not for what is not read
-    runs.clear()
-    learner = mp.methods.anil(Net(), norm="running", inner=SGD(5, 0.1))
+@pytest.mark.parametrize("method", ["anil", "maml"])
+def test_the_body_runs_once_on_each_part(method: str) -> None:
+    learner = getattr(mp.methods, method)(Net(), norm="running", inner=SGD(5, 0.1))
+    runs = counted(learner.model.backbone.conv)
     learner.hypergradient(images())
-    assert len(runs) == 2
     runs.clear()
-    maml = mp.methods.maml(Net(), norm="running", inner=SGD(5, 0.1))
-    maml.hypergradient(images())
-    assert len(runs) == 7  # the first of them ends where the first layer begins
-    runs.clear()
-    maml.hypergradient(images())
-    assert len(runs) == 6
-
-
-def test_what_moves_more_is_not_taken_for_it() -> None:
-    guessed = mp.attach(Net(), mp.LoRA(1))
-    assert not mp.Learner(guessed, SGD(1, 0.1), adapt=["classifier.*"]).body_is_fixed
-    assert not mp.Learner(mp.attach(Net(), mp.LoRA(1), classifier="classifier"), SGD(1, 0.1)).body_is_fixed
-    assert not mp.methods.protonet(Net()).body_is_fixed
-    assert mp.Learner(mp.attach(Net(), {}), SGD(1, 0.1), head="zero").body_is_fixed
+    learner.hypergradient(images())
+    assert len(runs) == (2 if method == "anil" else 6)
 
 
 class Twice(torch.nn.Module):
@@ -171,7 +163,7 @@ def test_a_last_layer_that_also_acts_before_is_none(tied: bool, monkeypatch: pyt
         mp.Learner(mp.attach(net, formats, classifier="out"), SGD(2, 0.5), outer=("weights",))
         for _ in range(2)
     ]
-    monkeypatch.setitem(both[1].__dict__, "body_is_fixed", False)
+    both[1].fixed_layers = FixedLayers()
     found, expected = (learner.hypergradient(images()) for learner in both)
     torch.testing.assert_close(found.value, expected.value)
     assert_same(dict(found.grads), dict(expected.grads), 1e-12)
