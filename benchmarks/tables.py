@@ -67,16 +67,17 @@ def few_shot_table(rows: list[dict[str, Any]]) -> str:
     if len(said) > 1:
         raise ValueError(f"rows of one table were measured by different protocols: {sorted(said)}")
     lines = [
-        f"| {said.pop()} | accuracy | minus centroids | inner steps | statistics | commit |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| {said.pop()} | accuracy | minus SR + LoRA | minus centroids | inner steps | statistics | commit |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    bases = {row["seed"]: row for row in rows if row["row"] == "centroids"}
+    bases = {(row["row"], row["seed"]): row for row in rows if row["row"] in ("sr+lora", "centroids")}
     for row in sorted(rows, key=lambda row: -row["accuracy"]):
         name = f"{row['row']}: {row['about']}"
         name += " (validation kept the start)" if row.get("best_step") == 0 else ""
         steps = row["protocol"]["inner_steps"]
         cells = (
-            name, percent(row["accuracy"], row["ci95"]), minus(row, bases.get(row["seed"])),
+            name, percent(row["accuracy"], row["ci95"]),
+            *(minus(row, bases.get((base, row["seed"]))) for base in ("sr+lora", "centroids")),
             "-" if steps is None else str(steps), row["protocol"]["norm"], str(row["environment"]["commit"])[:9],
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
