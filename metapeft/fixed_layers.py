@@ -18,17 +18,22 @@ if TYPE_CHECKING:
     from metapeft.objectives import Objectives, Tensors
 
 
-@dataclass(frozen=True)
+Found = tuple[list[tuple[str, int]], list[bool], frozenset[str]]
+NONE: Found = ([], [], frozenset())
+
+
+@dataclass
 class FixedLayers:
-    """What a learner's forwards leave out once it is kept.
+    """What a learner's forwards leave out once it is kept; its copies share it.
 
     Args:
-        modules: their names, and how often each has run before; none where there is nothing to keep.
+        modules: their names, and how often each has run before; empty where there is nothing to keep, None until a
+            batch was seen.
         read: whether the rest of the forward reads what a module gives; most are read by the next of them alone.
         behind: the outer variables, and generated seeds, that act behind them too.
     """
 
-    modules: list[tuple[str, int]] = field(default_factory=list)
+    modules: list[tuple[str, int]] | None = None
     read: list[bool] = field(default_factory=list)
     behind: frozenset[str] = frozenset()
 
@@ -48,7 +53,7 @@ def may_have(learner: Learner) -> bool:
     return all(parameter in model.users for parameter in _moving(learner))
 
 
-def find(objectives: Objectives, derived: Tensors) -> FixedLayers:
+def find(objectives: Objectives, derived: Tensors) -> Found:
     """Look for fixed layers in a forward on the support set, and see that keeping them changes nothing.
 
     They are left alone where a forward with what was kept gives other numbers: it reads it elsewhere, writes over it,
@@ -56,13 +61,13 @@ def find(objectives: Objectives, derived: Tensors) -> FixedLayers:
     """
     learner = objectives.learner
     if not may_have(learner):
-        return FixedLayers()
+        return NONE
     u = {name: value.detach().requires_grad_() for name, value in learner.trained.items()}
     seeds = {n: value.detach().requires_grad_() for n, value in derived.items() if n.startswith("seed.")}
     with torch.no_grad():
         recorded = _recorded(objectives, u, seeds, "support")
         if not recorded.places:
-            return FixedLayers()
+            return NONE
         plain = objectives.run(u, {}, seeds, "support")
     free = [value.detach().clone().requires_grad_() for value in recorded.outputs]
     variables = {**u, **seeds}
@@ -78,29 +83,29 @@ def find(objectives: Objectives, derived: Tensors) -> FixedLayers:
     except (RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        return FixedLayers()
+        return NONE
     written = versions != [value._version for value in given]
     rounding = 1e4 * torch.finfo(plain.dtype).eps * (1.0 + float(plain.abs().max()))
     if not any(read) or written or not float((again - plain).abs().max()) <= rounding:
-        return FixedLayers()
+        return NONE
     behind = {name for name, grad in zip(variables, reached[len(free) :]) if grad is not None}
-    return FixedLayers([(place.name, place.before) for place in recorded.places], read, frozenset(behind))
+    return [(place.name, place.before) for place in recorded.places], read, frozenset(behind)
 
 
 def kept(objectives: Objectives, u: Tensors, derived: Tensors) -> dict[str, Tensor]:
     """What the fixed layers give on the parts that the objectives run on: `kept.<part>.<number>`."""
-    learner = objectives.learner
-    if learner.fixed_layers is None:
-        learner.fixed_layers = find(objectives, derived)
-    if not learner.fixed_layers.modules:
+    layers = objectives.learner.fixed_layers
+    if layers.modules is None:
+        layers.modules, layers.read, layers.behind = find(objectives, derived)
+    if not layers.modules:
         return {}
     found: dict[str, Tensor] = {}
     for part in dict.fromkeys([*_parts(objectives, inner=True), *_parts(objectives, inner=False)]):
         recorded = _recorded(objectives, u, derived, part)
-        if [(place.name, place.before) for place in recorded.places] != learner.fixed_layers.modules:
+        if [(place.name, place.before) for place in recorded.places] != layers.modules:
             return {}  # another kind of input took another way
         objectives.places[part] = recorded.places
-        for i, (value, read) in enumerate(zip(recorded.outputs, learner.fixed_layers.read)):
+        for i, (value, read) in enumerate(zip(recorded.outputs, layers.read)):
             found[f"kept.{part}.{i}"] = value if read else _blank(value)
     return found
 
@@ -135,7 +140,7 @@ def _parts(objectives: Objectives, inner: bool) -> list[str]:
 def inner_alone(objectives: Objectives, layers: FixedLayers) -> set[str]:
     """What is kept for the inner objective and not read by the outer one."""
     parts = set(_parts(objectives, inner=True)) - set(_parts(objectives, inner=False))
-    return {f"kept.{part}.{i}" for part in parts for i in range(len(layers.modules))}
+    return {f"kept.{part}.{i}" for part in parts for i in range(len(layers.read))}
 
 
 def _blank(like: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ ENGINES: dict[str, tuple[Any, Any]] = {
 
 def kept(learner: mp.Learner) -> bool:
     """Whether the whole body is."""
-    return learner.fixed_layers is not None and "hidden" in dict(learner.fixed_layers.modules)
+    return "hidden" in dict(learner.fixed_layers.modules or [])
 
 
 def counted(module: torch.nn.Module) -> list[int]:
@@ -78,7 +78,7 @@ def test_the_gradient_is_that_of_a_plain_loop(
     if norm == "transductive" and inner_data == "both":
         other, _ = learner_of(kind, head, norm, engine, inner_data=inner_data, outer=learner.outer)
         other.load_state(learner.state())
-        other.fixed_layers = FixedLayers()
+        other.fixed_layers = FixedLayers(modules=[])
         expected = other.hypergradient(images())
         value, expected = expected.value, dict(expected.grads)
     else:
@@ -120,7 +120,7 @@ def test_adapted_and_evaluated_as_before(head: str, masked: bool, monkeypatch: p
     with torch.no_grad():
         objectives = learner.objectives(batch, training=False)
         _, scored = objectives.scored(*learner.solve(objectives))
-    learner.fixed_layers = FixedLayers()
+    learner.fixed_layers = FixedLayers(modules=[])
     slow = learner.adapt_many(*support)(batch.query_x)
     for found in (fast, scored):
         torch.testing.assert_close(found, slow, rtol=1e-10, atol=1e-12)
@@ -163,7 +163,7 @@ def test_a_last_layer_that_also_acts_before_is_none(tied: bool, monkeypatch: pyt
         mp.Learner(mp.attach(net, formats, classifier="out"), SGD(2, 0.5), outer=("weights",))
         for _ in range(2)
     ]
-    both[1].fixed_layers = FixedLayers()
+    both[1].fixed_layers = FixedLayers(modules=[])
     found, expected = (learner.hypergradient(images()) for learner in both)
     torch.testing.assert_close(found.value, expected.value)
     assert_same(dict(found.grads), dict(expected.grads), 1e-12)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import metapeft as mp
 from metapeft import derived
+from metapeft.chunking import Chunking
 from metapeft.fixed_layers import FixedLayers
 from tests.learner.helpers import CLOSED_HEADS, FORMATS, INNER_HEADS, assert_same, grid, images, stir
 from tests.learner.plain import Net, plain_gradients
@@ -39,7 +40,7 @@ def direct(learner: mp.Learner, batch: Any) -> Any:
 
 def names(learner: mp.Learner) -> list[str]:
     """The modules whose outputs are kept."""
-    assert learner.fixed_layers is not None
+    assert learner.fixed_layers.modules is not None
     return [name for name, _ in learner.fixed_layers.modules]
 
 
@@ -69,7 +70,7 @@ def test_the_gradient_is_that_of_a_plain_loop(
 def test_it_is_the_gradient_of_the_direct_form(head: str, engine: str) -> None:
     learner, _ = learner_of("lora", head, "running", engine)
     found = learner.hypergradient(images())
-    assert (learner.fixed_layers is None) == (engine in ("forward", "function"))
+    assert (learner.fixed_layers.modules is None) == (engine in ("forward", "function"))
     assert_same(dict(found.grads), dict(direct(learner, images()).grads), 1e-9)
 
 
@@ -110,7 +111,7 @@ def test_adapted_and_evaluated_as_before(head: str, masked: bool, norm: str) -> 
 
     found = answers()
     assert names(learner) == ["conv", "norm"]
-    learner.fixed_layers = FixedLayers()
+    learner.fixed_layers = FixedLayers(modules=[])
     for fast, slow in zip(found, answers()):
         torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
 
@@ -128,6 +129,12 @@ def test_fixed_layers_run_once_on_each_part(head: str, norm: str) -> None:
     learner.hypergradient(images(seed=1))
     assert len(runs) == 2
     assert len(moving) >= 6
+
+
+def test_copies_with_another_engine_do_not_look_again() -> None:
+    learner, _ = learner_of("lora", "learned", "running", "unroll")
+    Chunking(recompute=True).view(learner).hypergradient(images())
+    assert names(learner) == ["conv", "norm"]
 
 
 def test_nothing_is_kept_where_the_first_layer_moves() -> None:
@@ -193,7 +200,6 @@ def test_what_is_read_of_the_kept(kind: str, kept: list[str], read: list[bool]) 
     learner = odd(kind)
     found = learner.hypergradient(images())
     assert names(learner) == kept
-    assert learner.fixed_layers is not None
     assert learner.fixed_layers.read == read
     assert ("weights.first.weight" in learner.fixed_layers.behind) == (kind == "twice")
     assert_same(dict(found.grads), dict(direct(learner, images()).grads), 1e-10)
@@ -233,7 +239,7 @@ def test_dropout_before_and_behind(norm: str) -> None:
     assert_same(dict(found.grads), dict(direct(learner, images()).grads), 1e-12)
     x, y = images().support_x, images().support_y
     before = learner.adapt_many(x, y)(x)
-    learner.fixed_layers = FixedLayers()
+    learner.fixed_layers = FixedLayers(modules=[])
     torch.testing.assert_close(before, learner.adapt_many(x, y)(x))
 
 
