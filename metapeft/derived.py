@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metapeft.fixed_layers import FixedLayers, inner_alone
+from metapeft import fixed_layers
+from metapeft.fixed_layers import FixedLayers
 from metapeft.hypergradients import registry
 from metapeft.hypergradients.envelope import Envelope
 from metapeft.hypergradients.first_order import FirstOrder
@@ -88,11 +89,12 @@ def hypergradient(
         found = learner.engine(_direct_problem(learner, objectives, w0, outer_u))
         return _result(found, dict(found.grads), objectives)
     with torch.enable_grad():
-        derived = objectives.derive(outer_u, features=registry.made(learner.engine))
-    layers = learner.fixed_layers if any(name.startswith("kept.") for name in derived) else None
+        derived = objectives.derive(outer_u, kept=registry.made(learner.engine))
+    layers = fixed_layers.of(objectives) if any(name.startswith("kept.") for name in derived) else None
     lost = _constants(learner, objectives, w0, layers)
     tied = {name: value for name, value in derived.items() if value.requires_grad and name not in lost}
     constant = {name: value.detach() for name, value in derived.items() if name not in tied}
+    del derived  # with the graphs of what gets no gradient
     only_derived = learner.only_derived
     if layers is not None:
         of_body = {name for name in outer_u if name.startswith(OF_BODY)}
@@ -109,11 +111,11 @@ def hypergradient(
 
 
 def _problem(
-    learner: Learner, objectives: Objectives, w0: Tensors | None, u: Tensors, read: Any, features: bool
+    learner: Learner, objectives: Objectives, w0: Tensors | None, u: Tensors, read: Any, kept: bool
 ) -> Problem:
-    """The bilevel problem, where `read(u)` gives what is derived; `features`: of all layers or of some is among it."""
-    # the objectives read what is adapted from w, and of what is derived only features and seeds that stay as they are
-    reads = features or (learner.generator is not None and not set(learner.seeds) <= set(learner.adapted))
+    """The bilevel problem, where `read(u)` gives what is derived; `kept`: outputs of fixed layers are among it."""
+    # the objectives read what is adapted from w, and of what is derived what is kept and seeds that stay as they are
+    reads = kept or (learner.generator is not None and not set(learner.seeds) <= set(learner.adapted))
 
     def start(u: Tensors) -> dict[str, Tensor]:
         return dict(w0) if w0 is not None else _displaced(learner, u, objectives.start(u, read(u)))
@@ -144,7 +146,7 @@ def _direct_problem(
     learner: Learner, objectives: Objectives, w0: Tensors | None, u: Mapping[str, Tensor]
 ) -> Problem:
     """The problem in which everything derived is a function of u wherever it is read."""
-    return _problem(learner, objectives, w0, u, lambda u: objectives.derive(u, features=False), False)
+    return _problem(learner, objectives, w0, u, lambda u: objectives.derive(u, kept=False), False)
 
 
 def _displaced(learner: Learner, u: Tensors, start: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -171,7 +173,7 @@ def _constants(
     if layers is not None:
         lost |= {f"seed.{name}" for name in learner.seeds} - layers.behind
         if constant or isinstance(engine, Reptile):
-            lost |= inner_alone(objectives, layers)
+            lost |= fixed_layers.inner_alone(objectives, layers)
     return lost
 
 

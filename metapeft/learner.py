@@ -117,7 +117,8 @@ class Learner:
         self.dropped = [] if self.head_name == "learned" else roles.classifier_parameters(self.model)
         check_autocast(autocast, self._like)
         self.autocast, self.dropout = autocast, dropout
-        self.fixed_layers = FixedLayers()
+        # with dropout (True) and without, once a batch was seen
+        self.fixed_layers: dict[bool, FixedLayers] = {}
         self._name_variables()
         roles.check_parts(self)
         roles.check_engine(self)
@@ -208,7 +209,7 @@ class Learner:
         self.model, _ = copied(self.model, True, device, dtype)
         for view in ("body", "batch_model", "training_model"):
             self.__dict__.pop(view, None)
-        self.fixed_layers = FixedLayers()
+        self.fixed_layers = {}
         self._name_variables()
         self.load_state(own)
         return self

@@ -59,18 +59,18 @@ class Objectives:
 
     # --- what the engines call -----------------------------------------------------------------------------
 
-    def derive(self, u: Tensors, features: bool = True) -> dict[str, Tensor]:
+    def derive(self, u: Tensors, kept: bool = True) -> dict[str, Tensor]:
         """What depends on `u` and the batch but not on `w`: seeds, the start of an adapted head, fixed layers.
 
         Names: `seed.<name>` (a seed a task), `support.<name>` and `query.<name>` (a seed an input), `head.weight`,
         `head.bias`, and of the layers before the first that inner steps move `kept.<part>.<number>`.
 
         Args:
-            features: False leaves those out, and the objectives run all layers each time.
+            kept: False leaves those out, and the objectives run all layers each time.
         """
         seeds = self._seeds(u)
         derived = dict(seeds)
-        if features:
+        if kept:
             derived.update(fixed_layers.kept(self, u, seeds))
         if self.learner.adapts_head:
             known = derived if "kept.support.0" in derived else seeds

@@ -81,7 +81,7 @@ class Chain:
 
     def _fits(self, call: Call, updates: dict[tuple[str, str], Update], x: Tensor) -> bool:
         """Whether nobody watches, statistics are known, and scales are one for all tasks where W0 is."""
-        if any(_has_hooks(module) for module in self.members):
+        if any(has_hooks(module) for module in self.members):
             return False
         known = call.reference is not None or self.norm.running_mean is not None
         update = updates.get(("convolution", "weight"))
@@ -159,7 +159,7 @@ def _first_chain(members: list[tuple[str, nn.Module]], prefix: str, sites: dict[
     return Chain(convolution, norm, relu, pool, f"{prefix}{name}", filed)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Whether somebody watches the module, who must not be passed over."""
     forward, backward = ("_forward_hooks", "_forward_pre_hooks"), ("_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, kind) for kind in (*forward, *backward))

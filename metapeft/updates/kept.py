@@ -1,7 +1,8 @@
 """What a forward computes before the first layer whose update moves: kept by one forward, handed back by later ones.
 
 The modules of a backbone run one after the other, so what has ended before that layer begins cannot depend on its
-update. The outermost of those modules are kept: on the way back they give their outputs and do not run.
+update. The outermost of those modules that give one tensor of floats are kept: on the way back they give it again and
+do not run; what stands between them does.
 """
 
 from __future__ import annotations

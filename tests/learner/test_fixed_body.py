@@ -28,9 +28,12 @@ ENGINES: dict[str, tuple[Any, Any]] = {
 }
 
 
+OFF = {False: FixedLayers(), True: FixedLayers()}
+
+
 def kept(learner: mp.Learner) -> bool:
     """Whether the whole body is."""
-    return "hidden" in dict(learner.fixed_layers.modules or [])
+    return "hidden" in dict(learner.fixed_layers[False].modules)
 
 
 def counted(module: torch.nn.Module) -> list[int]:
@@ -78,7 +81,7 @@ def test_the_gradient_is_that_of_a_plain_loop(
     if norm == "transductive" and inner_data == "both":
         other, _ = learner_of(kind, head, norm, engine, inner_data=inner_data, outer=learner.outer)
         other.load_state(learner.state())
-        other.fixed_layers = FixedLayers(modules=[])
+        other.fixed_layers = OFF
         expected = other.hypergradient(images())
         value, expected = expected.value, dict(expected.grads)
     else:
@@ -120,7 +123,7 @@ def test_adapted_and_evaluated_as_before(head: str, masked: bool, monkeypatch: p
     with torch.no_grad():
         objectives = learner.objectives(batch, training=False)
         _, scored = objectives.scored(*learner.solve(objectives))
-    learner.fixed_layers = FixedLayers(modules=[])
+    learner.fixed_layers = OFF
     slow = learner.adapt_many(*support)(batch.query_x)
     for found in (fast, scored):
         torch.testing.assert_close(found, slow, rtol=1e-10, atol=1e-12)
@@ -163,7 +166,7 @@ def test_a_last_layer_that_also_acts_before_is_none(tied: bool, monkeypatch: pyt
         mp.Learner(mp.attach(net, formats, classifier="out"), SGD(2, 0.5), outer=("weights",))
         for _ in range(2)
     ]
-    both[1].fixed_layers = FixedLayers(modules=[])
+    both[1].fixed_layers = OFF
     found, expected = (learner.hypergradient(images()) for learner in both)
     torch.testing.assert_close(found.value, expected.value)
     assert_same(dict(found.grads), dict(expected.grads), 1e-12)

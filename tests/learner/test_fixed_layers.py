@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metapeft as mp
 from metapeft import derived
 from metapeft.chunking import Chunking
-from metapeft.fixed_layers import FixedLayers
+from metapeft.items import Items
 from tests.learner.helpers import CLOSED_HEADS, FORMATS, INNER_HEADS, assert_same, grid, images, stir
 from tests.learner.plain import Net, plain_gradients
-from tests.learner.test_fixed_body import ENGINES, counted
+from tests.learner.test_fixed_body import ENGINES, OFF, counted
 
 SGD = mp.inner.SGD
 NORMS = ["running", "support", "transductive"]
@@ -40,8 +42,7 @@ def direct(learner: mp.Learner, batch: Any) -> Any:
 
 def names(learner: mp.Learner) -> list[str]:
     """The modules whose outputs are kept."""
-    assert learner.fixed_layers.modules is not None
-    return [name for name, _ in learner.fixed_layers.modules]
+    return [name for layers in learner.fixed_layers.values() for name, _ in layers.modules]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_the_gradient_is_that_of_a_plain_loop(
 def test_it_is_the_gradient_of_the_direct_form(head: str, engine: str) -> None:
     learner, _ = learner_of("lora", head, "running", engine)
     found = learner.hypergradient(images())
-    assert (learner.fixed_layers.modules is None) == (engine in ("forward", "function"))
+    assert (not learner.fixed_layers) == (engine in ("forward", "function"))
     assert_same(dict(found.grads), dict(direct(learner, images()).grads), 1e-9)
 
 
@@ -111,7 +112,7 @@ def test_adapted_and_evaluated_as_before(head: str, masked: bool, norm: str) -> 
 
     found = answers()
     assert names(learner) == ["conv", "norm"]
-    learner.fixed_layers = FixedLayers(modules=[])
+    learner.fixed_layers = OFF
     for fast, slow in zip(found, answers()):
         torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
 
@@ -169,11 +170,17 @@ class Odd(nn.Module):
         if self.kind == "again":
             a = self.first(torch.tanh(a))
         b = self.second(torch.tanh(a * self.loose))
+        if self.kind == "threshold":
+            b = torch.where(a.detach() > 3.0, 0.5 * b, b)
+        if self.kind == "dropout":
+            b = F.dropout(b, 0.4, self.training, inplace=True)
         if self.kind == "values":
             b = torch.where(a.detach() > 0, b, -b)
         c = self.third(torch.tanh(b))
         if self.kind == "skip":
             c = c + a
+        if self.kind == "checked":
+            assert torch.isfinite(a).all()
         if self.kind == "twice":
             c = self.first(torch.tanh(c))
         return self.out(torch.tanh(c))
@@ -192,7 +199,8 @@ def odd(kind: str, adapt: str = "third.*", **options: Any) -> mp.Learner:
         ("plain", ["first", "second"], [False, True]),
         ("skip", ["first", "second"], [True, True]),
         ("twice", ["first", "second"], [False, True]),
-        ("values", [], []),  # read, though no derivative says so
+        ("values", ["first", "second"], [False, True]),  # the first is read, though no derivative says so
+        ("checked", ["first", "second"], [False, True]),
         ("in place", [], []),
     ],
 )
@@ -200,8 +208,9 @@ def test_what_is_read_of_the_kept(kind: str, kept: list[str], read: list[bool]) 
     learner = odd(kind)
     found = learner.hypergradient(images())
     assert names(learner) == kept
-    assert learner.fixed_layers.read == read
-    assert ("weights.first.weight" in learner.fixed_layers.behind) == (kind == "twice")
+    layers = learner.fixed_layers[False]
+    assert list(layers.read) == read
+    assert ("weights.first.weight" in layers.behind) == (kind == "twice")
     assert_same(dict(found.grads), dict(direct(learner, images()).grads), 1e-10)
 
 
@@ -213,6 +222,57 @@ def test_parameters_that_no_layer_owns_and_hooks_leave_everything_as_it_is() -> 
     watched.model.backbone.first.register_forward_hook(lambda *_: None)  # type: ignore[union-attr]
     watched.hypergradient(images())
     assert names(watched) == []
+    seen: list[bool] = []
+    late = odd("plain")
+    late.hypergradient(images())
+    look = lambda *given: seen.append(bool(given[-1].isfinite().all()))  # noqa: E731
+    late.model.backbone.first.register_forward_hook(look)  # type: ignore[union-attr]
+    late.hypergradient(images())
+    assert len(seen) == 3
+    assert all(seen)
+
+
+def test_a_value_that_is_compared_later_is_the_true_one() -> None:
+    """In the first batch the comparison holds nowhere."""
+    learner = odd("threshold")
+    learner.hypergradient(images())
+    batch = images(seed=1)
+    batch = dataclasses.replace(batch, query_x=3.0 * batch.query_x)
+    found, expected = learner.hypergradient(batch), direct(learner, batch)
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-12, atol=0)
+    assert_same(dict(found.grads), dict(expected.grads), 1e-10)
+
+
+@pytest.mark.parametrize("outer", [("rates",), ("weights", "factors")])
+def test_dropout_written_in_place_after_an_evaluation(outer: tuple[str, ...]) -> None:
+    """Without masks it writes nothing, so what an evaluation finds does not hold in training."""
+    model = mp.attach(Odd("dropout"), mp.LoRA(1), classifier="out")
+    inner = SGD(2, 0.3, rates="step" if outer == ("rates",) else None)
+    learner = mp.Learner(model, inner, adapt="third.*", outer=outer, dropout=True)
+    stir(learner)
+    learner.adapt_many(images().support_x, images().support_y)(images().query_x)
+    found, expected = learner.hypergradient(images()), direct(learner, images())
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-12, atol=0)
+    assert_same(dict(found.grads), dict(expected.grads), 1e-10)
+
+
+def test_a_step_of_the_user_s_own_may_read_any_outer_variable() -> None:
+    def step(u: Any, w: Any, grads: Any) -> Any:
+        rate = 0.3 * u["weights.first.bias"].square().mean().exp()
+        return {name: value - rate * grads[name] for name, value in w.items()}
+
+    learner = odd("plain")
+    learner.inner = mp.inner.Step(step, 2)
+    found = learner.hypergradient(images())
+    assert_same(dict(found.grads), dict(direct(learner, images()).grads), 1e-10)
+
+
+def test_what_is_derived_of_another_batch_is_refused() -> None:
+    learner = odd("plain")
+    objectives = learner.objectives(images(), training=False)
+    solved = learner.solve(objectives)
+    with pytest.raises(LookupError, match="belongs to another batch"):
+        objectives.for_query(learner.prepared(Items(images(seed=1).query_x, None))).predict(*solved)
 
 
 def test_a_forward_that_takes_another_way_is_not_given_what_was_kept_of_the_first() -> None:
@@ -239,7 +299,7 @@ def test_dropout_before_and_behind(norm: str) -> None:
     assert_same(dict(found.grads), dict(direct(learner, images()).grads), 1e-12)
     x, y = images().support_x, images().support_y
     before = learner.adapt_many(x, y)(x)
-    learner.fixed_layers = FixedLayers(modules=[])
+    learner.fixed_layers = OFF
     torch.testing.assert_close(before, learner.adapt_many(x, y)(x))
 
 
