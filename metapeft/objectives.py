@@ -74,7 +74,7 @@ class Objectives:
             derived.update(fixed_layers.kept(self, u, seeds))
         if self.learner.adapts_head:
             known = derived if "kept.support.0" in derived else seeds
-            own = self._run(u, {}, known, "support", features=True)
+            own = self.run(u, {}, known, "support")
             derived.update(self._head_start(u, own))
         return derived
 
@@ -134,7 +134,7 @@ class Objectives:
         own = {name: value for name, value in w.items() if name.startswith("head.")}
         if own or self.learner.head_name == "learned":
             return own
-        return self._head_start({}, self._run({}, w, derived, "support", features=True))
+        return self._head_start({}, self.run({}, w, derived, "support"))
 
     # --- parts ---------------------------------------------------------------------------------------------
 
@@ -242,23 +242,11 @@ class Objectives:
     def run(
         self, u: Tensors, w: Tensors, derived: Tensors, part: str, kept: Recording | Replay | None = None
     ) -> Tensor:
-        """One forward of the backbone on the items of `part`: what the head reads, features or the backbone's logits.
+        """One forward of the backbone on the items of `part`: features `(T, B, F)` for a head, or its own logits.
 
         Args:
-            kept: records what the first layers give, or hands it back.
+            kept: records what the first layers give, or hands it back; by default what is derived says.
         """
-        return self._run(u, w, derived, part, self.learner.head_name != "learned", kept)
-
-    def _run(
-        self,
-        u: Tensors,
-        w: Tensors,
-        derived: Tensors,
-        part: str,
-        features: bool,
-        kept: Recording | Replay | None = None,
-    ) -> Tensor:
-        """One forward of the backbone on the items of `part`: features `(T, B, F)`, or its own logits."""
         learner, items = self.learner, self._items(part)
         factors = self._compose(u, w, derived, part)
         kept = kept or fixed_layers.replay(self, derived, part)
@@ -276,7 +264,7 @@ class Objectives:
             options["mask"] = items.mask
         if self.masks is not None:
             options["masks"] = self.masks.of(part, model.norm == "support" and part != "support")
-        return self._forward(model, items, factors, features, **options)
+        return self._forward(model, items, factors, learner.head_name != "learned", **options)
 
     def _forward(
         self, model: AttachedModel, items: Items, factors: Tensors, features: bool, **options: Any
@@ -299,7 +287,7 @@ class Objectives:
         tensors = {name: value for name, value in w.items() if name.startswith("head.")}
         closed = not tensors and learner.head_name != "learned"
         if closed and learner.model.norm == "transductive":
-            tensors, closed = self._head_start(u, self._run(u, w, derived, "support", features=True)), False
+            tensors, closed = self._head_start(u, self.run(u, w, derived, "support")), False
         run = "both" if part == "query" and (closed or self.batch_statistics) else part
         output = self.run(u, w, derived, run)
         if closed:

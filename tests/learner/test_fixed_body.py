@@ -10,43 +10,11 @@ import torch
 
 import metapeft as mp
 from metapeft import derived
-from metapeft.fixed_layers import FixedLayers
+from tests.learner.fixing import ENGINES, OFF, check_gradient, counted, names
 from tests.learner.helpers import FORMATS, assert_same, grid, images, stir
 from tests.learner.plain import Net, plain_gradients
 
 SGD = mp.inner.SGD
-ENGINES: dict[str, tuple[Any, Any]] = {
-    "unroll": ("unroll", SGD(3, 0.1)),
-    "recompute": ("recompute", SGD(3, 0.1)),
-    "first-order": ("first-order", SGD(3, 0.1)),
-    "envelope": ("envelope", SGD(3, 0.1)),
-    "multi-step": (mp.hypergradients.MultiStep(), SGD(3, 0.1)),
-    "multi-step, first order": (mp.hypergradients.MultiStep(second_order=False), SGD(3, 0.1)),
-    "function": (lambda problem: mp.hypergradients.FirstOrder()(problem), SGD(3, 0.1)),
-    "cg": (mp.hypergradients.CG(iterations=50), SGD(40, 0.2, proximal=4.0)),
-    "forward": ("forward", SGD(2, 0.1)),
-}
-
-
-OFF = {False: FixedLayers(), True: FixedLayers()}
-
-
-def kept(learner: mp.Learner) -> bool:
-    """Whether the whole body is."""
-    return "hidden" in dict(learner.fixed_layers[False].modules)
-
-
-def counted(module: torch.nn.Module) -> list[int]:
-    """A list that grows by one with each forward of a module."""
-    runs: list[int] = []
-    plain = module.forward
-
-    def forward(x: torch.Tensor) -> Any:
-        runs.append(1)
-        return plain(x)
-
-    module.forward = forward  # type: ignore[method-assign]
-    return runs
 
 
 def learner_of(kind: str, head: str, norm: str, engine: str, **options: Any) -> tuple[mp.Learner, Any]:
@@ -72,22 +40,11 @@ def learner_of(kind: str, head: str, norm: str, engine: str, **options: Any) -> 
 )  # fmt: skip
 @pytest.mark.parametrize("inner_data", ["support", "both"])
 def test_the_gradient_is_that_of_a_plain_loop(
-    head: str, kind: str, engine: str, norm: str, inner_data: str, monkeypatch: pytest.MonkeyPatch
+    head: str, kind: str, engine: str, norm: str, inner_data: str
 ) -> None:
     learner, net = learner_of(kind, head, norm, engine, inner_data=inner_data)
-    found = learner.hypergradient(images())
-    assert kept(learner)
-    # of both parts together the plain loop takes no statistics
-    if norm == "transductive" and inner_data == "both":
-        other, _ = learner_of(kind, head, norm, engine, inner_data=inner_data, outer=learner.outer)
-        other.load_state(learner.state())
-        other.fixed_layers = OFF
-        expected = other.hypergradient(images())
-        value, expected = expected.value, dict(expected.grads)
-    else:
-        value, expected = plain_gradients(learner, net, images())
-    torch.testing.assert_close(found.value, value, rtol=1e-9, atol=0)
-    assert_same(dict(found.grads), expected)
+    whole = ["conv", "norm", "hidden"] + ["classifier"] * (head != "learned")  # which gives its input
+    check_gradient(learner, net, whole)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -111,11 +68,11 @@ def test_rates_generated_seeds_and_selection(rates: Any) -> None:
     )  # fmt: skip
     _, expected = plain_gradients(learner, net, images())
     assert_same(dict(learner.hypergradient(images()).grads), expected)
-    assert kept(learner)
+    assert "hidden" in names(learner)
 
 
 @pytest.mark.parametrize(("head", "masked"), [("learned", False), ("zero", True)])
-def test_adapted_and_evaluated_as_before(head: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapted_and_evaluated_as_before(head: str, masked: bool) -> None:
     learner, _ = learner_of("lora", head, "running", "unroll")
     batch = images(masked=masked)
     support = (batch.support_x, batch.support_y, None, batch.support_mask)
@@ -159,7 +116,7 @@ class Twice(torch.nn.Module):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_last_layer_that_also_acts_before_is_none(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_last_layer_that_also_acts_before_is_none(tied: bool) -> None:
     torch.manual_seed(0)
     net, formats = Twice(tied), {"out.bias" if tied else "out": mp.Full()}
     both = [
