@@ -49,6 +49,13 @@ def test_version_1_beside_2(tmp_path: Path) -> None:
     assert rooms(process(tmp_path, *lines), mounts) == [0, 2**63 - 4096 - 10]
 
 
+def test_version_2_beside_1(tmp_path: Path) -> None:
+    """In a hybrid layout its groups are mounted in a folder of their own."""
+    mounts = tmp_path / "cgroup"
+    group(mounts / "unified" / "job", 2, 800, 500)
+    assert rooms(process(tmp_path, "5:devices:/", "0::/job"), mounts) == [300]
+
+
 def test_a_container_that_sees_only_its_own_group(tmp_path: Path) -> None:
     """The path is the host's, the group itself is mounted as the root."""
     mounts = tmp_path / "cgroup"

@@ -53,6 +53,8 @@ class Odd(nn.Module):
             assert torch.isfinite(a).all()
         if self.kind == "twice":
             c = self.first(torch.tanh(c))
+        if self.kind == "turned":  # another run of the layer, of which the second axis holds the inputs
+            c = self.first(torch.stack([c, 2.0 * c, -c])).tanh().sum(0)
         return self.out(torch.tanh(c))
 
 
@@ -69,6 +71,7 @@ def odd(kind: str, adapt: str = "third.*", **options: Any) -> mp.Learner:
         ("plain", ["first", "second"], [False, True]),
         ("skip", ["first", "second"], [True, True]),
         ("twice", ["first", "second"], [False, True]),
+        ("turned", ["first", "second"], [False, True]),
         ("values", ["first", "second"], [False, True]),  # the first is read, though no derivative says so
         ("checked", ["first", "second"], [False, True]),
         ("in place", [], []),
@@ -81,7 +84,7 @@ def test_what_is_read_of_the_kept(kind: str, kept: list[str], read: list[bool]) 
     assert names(learner) == kept
     layers = learner.fixed_layers[False]
     assert list(layers.read) == read
-    assert ("weights.first.weight" in layers.behind) == (kind == "twice")
+    assert ("weights.first.weight" in layers.behind) == (kind in ("twice", "turned"))
     assert_same(dict(found.grads), dict(direct(learner, images()).grads), 1e-10)
 
 
@@ -136,6 +139,22 @@ def test_a_step_of_the_user_s_own_may_read_any_outer_variable() -> None:
     learner.inner = mp.inner.Step(step, 2)
     found = learner.hypergradient(images())
     assert_same(dict(found.grads), dict(direct(learner, images()).grads), 1e-10)
+
+
+class Coupled:
+    """A selection of the user's own that scales the updates of all layers by what one of them has become."""
+
+    def start(self, sites: Any) -> dict[str, Tensor]:
+        return {"all": torch.tensor([0.3], dtype=torch.float64)}
+
+    def __call__(self, sites: Any, factors: Any, logits: Any) -> dict[str, Tensor]:
+        size = logits["all"].exp() * factors["third.weight.A"].square().mean((1, 2))
+        return {n: v * size.view(-1, 1, 1) if n.endswith(".A") else v for n, v in factors.items()}
+
+
+def test_a_selection_of_the_user_s_own_may_couple_moving_layers_to_others() -> None:
+    learner = odd("plain", selection=Coupled())
+    assert_same(dict(learner.hypergradient(images()).grads), dict(direct(learner, images()).grads), 1e-10)
 
 
 def test_what_is_derived_of_another_batch_is_refused() -> None:
