@@ -157,6 +157,17 @@ def test_a_selection_of_the_user_s_own_may_couple_moving_layers_to_others() -> N
     assert_same(dict(learner.hypergradient(images()).grads), dict(direct(learner, images()).grads), 1e-10)
 
 
+def test_each_run_of_a_layer_has_its_own_batch_axis() -> None:
+    """The layer's updates are generated for each task, so that tasks may not be mixed up."""
+    model = mp.attach(Odd("turned"), mp.CP(2), classifier="out")
+    outer, generator = ("weights", "generator"), mp.generators.MappingNet(hidden=5)
+    learner = mp.Learner(model, SGD(2, 0.3), adapt="third.*", outer=outer, generator=generator)
+    stir(learner)
+    found = learner.hypergradient(images())
+    assert names(learner) == ["first", "second"]
+    assert_same(dict(found.grads), dict(direct(learner, images()).grads), 1e-10)
+
+
 def test_what_is_derived_of_another_batch_is_refused() -> None:
     learner = odd("plain")
     objectives = learner.objectives(images(), training=False)
