@@ -6,6 +6,7 @@ Built on torch.distributed: gloo on the CPU, NCCL on CUDA, started by torchrun.
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -182,6 +183,9 @@ def restarts() -> tuple[int, int]:
 
 
 def _join() -> None:
+    # Imported later, as torch's optimisers do, its default arguments would hold the group for good: the group's threads
+    # would outlive the interpreter, and now and then abort a process that had done all its work.
+    importlib.import_module("torch.distributed.nn.functional")
     backend = "gloo"
     if torch.cuda.is_available():
         own = int(os.environ.get("LOCAL_RANK", "0"))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import metapeft as mp
-from metapeft.distributed import restarts
+from metapeft.distributed import _leave, restarts
 from metapeft.specs import digest
 from tests.trainer.helpers import PLAN, sampler, trainer
 
@@ -56,3 +56,6 @@ if __name__ == "__main__":
     for kind in kinds:
         found = train(folder / kind, kind, death)
         (folder / f"{kind}.{found.processes.rank}").write_text(digest(found.learner.state()))
+    _leave()
+    threads = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    (folder / f"threads.{found.processes.rank}").write_text("".join(sorted(threads)))

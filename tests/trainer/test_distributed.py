@@ -110,6 +110,15 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+def test_no_thread_of_the_group_is_left(two: Path) -> None:
+    """One that outlives the interpreter now and then aborts a process that has finished."""
+    for rank in range(2):
+        threads = (two / f"threads.{rank}").read_text()
+        assert "python" in threads
+        assert "gloo" not in threads
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_are_one_with_the_same_episodes(kind: str, two: Path, tmp_path: Path) -> None:
     """Weights, buffers and rows, after six steps with clipping and validation, on shares of three and two tasks."""
