@@ -7,7 +7,7 @@
 Every ratio is one of medians of the same run: all libraries take turns in one process. A peer that is not
 installed has a row that says so. `rate` is the part of the machine's own matrix-product rate (float32, measured
 in the same run) that a library's counted floating-point operations come to; peak memory is that of a process of
-its own.
+its own. Freed memory stays with these processes, as it does while metapeft trains: for all libraries alike.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from benchmarks.speed_bars import FASTER, NEVER_SLOWER, OTHER_GRADIENT, bars, sh
 from benchmarks.speed_peers import PEERS, Step, absent, metapeft
 from benchmarks.speed_pictures import draw
 from benchmarks.speed_problems import QUICK, WORKLOADS, Workload, plain
+from metapeft.allocator import keep_freed_memory
 from metapeft.environment import environment
 from metapeft.memory import peak_bytes
 
@@ -169,6 +170,7 @@ def peak(name: str, who: str, threads: int) -> int:
 def one(name: str, who: str, *, threads: int = 2) -> None:
     """Print the peak memory of one library's step on one workload, in bytes; one task has run before."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     workload = WORKLOADS[name]
     steps_of(replace(workload, tasks=1), {who})[0][who]()  # kernels are chosen, libraries loaded
     step = steps_of(workload, {who})[0][who]
@@ -200,6 +202,7 @@ def run(
         memory: whether peaks are taken.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()
     unknown = set(only or ()) - set(WORKLOADS)
     if unknown:
         raise SystemExit(f"unknown workload {sorted(unknown)}: known are {', '.join(WORKLOADS)}")

@@ -7,24 +7,86 @@ with zeros, for the next tensor of that size.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 _NEVER = 2**31 - 1
+_KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER}
+# glibc's defaults; its thresholds move up to these once a block of 32 MiB was freed
+_LEAVE = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
+
+_lock = threading.Lock()
+_inside = 0  # scopes that are open
+_for_good = False
 
 
 def keep_freed_memory() -> bool:
     """Let this process reuse freed memory instead of handing it back; False where the C library has no such setting.
 
-    A training step on images of 84x84 takes about a fifth less time (docs/speed.md). The process then holds what it
-    held at its peak. `metapeft train` and `bench` do this; a library must not do it to its caller unasked.
+    The process then holds what it held at its peak. `BilevelTrainer` and `pretrain` do this while they train;
+    `metapeft train` and `bench`, for good. What it brings: docs/speed.md.
     Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
 
     Example:
         >>> keep_freed_memory()  # doctest: +SKIP
         True
     """
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    return mallopt is not None and bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
+    global _for_good
+    with _lock:
+        found = _set(_KEEP)
+        _for_good = _for_good or found
+        return found
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """As `keep_freed_memory`, for a while: afterwards the settings are glibc's own, and what is free is given back.
+
+    Settings of the user's, by `keep_freed_memory` or in the environment, stay as they are.
+
+    Example:
+        >>> with freed_memory_kept():
+        ...     pass
+    """
+    global _inside
+    with _lock:
+        _inside += 1
+        if _inside == 1 and not _settled():
+            _set(_KEEP)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside and not _settled():
+                _set(_LEAVE)
+                give_back()
+
+
+def give_back() -> None:
+    """Hand pages that the C library holds free to the system."""
+    trim = _libc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _settled() -> bool:
+    """Whether the user has said what glibc shall do with large blocks."""
+    said = [name for name in os.environ if name.startswith("MALLOC_")]
+    said += os.environ.get("GLIBC_TUNABLES", "").split(":")
+    return _for_good or any(word in each.lower() for each in said for word in ("mmap", "trim"))
+
+
+def _set(options: dict[int, int]) -> bool:
+    mallopt = _libc("mallopt")
+    return mallopt is not None and all(mallopt(option, value) for option, value in options.items())
+
+
+def _libc(name: str) -> Any:
+    """A function of glibc; None elsewhere: musl has neither."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -6,18 +6,16 @@ highest value, and lets a process reset; elsewhere the peak is unknown.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from metapeft import cgroups
+from metapeft import allocator, cgroups
 
 log = logging.getLogger("metapeft")
 Found = TypeVar("Found")
@@ -41,10 +39,7 @@ def held_bytes(device: torch.device) -> int:
     """Bytes that the process holds now; on the CPU free pages of the C library are given back first."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
-        if trim is not None:
-            trim(0)
+    allocator.give_back()
     return _resident("VmRSS") or 0
 
 

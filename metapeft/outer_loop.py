@@ -6,6 +6,7 @@ import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from metapeft.allocator import freed_memory_kept
 from metapeft.board import Board
 from metapeft.fitting import Plan
 from metapeft.interruption import Interruption
@@ -73,7 +74,7 @@ def run_loop(
             run.log(trainer.step, **row)
 
     processes.wait()  # until all have read what rank 0 is about to replace
-    with ThreadPoolExecutor(1) as pool, bar, board, Interruption() as interruption:
+    with freed_memory_kept(), ThreadPoolExecutor(1) as pool, bar, board, Interruption() as interruption:
         if plan.validate_start and trainer.step == 0 and trainer.best is None:
             found = validated()
             if not log:  # a run that was killed right here has the row already
