@@ -17,11 +17,10 @@ from metapeft.errors import DataError
 
 SETS = ("images_background", "images_evaluation")
 ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
-# As torchvision.datasets.Omniglot states them; no stronger hash of the zips is stated anywhere that we know of.
-# What is in them is compared by SHA-256, see omniglot_published.py.
-MD5 = {
-    "images_background": "68d2efa1b9178cc56df9314c21c6e718",
-    "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
+# Of the zip files, as TensorFlow Datasets (url_checksums/omniglot.txt) and torchvision's prototypes state them.
+SHA256 = {
+    "images_background": "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
+    "images_evaluation": "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
 }
 
 
@@ -228,9 +227,9 @@ def _download(folder: Path) -> None:
         import pooch
     except ImportError:
         raise ImportError("download=True needs pooch: pip install 'metapeft[data]'") from None
-    for name, md5 in MD5.items():
+    for name, sha256 in SHA256.items():
         url = f"{ADDRESS}/{name}.zip"
         try:
-            pooch.retrieve(url, f"md5:{md5}", fname=f"{name}.zip", path=folder, progressbar=False)
+            pooch.retrieve(url, f"sha256:{sha256}", fname=f"{name}.zip", path=folder, progressbar=False)
         except (OSError, ValueError) as error:
             raise DataError(f"cannot fetch {url} to {folder} ({error})") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from metapeft.datasets.omniglot_files import ADDRESS, MD5, SETS, Source
+from metapeft.datasets.omniglot_files import ADDRESS, SETS, SHA256, Source
 from metapeft.datasets.published import SHORT, lines_hash, table
 from metapeft.datasets.store import Images
 from metapeft.errors import DataError
@@ -68,13 +68,13 @@ def bits(path: str, drawings: Images, remedy: str) -> bytes:
 
 
 def check_zips(source: Source) -> None:
-    """Raises DataError for zip files that are not, bit for bit, those whose MD5 is known."""
+    """Raises DataError for zip files that are not, bit for bit, the published ones."""
     for part, file in source.zips.items():
         with open(file, "rb") as stream:
-            found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if found != MD5[part]:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != SHA256[part]:
             raise DataError(
-                f"{file} is not the published file: its MD5 is {found} instead of {MD5[part]}; delete it and "
+                f"{file} is not the published file: its SHA-256 is {found} instead of {SHA256[part]}; delete it and "
                 f"fetch it again from {ADDRESS}/{part}.zip, or unpack it if you packed it yourself"
             )
 

@@ -199,8 +199,8 @@ def test_downloads_come_from_the_original_address_with_its_checksum(
     assert seen == seen_before  # what is there is not fetched
     address = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
     assert seen == {
-        f"{address}/images_background.zip": "md5:68d2efa1b9178cc56df9314c21c6e718",
-        f"{address}/images_evaluation.zip": "md5:6b91aef0f799c5bb55b94e3f2daec811",
+        f"{address}/images_background.zip": "sha256:ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
+        f"{address}/images_evaluation.zip": "sha256:1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
     }
 
 

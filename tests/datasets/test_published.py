@@ -122,11 +122,13 @@ def test_published_drawings_pass_in_every_form(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zips = as_zips(tmp_path / "zips")
-    with pytest.raises(mp.DataError, match=r"images_background.zip is not the published file: its MD5 is"):
+    with pytest.raises(
+        mp.DataError, match=r"images_background.zip is not the published file: its SHA-256 is"
+    ):
         mp.load_dataset("omniglot", zips)
     for part in omniglot_files.SETS:
-        md5 = hashlib.md5((zips / f"{part}.zip").read_bytes()).hexdigest()
-        monkeypatch.setitem(omniglot_files.MD5, part, md5)
+        sha256 = hashlib.sha256((zips / f"{part}.zip").read_bytes()).hexdigest()
+        monkeypatch.setitem(omniglot_files.SHA256, part, sha256)
     for folder in (small, zips, as_hdf5(tmp_path / "hdf5")):
         assert len(mp.load_dataset("omniglot", folder)) == 160
 
@@ -150,8 +152,8 @@ def test_other_pixels_are_refused_in_every_form(
         for path in sorted((small / "images_background").rglob("*.png")):
             archive.write(path, path.relative_to(small).as_posix())
     for part in omniglot_files.SETS:
-        md5 = hashlib.md5((zips / f"{part}.zip").read_bytes()).hexdigest()
-        monkeypatch.setitem(omniglot_files.MD5, part, md5)
+        sha256 = hashlib.sha256((zips / f"{part}.zip").read_bytes()).hexdigest()
+        monkeypatch.setitem(omniglot_files.SHA256, part, sha256)
     with pytest.raises(mp.DataError, match=message + "Delete the zip file and fetch it again"):
         mp.load_dataset("omniglot", zips)
     h5py = pytest.importorskip("h5py")
