@@ -49,6 +49,7 @@ def meta_step(name: str) -> Callable[[], Any]:
 STEPS: dict[str, Callable[[], Callable[[], Any]]] = {
     "retraining, 84x84": retraining,
     "W1": lambda: meta_step("W1"),
+    "W1, T = 64": lambda: meta_step("W1, T = 64"),
     "MAML": lambda: meta_step("MAML"),
 }
 

@@ -65,7 +65,8 @@ def speed(path: Path) -> str:
     commits, machines = (sorted({each["environment"][key] for each in measured}) for key in ("commit", "cpu"))
     note = (
         "Time of one meta-step, and how many times as long the others take for the same gradient; medians (least to "
-        f"most) of {_range(rounds)} alternating repeats in one process, threads: {_range(threads)}. Matrix rate: "
+        f"most) of {_range(rounds)} alternating repeats in one process that keeps freed memory, as training does, "
+        f"threads: {_range(threads)}. Matrix rate: "
         "metapeft's counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 "
         "on Conv-4-64, 28x28, 16 tasks of 5-way 1-shot, 25 queries, 5 second-order steps. Commit "
         f"{', '.join(commit[:9] for commit in commits)}, {', '.join(machines)}; from "
