@@ -22,6 +22,7 @@ _LEAVE = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
 
 _lock = threading.Lock()
 _inside = 0  # scopes that are open
+_for_a_while = False  # whether they changed the settings
 _for_good = False
 
 
@@ -53,17 +54,17 @@ def freed_memory_kept() -> Iterator[None]:
         >>> with freed_memory_kept():
         ...     pass
     """
-    global _inside
+    global _inside, _for_a_while
     with _lock:
         _inside += 1
-        if _inside == 1 and not _settled():
-            _set(_KEEP)
+        if _inside == 1:
+            _for_a_while = not _settled() and _set(_KEEP)
     try:
         yield
     finally:
         with _lock:
             _inside -= 1
-            if not _inside and not _settled():
+            if not _inside and _for_a_while and not _for_good:
                 _set(_LEAVE)
                 give_back()
 
