@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
-_NEVER = 2**31 - 1
+_NEVER = -1  # the largest number there is: 2**31 - 1 would trim a heap that is free by 2 GiB
 _KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER}
 # glibc's defaults; its thresholds move up to these once a block of 32 MiB was freed
 _LEAVE = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
@@ -29,7 +29,8 @@ _for_good = False
 def keep_freed_memory() -> bool:
     """Let this process reuse freed memory instead of handing it back; False where the C library has no such setting.
 
-    The process then holds what it held at its peak. `BilevelTrainer` and `pretrain` do this while they train;
+    The process then holds what it held at its peak, unless the environment says what glibc shall do with large blocks:
+    then False, and nothing changes. `BilevelTrainer` and `pretrain` do this while they train;
     `metapeft train` and `bench`, for good. What it brings: docs/speed.md.
     Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
 
@@ -39,9 +40,8 @@ def keep_freed_memory() -> bool:
     """
     global _for_good
     with _lock:
-        found = _set(_KEEP)
-        _for_good = _for_good or found
-        return found
+        _for_good = _for_good or (not _said() and _set(_KEEP))
+        return _for_good
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def freed_memory_kept() -> Iterator[None]:
     with _lock:
         _inside += 1
         if _inside == 1:
-            _for_a_while = not _settled() and _set(_KEEP)
+            _for_a_while = not (_for_good or _said()) and _set(_KEEP)
     try:
         yield
     finally:
@@ -76,11 +76,11 @@ def give_back() -> None:
         trim(0)
 
 
-def _settled() -> bool:
-    """Whether the user has said what glibc shall do with large blocks."""
+def _said() -> bool:
+    """Whether the environment says what glibc shall do with large blocks."""
     said = [name for name in os.environ if name.startswith("MALLOC_")]
     said += os.environ.get("GLIBC_TUNABLES", "").split(":")
-    return _for_good or any(word in each.lower() for each in said for word in ("mmap", "trim"))
+    return any(word in each.lower() for each in said for word in ("mmap", "trim"))
 
 
 def _set(options: dict[int, int]) -> bool:

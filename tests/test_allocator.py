@@ -74,6 +74,11 @@ def test_what_the_environment_says_stays() -> None:
     assert left("a while", MALLOC_ARENA_MAX="2")[0] > MUCH  # says nothing of large blocks
 
 
+@GLIBC
+def test_the_environment_holds_for_good_too() -> None:
+    assert max(left("for good", MALLOC_MMAP_THRESHOLD_="1000000")) < LITTLE
+
+
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[dict[int, int]]:
     """What glibc is told."""
