@@ -18,7 +18,7 @@ from metapeft.datasets.rotated import TURNS
 from metapeft.datasets.store import Images, cached_images, progress
 from metapeft.episodes import counter
 
-DRAWINGS, SIDE = 20, 105
+SIDE = 105
 _TRAINING_CHARACTERS = 1200
 
 
@@ -70,7 +70,7 @@ def read_omniglot(
         )
     source = omniglot_files.open_source(root, download)
     paths = tuple(characters())
-    omniglot_files.check(source, paths, DRAWINGS)
+    omniglot_files.check(source, paths, omniglot_files.DRAWINGS)
     published = omniglot_published.hashes(paths)
     identity: list[Any] = [source.identity]
     if published is not None:
@@ -82,16 +82,16 @@ def read_omniglot(
         for _, drawings in progress(read, "Omniglot", len(paths)):
             yield _scaled(drawings, size)
 
-    shape = (len(paths) * DRAWINGS, 1, size, size)
+    shape = (len(paths) * omniglot_files.DRAWINGS, 1, size, size)
     stored = torch.from_numpy(cached_images(f"omniglot-{size}", identity, shape, chunks))
-    drawings = stored.view(-1, DRAWINGS, 1, size, size)
+    drawings = stored.view(-1, omniglot_files.DRAWINGS, 1, size, size)
     mean, deviation = statistics(drawings[parts["train"]].flatten(0, 1))
     names = ["/".join(path.split("/")[1:]) for path in characters()]
     images, classes = drawings[parts[split]], [names[place] for place in parts[split]]
     if rotations:
         images = torch.stack([images.rot90(turn, (-2, -1)) for turn in range(len(TURNS))], dim=1)
         classes = [f"{name}/{turn}" for name in classes for turn in TURNS]
-    labels = torch.arange(len(classes)).repeat_interleave(DRAWINGS)
+    labels = torch.arange(len(classes)).repeat_interleave(omniglot_files.DRAWINGS)
     images = images.reshape(-1, 1, size, size)
     return ImageData(images, labels, classes, split, name="omniglot", mean=mean, deviation=deviation)
 

@@ -16,6 +16,7 @@ from metapeft.datasets.store import Images, data_root, signature
 from metapeft.errors import DataError
 
 SETS = ("images_background", "images_evaluation")
+DRAWINGS = 20  # of a character
 ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 # Of the zip files, as TensorFlow Datasets (url_checksums/omniglot.txt) and torchvision's prototypes state them.
 SHA256 = {

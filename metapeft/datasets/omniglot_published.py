@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from metapeft.datasets.omniglot_files import ADDRESS, SETS, SHA256, Source
+from metapeft.datasets.omniglot_files import ADDRESS, DRAWINGS, SETS, SHA256, Source
 from metapeft.datasets.published import SHORT, lines_hash, table
 from metapeft.datasets.store import Images
 from metapeft.errors import DataError
@@ -67,6 +67,27 @@ def bits(path: str, drawings: Images, remedy: str) -> bytes:
     return np.packbits(ink).tobytes()
 
 
+@functools.cache
+def orders() -> dict[str, list[int]]:
+    """Character -> the place that each of its published drawings takes when all are sorted by their bits."""
+    return {
+        f"{alphabet}/character{number // DRAWINGS + 1:02d}": [
+            ord(c) - ord("a") for c in places[number:][:DRAWINGS]
+        ]
+        for alphabet, places in table("omniglot-order").items()
+        for number in range(0, len(places), DRAWINGS)
+    }
+
+
+def in_order(path: str, drawings: Images) -> Images:
+    """The drawings of a character in the order of their published names.
+
+    torchmeta stores them in the order in which a folder happens to list its files.
+    """
+    by_bits = sorted(range(len(drawings)), key=lambda place: np.packbits(drawings[place] == 255).tobytes())
+    return drawings[[by_bits[place] for place in orders()[path]]]
+
+
 def check_zips(source: Source) -> None:
     """Raises DataError for zip files that are not, bit for bit, the published ones."""
     for part, file in source.zips.items():
@@ -105,6 +126,8 @@ def checked(
     for path in characters:
         drawings = source.read(path)
         if published is not None:
+            if not source.names:
+                drawings = in_order(path, drawings)
             digests.add(path, bits(path, drawings, source.remedy))
         yield path, drawings
     if published is not None:

@@ -6,6 +6,7 @@ import io
 import shutil
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,12 +71,12 @@ def as_zips(root: Path) -> Path:
     return root
 
 
-def as_hdf5(root: Path) -> Path:
+def as_hdf5(root: Path, order: Sequence[int] = range(20)) -> Path:
     h5py = pytest.importorskip("h5py")
     root.mkdir()
     with h5py.File(root / "data.hdf5", "w") as file:
         for number, path in enumerate(SMALL):
-            ink = np.stack([~drawing(number, drawer) for drawer in range(20)])
+            ink = np.stack([~drawing(number, drawer) for drawer in order])
             file.create_dataset(path, data=ink.astype(np.uint8) * 255)
     return root
 

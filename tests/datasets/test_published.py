@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import metapeft as mp
@@ -114,6 +115,9 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         for name in names
     }
     monkeypatch.setattr(omniglot_published, "hashes", lambda _: published)
+    packed = {path: [omniglot_published.bits(path, one, "") for one in source.read(path)] for path in SMALL}
+    orders = {path: [sorted(found).index(one) for one in found] for path, found in packed.items()}
+    monkeypatch.setattr(omniglot_published, "orders", lambda: orders)
     yield folder
     assert not list((tmp_path / "cache").rglob("*.part"))
 
@@ -131,6 +135,25 @@ def test_published_drawings_pass_in_every_form(
         monkeypatch.setitem(omniglot_files.SHA256, part, sha256)
     for folder in (small, zips, as_hdf5(tmp_path / "hdf5")):
         assert len(mp.load_dataset("omniglot", folder)) == 160
+
+
+def test_torchmeta_may_store_drawings_in_any_order(small: Path, tmp_path: Path) -> None:
+    """It takes them as a folder happens to list them."""
+    own = mp.load_dataset("omniglot", small, size=105)
+    other = mp.load_dataset(
+        "omniglot", as_hdf5(tmp_path / "hdf5", [7, *range(7), *range(19, 7, -1)]), size=105
+    )
+    assert torch.equal(own.images, other.images)
+
+
+def test_real_drawings_are_put_in_order() -> None:
+    source = omniglot_files.Folders(real_data("omniglot-py"))
+    random = np.random.default_rng(0)
+    assert set(omniglot_published.orders()) == set(omniglot.characters())
+    for path in [*omniglot.characters()][::60]:
+        drawings = source.read(path)
+        found = omniglot_published.in_order(path, drawings[random.permutation(20)])
+        np.testing.assert_array_equal(found, drawings)
 
 
 def test_other_pixels_are_refused_in_every_form(
