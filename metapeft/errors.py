@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class NumericalError(ArithmeticError):
     """A number that cannot be trusted: a non-finite objective or gradient, or a linear solve that failed."""
@@ -40,3 +44,23 @@ class DataError(ValueError):
 
 class RunError(ValueError):
     """A run folder that cannot be used: foreign, damaged, unwritable, or in use by another process."""
+
+
+@contextmanager
+def stored_in(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What is done inside takes apart what a file stores; a part that is missing or of another kind is a RunError.
+
+    Example:
+        >>> with stored_in("run/config.json"):
+        ...     {"steps": 3}["learner"]
+        Traceback (most recent call last):
+        metapeft.errors.RunError: run/config.json holds something else than a run stores there (there is no ...
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(
+            f"{os.fspath(path)} holds something else than a run stores there ({what}): was it changed, copied in from "
+            "elsewhere, or written by another version?"
+        ) from error

@@ -13,7 +13,7 @@ from torch import nn
 
 from metapeft import backbones, specs
 from metapeft.episode_specs import of_episodes
-from metapeft.errors import RunError
+from metapeft.errors import RunError, stored_in
 from metapeft.learner import Learner
 from metapeft.runs import Run
 from metapeft.updates.attaching import attach
@@ -68,38 +68,37 @@ def load(
             wanted = "mp.load wants a folder of BilevelTrainer.fit or mp.save"
             raise RunError(f"{run} is no run of a learner: {wanted}{_within(folder)}")
         state = _state(folder, checkpoint)
-    body = _backbone(settings["backbone"], backbone)
-    stored_preprocess = specs.given_or_built("preprocess", settings["preprocess"], preprocess)
-    chosen = formats
-    if formats is None:
-        chosen = {name: specs.built(spec, "formats") for name, spec in settings["formats"].items()}
+    parts = {
+        "inner": inner, "hypergradient": hypergradient, "head": head, "generator": generator, "selection": selection,
+        "preprocess": preprocess,
+    }  # fmt: skip
+    with stored_in(Path(run) / "config.json"):
+        body = _backbone(settings["backbone"], backbone)
+        parts = {part: specs.given_or_built(part, settings[part], given) for part, given in parts.items()}
+        chosen = formats
+        if formats is None:
+            chosen = {name: specs.built(spec, "formats") for name, spec in settings["formats"].items()}
+        types = {name: getattr(torch, settings.get(name) or "float32") for name in ("dtype", "autocast")}
     model = attach(
         body,
         chosen,
         norm=settings["norm"],
-        preprocess=stored_preprocess,
+        preprocess=parts.pop("preprocess"),
         classifier=settings["classifier"],
     )
     given = {name: specs.of(model.sites[name].format) for name in settings["formats"] if name in model.sites}
     specs.refuse_difference("formats", settings["formats"], specs.as_json(given))
-    parts = {
-        "inner": inner,
-        "hypergradient": hypergradient,
-        "head": head,
-        "generator": generator,
-        "selection": selection,
-    }
     learner = Learner(
         model,
-        **{part: specs.given_or_built(part, settings[part], given) for part, given in parts.items()},
+        **parts,
         adapt=settings["adapt"] or "all",
         outer=settings["outer"],
         inner_data=settings["inner_data"],
         loss=_loss(settings["loss"], loss),
         test_steps=settings["test_steps"],
         device=device,
-        dtype=getattr(torch, settings["dtype"]),
-        autocast=None if settings.get("autocast") is None else getattr(torch, settings["autocast"]),
+        dtype=types["dtype"],
+        autocast=None if settings.get("autocast") is None else types["autocast"],
         dropout=bool(settings.get("dropout")),
         seed=settings["seed"],
         name=settings["method"],
@@ -168,7 +167,8 @@ def _state(folder: Run, checkpoint: str | None) -> Any:
         raise ValueError(f"checkpoint={checkpoint!r}: allowed are 'best', 'latest' and None")
     name = checkpoint or ("best" if folder.checkpoint("best").exists() else "latest")
     tree = folder.load(name)[0]
-    return tree["learner"] if name == "latest" else tree
+    with stored_in(folder.checkpoint(name)):
+        return tree["learner"] if name == "latest" else tree
 
 
 def _check_names(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from metapeft.checkpoint import load, save
 from metapeft.config import TrainConfig
 from metapeft.distributed import processes
 from metapeft.episodes.shift import OF_SPLIT, Shift
+from metapeft.errors import RunError, stored_in
 from metapeft.pretraining import pretrain
 from metapeft.runs import Run
 
@@ -47,8 +48,14 @@ def retrained(
     if processes().decided(done.exists):
         state, metadata = load(done)
         body = copy.deepcopy(body).to(device=place["device"], dtype=place["dtype"])
-        body.load_state_dict(state)
-        return body, metadata["log"]
+        try:
+            body.load_state_dict(state)
+        except RuntimeError as error:
+            raise RunError(
+                f"{done} is of another backbone, or of another size: remove it, or start anew"
+            ) from error
+        with stored_in(done):
+            return body, metadata["log"]
     trained, log = pretrain(
         body, data, steps, group=group, groups=groups, seed=config.seed + (softmax is not None), softmax=softmax,
         shift=training_styles(), lr=2e-3 if softmax is None else 1e-3, run_dir=folder / "run", resume=True,

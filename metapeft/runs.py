@@ -140,14 +140,18 @@ class Run:
         """All rows; a last line that was cut short by a kill is left out.
 
         Raises:
-            RunError: if any other line is not JSON.
+            RunError: if any other line is not JSON, or has no step.
         """
         path = self.folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
         try:
-            return [json.loads(line) for line in lines[:-1]]  # what follows the last newline was cut short
+            rows = [json.loads(line) for line in lines[:-1]]  # what follows the last newline was cut short
         except json.JSONDecodeError as error:
             raise RunError(f"{path} is damaged: {error}") from error
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise RunError(f"{path} is damaged: line {number} has no step")
+        return rows
 
     def truncate(self, step: float) -> None:
         """Drop the rows after `step`, which a resumed run will write again.
@@ -205,9 +209,12 @@ class Run:
         for name in ("config", "environment"):
             path = self.folder / f"{name}.json"
             try:
-                setattr(self, name, json.loads(path.read_text(encoding="utf-8")))
+                found = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise RunError(f"{path} cannot be read: {error}") from error
+            if not isinstance(found, dict):
+                raise RunError(f"{path} is damaged: a run stores an object of JSON there")
+            setattr(self, name, found)
         return self
 
     def _check_writable(self) -> None:

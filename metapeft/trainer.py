@@ -15,7 +15,7 @@ from metapeft.buffers import move_buffers
 from metapeft.byte_units import parse_bytes
 from metapeft.chunking import Chunking
 from metapeft.distributed import Share, processes
-from metapeft.errors import NotFiniteInput, NumericalError
+from metapeft.errors import NotFiniteInput, NumericalError, stored_in
 from metapeft.hypergradients.problem import Problem
 from metapeft.outer_loop import Averages, run_loop
 from metapeft.outer_step import OuterGradient
@@ -185,10 +185,12 @@ class BilevelTrainer:
             ValueError: a trainer, learner or episodes other than the run was started with.
         """
         with shared_run.opened(run_dir, self.processes) as run:
-            plan, episodes, validation = fitting.Plan.restored(self, run.config, episodes, validation)
+            with stored_in(run.folder / "config.json"):
+                plan, episodes, validation = fitting.Plan.restored(self, run.config, episodes, validation)
             self._start(plan.steps)
             if self.processes.decided(run.checkpoint("latest").exists):
-                self._restore(run.load("latest")[0])
+                with stored_in(run.checkpoint("latest")):
+                    self._restore(run.load("latest")[0])
             else:  # killed before the first one
                 plan.check_start(self, run.config)
                 self.save(run)

@@ -54,11 +54,12 @@ def data_and_sizes(
     """
     import metapeft as mp
     from metapeft.datasets import registry
+    from metapeft.errors import stored_in
     from metapeft.runs import Run
 
-    with Run.open(run, writable=False) as folder:
+    with Run.open(run, writable=False) as folder, stored_in(folder.folder / "config.json"):
         spec = (folder.config.get("episodes") or {}).get("sampler") or {}
-    loaded = (spec.get("data") or {}).get("loaded") or {}
+        loaded = (spec.get("data") or {}).get("loaded") or {}
     options = {name: value for name, value in loaded.items() if name not in ("name", "split")}
     if data is None:
         if loaded.get("name") not in registry.names:

@@ -115,6 +115,11 @@ def configured(stored: Any, given: TrainConfig | None = None) -> TrainConfig:
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, builtins.list) else value for name, value in stored.items()
     }
+    for name, value in fields.items():
+        usual = getattr(_DEFAULT, name)
+        kinds = (int, float) if isinstance(usual, float) else type(usual)
+        if usual is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            raise RunError(f"the run's config.json holds {name}={value!r}: was it changed?")
     if fields.get("root") is not None:
         fields["root"] = Path(fields["root"])
     return TrainConfig(**fields)
