@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +21,9 @@ from metapeft.memory import free_bytes, held_bytes, is_out_of_memory, peak_bytes
 
 log = logging.getLogger("metapeft")
 
-STATED_SHARE = 0.95  # of what the process may hold; the rest is for what comes after the measurement
+STATED_SHARE = (
+    0.8  # of what the process may hold beyond what it does: holes in the heap grow over the first steps
+)
 FREE_SHARE = 0.8  # of what is free; the rest is for optimiser states, validation and other processes
 EVALUATED = 8  # episodes in one forward of a validation
 
@@ -89,10 +93,13 @@ def choose(task: Any, batch: Any, memory: int | None, device: torch.device, proc
         batch: the tasks of this rank in the first outer step.
         memory: bytes that the process may hold; None for what is free, divided by the ranks of the machine.
     """
+    _tried(
+        lambda: task.hypergradient(batch.tasks(slice(0, 1)))
+    )  # what the first call leaves behind counts as held
     if memory is None:
         room = FREE_SHARE * free_bytes(device) / (1 if device.type == "cuda" else processes.neighbours)
     else:
-        room = STATED_SHARE * memory - held_bytes(device)
+        room = STATED_SHARE * (memory - held_bytes(device))
     tasks, said = processes.most(len(batch)), shown_bytes(max(room, 0))
 
     def least_fitting(view: Any) -> int:
@@ -128,21 +135,31 @@ def _fitting(task: Any, batch: Any, room: float, device: torch.device) -> int:
     tasks, tried = len(batch), 1
     while True:
         piece = batch.tasks(slice(0, tried))
-        try:
-            peak = peak_bytes(lambda piece=piece: task.hypergradient(piece), device)  # type: ignore[misc]
-        except NumericalError:  # the step itself will say where
+        work = partial(task.hypergradient, piece)
+        # twice, for the second finds the holes that the first left
+        outcome = _tried(lambda: [peak_bytes(work, device) for _ in range(2)])  # noqa: B023
+        if isinstance(outcome, NumericalError):  # the step itself will say where
             return tasks
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            peak = -1
-        if peak is None:
-            log.warning("this system does not tell what a step takes: all %d tasks go through at once", tasks)
-            return tasks
-        if peak < 0:
+        if isinstance(outcome, Exception):
             release(device)
             return tried // 2
+        if None in outcome:
+            log.warning("this system does not tell what a step takes: all %d tasks go through at once", tasks)
+            return tasks
+        peak = max(outcome)
         fits = min(int(room * tried / max(peak, 1)), tasks) if room > 0 else 0
         if fits == tasks or fits < 2 * tried:
             return max(fits, tried // 2)
         tried *= 2
+
+
+def _tried(work: Callable[[], Any]) -> Any:
+    """What `work()` returns, or the error that it raised: too little memory, or numbers that are not finite."""
+    try:
+        return work()
+    except NumericalError as error:
+        return error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return error

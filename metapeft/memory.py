@@ -32,6 +32,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserved
+    allocator.give_back()  # what the C library holds free is free
     return min([_available(), *cgroups.rooms()])
 
 
