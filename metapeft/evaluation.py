@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -140,8 +141,11 @@ def evaluated(
     first: int = getattr(sampler, "first", 0)  # of a rank's share
     hits: list[Tensor] = []
     losses: list[Tensor] = []
-    for start in range(0, episodes, tasks_per_batch):
-        batch = sampler.batch(start, min(tasks_per_batch, episodes - start))
+    batches = -(-episodes // tasks_per_batch)
+    # of equal sizes but for one: a control that takes what is another task's meets no batch of one
+    starts = [number * episodes // batches for number in range(batches + 1)]
+    for start, end in itertools.pairwise(starts):
+        batch = sampler.batch(start, end - start)
         try:
             loss, right = _scored(learner, batch, steps, diverged)
         except NotFiniteInput as error:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from metapeft.datasets.decoding import decoded
 from metapeft.datasets.images import SPLITS, ImageData, check_split, statistics
 from metapeft.datasets.store import Images, cached_images, progress, signature
 from metapeft.episodes import counter
@@ -85,7 +85,7 @@ def _stored(files: Sequence[Path], size: int, channels: int, title: str) -> Tens
     def chunks() -> Iterator[Images]:
         starts = range(0, len(files), _CHUNK)
         for start in progress(starts, title, len(starts)):
-            yield np.stack([_decode(file, size, channels) for file in files[start : start + _CHUNK]])
+            yield np.stack([decoded(file, size, channels) for file in files[start : start + _CHUNK]])
 
     shape = (len(files), channels, size, size)
     return torch.from_numpy(cached_images(f"folder-{size}", signature(files), shape, chunks))
@@ -140,15 +140,3 @@ def _given_split(
 
 def _described(parts: Mapping[str, Sequence[str]]) -> str:
     return ", ".join(f"{len(names)} in {split}" for split, names in parts.items())
-
-
-def _decode(file: Path, size: int, channels: int) -> Images:
-    try:
-        with Image.open(file) as image:
-            picture = image.convert("RGB" if channels == 3 else "L")
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{file} is no whole image ({error}): remove or replace it") from None
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture)
-    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
+from metapeft.datasets.decoding import decoded
 from metapeft.datasets.images import ImageData, check_split
 from metapeft.datasets.miniimagenet_rows import PER_CLASS, read_rows
 from metapeft.datasets.published import table
@@ -58,7 +58,7 @@ def read_miniimagenet(
     def chunks() -> Iterator[Images]:
         starts = range(0, len(files), _CHUNK)
         for start in progress(starts, f"miniImageNet {split}", len(starts)):
-            yield np.stack([_decode(file, size) for file in files[start : start + _CHUNK]])
+            yield np.stack([decoded(file, size, 3) for file in files[start : start + _CHUNK]])
 
     shape = (len(files), 3, size, size)
     stored = cached_images(f"miniimagenet-{split}-{size}", signature(files), shape, chunks)
@@ -86,14 +86,3 @@ def _find_images(folder: Path, names: Sequence[str], split: str) -> list[Path]:
             f"the first is {missing[0]}"
         )
     return [folder / name for name in names]
-
-
-def _decode(file: Path, size: int) -> Images:
-    try:
-        with Image.open(file) as image:
-            colour = image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{file} is no whole image ({error}): copy it again") from None
-    if colour.size != (size, size):
-        colour = colour.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(colour).transpose(2, 0, 1)

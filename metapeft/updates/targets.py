@@ -181,7 +181,8 @@ def _site(
     """The site of one matched parameter; None where the format does not act on parameters of its kind."""
     transposed = isinstance(leaf.module, nn.Embedding) or is_gpt2_linear(leaf.module)
     geometry = Geometry(tuple(parameter.shape), transposed and parameter.dim() == 2)
-    if not format.fits(geometry):
+    normalisation = isinstance(leaf.module, nn.LayerNorm | nn.RMSNorm)  # whose weights may have several axes
+    if not format.fits(geometry) or (normalisation and not format.dense):
         return None
     refuse_update(name, parameter, leaf, format, named)
     if not leaf.is_layer and not format.dense:

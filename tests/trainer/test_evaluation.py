@@ -49,6 +49,26 @@ def test_an_evaluation_and_its_protocol() -> None:
     torch.testing.assert_close(single.losses, result.losses, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("episodes", "most", "sizes"), [(9, 8, [4, 5]), (8, 8, [8]), (7, 3, [2, 2, 3]), (1, 8, [1])]
+)
+def test_batches_are_of_equal_sizes(episodes: int, most: int, sizes: list[int]) -> None:
+    """A control that takes another task's features would meet a batch of one otherwise."""
+    true, seen = sampler("val"), []
+
+    class Seen:
+        def batch(self, start: int, count: int) -> Any:
+            seen.append((start, count))
+            return true.batch(start, count)
+
+    result = mp.evaluate(learner(), Seen(), episodes, tasks_per_batch=most)
+    assert [count for _, count in seen] == sizes
+    assert [start for start, _ in seen] == [sum(sizes[:place]) for place in range(len(sizes))]
+    torch.testing.assert_close(
+        result.losses, mp.evaluate(learner(), true, episodes).losses, rtol=1e-4, atol=1e-5
+    )
+
+
 def test_comparisons_are_paired() -> None:
     own = learner()
     a, b = (mp.evaluate(own, sampler("val"), 9, steps=steps) for steps in (0, 5))

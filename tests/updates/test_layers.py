@@ -178,6 +178,17 @@ def test_affine_parameters_of_normalisation(layer: nn.Module, shape: tuple[int, 
     assert affects(model, x)
 
 
+@pytest.mark.parametrize("norm", [nn.LayerNorm((3, 4)), nn.RMSNorm((3, 4))], ids=str)
+@pytest.mark.parametrize("format", [mp.LoRA(1), mp.CP(1), mp.TensorRing((1, 1, 1))], ids=str)
+def test_only_full_acts_on_normalisation(norm: nn.Module, format: mp.updates.format.Format) -> None:
+    """Also where its weights have several axes."""
+    assert not [
+        name for name in mp.attach(nn.Sequential(nn.Linear(4, 4), norm), format).sites if name[0] != "0"
+    ]
+    with pytest.raises(ValueError, match="cannot act on"):
+        mp.attach(nn.Sequential(norm), format)
+
+
 class Positions(nn.Module):
     """Adds embeddings that are the same for all inputs; their number may equal the number of rows."""
 
