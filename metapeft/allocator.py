@@ -17,8 +17,9 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 _NEVER = -1  # the largest number there is: 2**31 - 1 would trim a heap that is free by 2 GiB
 _KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER}
-# glibc's defaults; its thresholds move up to these once a block of 32 MiB was freed
-_LEAVE = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
+# Its defaults; the thresholds are those up to which it moves them by itself, once a block of 32 MiB was freed. The last
+# is refused on 32-bit systems.
+_LEAVE = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25}
 
 _lock = threading.Lock()
 _inside = 0  # scopes that are open
@@ -46,7 +47,7 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """As `keep_freed_memory`, for a while: afterwards the settings are glibc's own, and what is free is given back.
+    """As `keep_freed_memory`, for a while: then it is as glibc by itself comes to be, and what is free is given back.
 
     Settings of the user's, by `keep_freed_memory` or in the environment, stay as they are.
 
