@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 import metapeft
+from metapeft.cli import named
 from metapeft.cli.config_file import from_file
 
 app = App(
@@ -41,7 +42,7 @@ def _with_config(
     ] = None,
 ) -> object:
     if config is not None:
-        app.config = from_file(config, app, tokens)
+        app.config = (from_file(config, app, tokens), named.remember)
     return app(tokens, exit_on_error=False, print_error=False)
 
 
@@ -49,7 +50,7 @@ def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     logging.basicConfig(format="%(message)s")
     errors = Console(stderr=True, soft_wrap=True)
-    app.config = None  # a file holds for one call
+    app.config = (named.remember,)  # a file holds for one call
     try:
         result = app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from metapeft.cli import named
 from metapeft.cli.train import start
 from metapeft.config import BenchConfig
 
@@ -33,4 +34,4 @@ def bench(
     quiet
         No progress bars.
     """
-    return start(config, out, resume, quiet)
+    return start(config, out, resume, quiet, named.options())

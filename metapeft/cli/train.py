@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from metapeft.cli import named
 from metapeft.config import TrainConfig
 
 _DEFAULT = TrainConfig()
@@ -42,12 +43,15 @@ def train(
     """
     if list:
         return _list()
-    return start(config, out, resume, quiet)
+    return start(config, out, resume, quiet, named.options())
 
 
-def start(config: TrainConfig, out: Path | None, resume: bool, quiet: bool) -> int:
+def start(
+    config: TrainConfig, out: Path | None, resume: bool, quiet: bool, given: frozenset[str] = frozenset()
+) -> int:
     """Run the main job in a new folder, or go on with the one in `out`.
 
+    `given` are the settings that the call named, also those at their default.
     Started by torchrun, all its processes do it together; what torchrun starts again goes on by itself.
     """
     if resume and out is None:
@@ -69,7 +73,7 @@ def start(config: TrainConfig, out: Path | None, resume: bool, quiet: bool) -> i
     try:
         if resume or (restarted and shared_run.exists(out, together)):
             with shared_run.opened(out, together) as run:
-                config = configured(run.config.get("train"), config)
+                config = configured(run.config.get("train"), config, given)
                 placement.ask(config.device, config.autocast)
                 return _run(config, prepared(config), run, console, quiet, together.main, begun)
         placement.ask(config.device, config.autocast)  # before anything is written
@@ -89,12 +93,18 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def configured(stored: Any, given: TrainConfig | None = None) -> TrainConfig:
+def configured(
+    stored: Any, wanted: TrainConfig | None = None, given: frozenset[str] = frozenset()
+) -> TrainConfig:
     """The settings that a run stores as `"train"` in its configuration.
+
+    Args:
+        stored: what it stores. wanted: the settings of a call that goes on with it.
+        given: those that the call named, be it at their default; of the others the default says nothing.
 
     Raises:
         RunError: a folder that is no run of this command, or whose settings cannot be read.
-        ValueError: a given setting that differs from the stored one and from its default.
+        ValueError: a given setting that differs from the stored one.
     """
     from metapeft.errors import RunError
 
@@ -103,12 +113,12 @@ def configured(stored: Any, given: TrainConfig | None = None) -> TrainConfig:
         raise RunError(
             "this is no run folder of metapeft train or bench of this version; the folder of one method lies in one"
         )
-    if given is not None:
-        default, wanted = plain_config(type(given)()), plain_config(given)
-        for name, value in wanted.items():
+    if wanted is not None:
+        default = plain_config(type(wanted)())
+        for name, value in plain_config(wanted).items():
             before = stored.get(name, default[name])
             said = _MEANT.get(name) if before is None else None  # what leaving it out means
-            if value not in (default[name], before, said):
+            if value not in (before, said) and (name in given or value != default[name]):
                 raise ValueError(
                     f"{name}={value!r}, but the run was started with {before!r}: leave it out, or start anew"
                 )

@@ -66,15 +66,19 @@ def verify(path: str | os.PathLike[str], dataset: Any) -> Protocol:
         >>> verify("episodes.json", metapeft.load_dataset("glyphs", split="test"))  # doctest: +SKIP
     """
     protocol, lists = _read(Path(path))
-    sampler = EpisodeSampler(
-        dataset,
-        protocol.ways,
-        protocol.shots,
-        protocol.queries,
-        protocol.seed,
-        rotations=protocol.rotations,
-        imbalanced=protocol.imbalanced,
-    )
+    try:
+        sampler = EpisodeSampler(
+            dataset,
+            protocol.ways,
+            protocol.shots,
+            protocol.queries,
+            protocol.seed,
+            rotations=protocol.rotations,
+            imbalanced=protocol.imbalanced,
+            episodes=protocol.episodes,
+        )
+    except ValueError as error:
+        raise DataError(f"{path} says what cannot be drawn from {dataset!r}: {error}") from error
     for field in ("data", "split", "split_hash"):
         mine = getattr(Protocol.of(sampler, protocol.episodes), field)
         if mine != getattr(protocol, field):
@@ -100,17 +104,21 @@ def _read(path: Path) -> tuple[Protocol, dict[str, NDArray[np.int64]]]:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{path} is not whole JSON: write it again with dump") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path} is no list of episodes: it must say 'format': {FORMAT!r}")
     try:
         protocol = Protocol.from_dict(content["protocol"])
-        lists = {part: np.array(content[part], dtype=np.int64) for part in _PARTS}
-    except (KeyError, TypeError, ValueError) as error:
+        lists = {part: np.array(content[part]) for part in _PARTS}
+    except KeyError as error:
+        raise DataError(f"{path} is damaged: it has no {error}") from None
+    except ValueError as error:
         raise DataError(f"{path} is damaged: {error}") from None
     for part, rows in lists.items():
-        if rows.ndim != 2 or len(rows) != protocol.episodes:
+        if rows.dtype != np.int64:
+            raise DataError(f"{path} is damaged: {part} must hold rows of whole numbers below 2^63, each as long")
+        if rows.ndim != 2 or len(rows) != protocol.episodes or not rows.shape[1]:
             raise DataError(f"{path} is damaged: {part} must have {protocol.episodes} rows, not {rows.shape}")
     return protocol, lists
 

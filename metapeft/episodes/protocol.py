@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from metapeft.episodes.sampler import EpisodeSampler
 
@@ -98,12 +98,18 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:
-        """The inverse of `as_dict`; raises ValueError for missing or unknown fields."""
+        """The inverse of `as_dict`; raises ValueError for missing or unknown fields, and for values of another type."""
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"not the fields of a protocol: {fields!r}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         try:
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-            return cls(**values)
+            found = cls(**values)
         except TypeError as error:
             raise ValueError(f"not the fields of a protocol: {error}") from None
+        for name, kind in get_type_hints(cls).items():
+            if not any(_is_a(getattr(found, name), allowed) for allowed in get_args(kind) or (kind,)):
+                raise ValueError(f"not the fields of a protocol: {name}={fields[name]!r} must be {_said(kind)}")
+        return found
 
     def __str__(self) -> str:
         extra = [name for name in ("rotations", "imbalanced") if getattr(self, name)]
@@ -121,6 +127,17 @@ class Protocol:
             self.interval,
         ]
         return ", ".join(parts)
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    """Whether a value is of a type, numbers not bent: True is no int, 5.0 neither."""
+    if items := get_args(kind):  # tuple[int, int]
+        return isinstance(value, tuple) and [type(item) for item in value] == list(items)
+    return type(value) is kind
+
+
+def _said(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
 def _sized(value: Range) -> str:

@@ -100,6 +100,23 @@ def test_stored_settings_come_back_and_others_are_refused():
     assert configured(stored, TrainConfig()) == config
     with pytest.raises(ValueError, match="ways=7"):
         configured(stored, TrainConfig(ways=7))
+    with pytest.raises(ValueError, match="ways=5, but the run was started with 3"):
+        configured(stored, TrainConfig(ways=5), frozenset({"ways"}))
+
+
+def test_a_run_does_not_go_on_with_another_setting_be_it_the_default(tmp_path, capsys):
+    """What is named counts, on the command line and in a file; what is left out is as it was."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name, content in (("config", {"train": plain_config(TrainConfig(episodes=2))}), ("environment", {})):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "file.toml").write_text("episodes = 120\n")
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    go_on = ["train", "--out", str(folder), "--resume", "--quiet"]
+    for arguments in ([*go_on, "--episodes", "120"], ["--config", str(tmp_path / "file.toml"), *go_on]):
+        assert run(arguments) == 2
+        assert "episodes=120, but the run was started with 2" in capsys.readouterr().err
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.iterdir()}.items()
 
 
 @pytest.mark.slow
