@@ -15,6 +15,7 @@ from metapeft.adapting import solver_outside_training
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.protocol import Protocol
 from metapeft.errors import NotFiniteInput, NumericalError
+from metapeft.fingerprints import fingerprints
 from metapeft.intervals import mean_interval
 from metapeft.items import correct
 from metapeft.memory import device_of, while_it_fits
@@ -34,6 +35,8 @@ class Evaluation:
         losses: `(episodes,)`: the mean query loss of each episode.
         protocol: what was measured on what.
         accuracy: mean accuracy in [0, 1]; regression has none, and asking for it is an AttributeError.
+        fingerprints: for each episode the CRC-32 of its images and labels, by which `compare` tells whether two were
+            measured on the same; empty where that is not known.
         diverged: episodes in which adaptation diverged; their loss is not finite, their accuracy 0.
     """
 
@@ -42,6 +45,7 @@ class Evaluation:
     losses: Tensor
     protocol: Protocol | None
     has_accuracy: bool = True
+    fingerprints: tuple[int, ...] = ()
 
     @property
     def loss(self) -> float:
@@ -141,6 +145,7 @@ def evaluated(
     first: int = getattr(sampler, "first", 0)  # of a rank's share
     hits: list[Tensor] = []
     losses: list[Tensor] = []
+    seen: list[int] = []
     batches = -(-episodes // tasks_per_batch)
     # of equal sizes but for one: a control that takes what is another task's meets no batch of one
     starts = [number * episodes // batches for number in range(batches + 1)]
@@ -151,6 +156,7 @@ def evaluated(
         except NotFiniteInput as error:
             raise error.of_episode(first + start + error.task) from None
         losses.append(loss)
+        seen += fingerprints(batch)
         bad = (~loss.isfinite()).nonzero().flatten()
         if len(bad) and diverged == "raise":
             numbers = (bad + first + start).tolist()
@@ -174,7 +180,7 @@ def evaluated(
             head=learner.head_name,
             precision=precision_name(learner.autocast, next(iter(learner.model.parameters.values()))),
         )
-    return Evaluation(values, mean_interval(values)[1], torch.cat(losses), protocol, bool(hits))
+    return Evaluation(values, mean_interval(values)[1], torch.cat(losses), protocol, bool(hits), tuple(seen))
 
 
 def _scored(
@@ -223,5 +229,13 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         ]
         if episodes[0] != episodes[1]:
             raise ValueError(f"a and b were measured on different episodes: {episodes[0]} and {episodes[1]}")
+    if a.fingerprints and b.fingerprints and a.fingerprints != b.fingerprints:
+        differ = [
+            number for number, pair in enumerate(zip(a.fingerprints, b.fingerprints)) if len(set(pair)) > 1
+        ]
+        raise ValueError(
+            f"a and b were measured on different episodes: {len(differ)} of {len(a.fingerprints)}, such as number "
+            f"{differ[0]}, have other images or labels (data of another seed, size or noise?)"
+        )
     mean, half = mean_interval(a.values.double() - b.values.double())
     return Comparison(mean, half, a.protocol)

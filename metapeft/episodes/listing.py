@@ -117,7 +117,9 @@ def _read(path: Path) -> tuple[Protocol, dict[str, NDArray[np.int64]]]:
         raise DataError(f"{path} is damaged: {error}") from None
     for part, rows in lists.items():
         if rows.dtype != np.int64:
-            raise DataError(f"{path} is damaged: {part} must hold rows of whole numbers below 2^63, each as long")
+            raise DataError(
+                f"{path} is damaged: {part} must hold rows of whole numbers below 2^63, each as long"
+            )
         if rows.ndim != 2 or len(rows) != protocol.episodes or not rows.shape[1]:
             raise DataError(f"{path} is damaged: {part} must have {protocol.episodes} rows, not {rows.shape}")
     return protocol, lists

@@ -108,7 +108,9 @@ class Protocol:
             raise ValueError(f"not the fields of a protocol: {error}") from None
         for name, kind in get_type_hints(cls).items():
             if not any(_is_a(getattr(found, name), allowed) for allowed in get_args(kind) or (kind,)):
-                raise ValueError(f"not the fields of a protocol: {name}={fields[name]!r} must be {_said(kind)}")
+                raise ValueError(
+                    f"not the fields of a protocol: {name}={fields[name]!r} must be {_said(kind)}"
+                )
         return found
 
     def __str__(self) -> str:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import metapeft as mp
+from metapeft.datasets.images import ImageData
 from metapeft.intervals import mean_interval
 from metapeft.tuning import calibrated_scale, grid, inner_steps, tune
 from tests.trainer.helpers import learner, sampler
@@ -94,6 +95,38 @@ def test_only_the_same_episodes_are_compared(other: dict[str, Any]) -> None:
     b = mp.evaluate(own, other.get("sampler", sampler("val")), other.get("episodes", 9))
     with pytest.raises(ValueError, match="episodes"):
         mp.compare(a, b)
+
+
+def test_what_an_episode_holds_tells_it_apart_whatever_it_is_called() -> None:
+    own, (known, data) = learner("protonet"), (sampler("val"), sampler("val").dataset)
+    a = mp.evaluate(own, known, 9)
+    images = data.images.clone()
+    changed = int(known[4].query_index[0])
+    images[changed] ^= 1
+    other = ImageData(
+        images, data.labels, data.classes, data.split, name=data.name, mean=[0.5], deviation=[0.3]
+    )
+    b = mp.evaluate(own, mp.EpisodeSampler(other, known.ways, known.shots, known.queries, known.seed), 9)
+    assert a.protocol == b.protocol
+    differ = [number for number, pair in enumerate(zip(a.fingerprints, b.fingerprints)) if len(set(pair)) > 1]
+    assert 4 in differ
+    assert differ == [number for number in range(9) if changed in drawn(known[number])]
+    with pytest.raises(
+        ValueError, match=f"{len(differ)} of 9, such as number {differ[0]}, have other images"
+    ):
+        mp.compare(a, b)
+    x, y = regression()
+    noisy = mp.EpisodeSampler(
+        mp.load_dataset("sinusoid", split=y.dataset.split, noise=0.1), y.ways, y.shots, y.queries, y.seed
+    )
+    with pytest.raises(ValueError, match="data of another seed, size or noise"):
+        mp.compare(mp.evaluate(x, y, 4), mp.evaluate(x, noisy, 4))
+
+
+def drawn(episode: mp.Episode) -> list[int]:
+    assert episode.support_index is not None
+    assert episode.query_index is not None
+    return [*episode.support_index.tolist(), *episode.query_index.tolist()]
 
 
 def regression() -> tuple[mp.Learner, mp.EpisodeSampler]:
