@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metapeft.adapting import solver_outside_training
+from metapeft.arguments import whole
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.protocol import Protocol
 from metapeft.errors import NotFiniteInput, NumericalError
@@ -116,9 +117,7 @@ def evaluate(
         >>> result.values.shape
         torch.Size([4])
     """
-    for name, count in (("episodes", episodes), ("tasks_per_batch", tasks_per_batch)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}={count!r}: allowed is a whole number of at least 1")
+    whole(episodes=episodes, tasks_per_batch=tasks_per_batch)
     if diverged not in ("raise", "wrong"):
         raise ValueError(f"diverged={diverged!r}: allowed are 'raise' and 'wrong'")
     if not hasattr(learner, "objectives"):

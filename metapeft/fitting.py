@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metapeft import specs
+from metapeft.arguments import flag, number, whole
 from metapeft.distributed import Processes
 from metapeft.episode_specs import built_episodes, of_episodes
 from metapeft.hypergradients.problem import Problem
@@ -47,10 +48,9 @@ class Plan:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name == "validate_start":
-                if not isinstance(value, bool):
-                    raise ValueError(f"validate_start={value!r}: allowed are True and False")
-            elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field.name}={value!r}: allowed is a whole number of at least 1")
+                flag(validate_start=value)
+            else:
+                whole(**{field.name: value})
 
     def check(
         self, trainer: BilevelTrainer, episodes: Any, validation: Any, run_dir: Any, tensorboard: bool = False
@@ -161,8 +161,28 @@ def parameter_groups(trained: Mapping[str, Tensor], lr: float | Mapping[str, flo
     return [{"params": values, "lr": rates[key]} for key, values in groups.items()]
 
 
-def refuse_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError for an optimiser that wants to evaluate the objective itself."""
+def made_optimizer(
+    optimizer: Callable[..., Any], trained: Mapping[str, Tensor], lr: Any, options: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """The optimiser of the outer variables.
+
+    Raises:
+        ValueError: what `parameter_groups` refuses, options that it does not take, what is no optimiser, and one that
+            wants to evaluate the objective itself.
+    """
+    groups = parameter_groups(trained, lr)
+    try:
+        made = optimizer(groups, **options)
+    except TypeError as error:
+        raise ValueError(f"options={dict(options)!r}: {error}") from error
+    _refuse_optimizer(made)
+    found: torch.optim.Optimizer = made
+    return found
+
+
+def _refuse_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"optimizer makes a {type(optimizer).__name__}: a class of torch.optim is needed")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ValueError(
@@ -181,16 +201,10 @@ def refuse_settings(
     memory: int | str | None = None,
 ) -> None:
     """Raise ValueError for settings of a trainer that are out of range or do not go with its learner."""
-    counts = {
-        "tasks_per_step": tasks_per_step,
-        "chunk": 1 if chunk is None else chunk,
-        "inner_every": inner_every,
-    }
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: allowed is a whole number of at least 1")
-    if clip is not None and not 0 < clip < math.inf:
-        raise ValueError(f"clip={clip!r}: allowed is a number above 0, or None")
+    whole(tasks_per_step=tasks_per_step, chunk=1 if chunk is None else chunk, inner_every=inner_every)
+    flag(warm_start=warm_start)
+    if clip is not None:
+        number(above=True, clip=clip)
     if chunk is not None and isinstance(learner, ProblemTask):
         raise ValueError(f"chunk={chunk}: a bilevel problem is not cut into tasks, so chunk has no effect")
     if warm_start and chunk is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metapeft.episode_specs import of_change, of_data
 from metapeft.episodes import counter
+from metapeft.episodes.shift import checked_change, resolved_shift
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class GroupSampler:
         if not 1 <= size <= len(dataset):
             raise ValueError(f"size={size}: a group has 1 to {len(dataset)} images, all of the data set")
         self.dataset, self.size, self.seed = dataset, size, seed
-        self.augment, self.shift = augment, shift
+        self.augment = checked_change("augment", augment)
+        self.shift = resolved_shift(shift, getattr(dataset, "split", "train"))
         self._root = counter.root(seed)
 
     def settings(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from metapeft import adapting, derived, roles, specs, state
 from metapeft import generators as generator_folder
 from metapeft import heads as head_folder
 from metapeft.adapted import Adapted
+from metapeft.arguments import flag, floating, seed_number, whole
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.fixed_layers import FixedLayers
 from metapeft.generators.generator import Generator
@@ -24,6 +25,7 @@ from metapeft.inner.solver import Solver
 from metapeft.item_masks import ItemMasks
 from metapeft.items import Items, moved, number_of_ways, refuse_no_tensor, row_loss
 from metapeft.objectives import Objectives
+from metapeft.placement import usable
 from metapeft.precision import check_autocast
 from metapeft.updates import registry as update_registry
 from metapeft.updates.attached import AttachedModel
@@ -100,12 +102,17 @@ class Learner:
         if inner_data not in ("support", "both"):
             raise ValueError(f"inner_data={inner_data!r}: allowed are 'support' and 'both'")
         roles.check_model(model)
+        device = None if device is None else usable(device)
+        floating(dtype)
+        seed_number(seed)
+        flag(dropout=dropout)
+        whole(0, test_steps=0 if test_steps is None else test_steps)
         self.name, self.seed, self.inner_data = name, seed, inner_data
         self.outer = roles.checked_groups(outer)
         self.head: Head = roles.resolved_head(head, head_folder.registry)
         self.head_name: str = specs.string_name(self.head, head_folder.registry)
-        self.generator: Generator | None = roles.resolved(generator, generator_folder.registry)
-        self.selection: Any = roles.resolved(selection, update_registry)
+        self.generator: Generator | None = roles.resolved_generator(generator, generator_folder.registry)
+        self.selection: Any = roles.resolved_selection(selection, update_registry)
         self.loss, self.row_loss = loss, row_loss(loss)
         self.inner: Solver | None = inner if inner is None or isinstance(inner, Solver) else as_solver(inner)
         self.test_steps, self.adapt_patterns = test_steps, adapt
@@ -205,6 +212,8 @@ class Learner:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Learner:
         """Move every tensor of the learner, in place; None leaves device or dtype as it is."""
+        device = None if device is None else usable(device)
+        floating(dtype)
         own = self.state()
         self.model, _ = copied(self.model, True, device, dtype)
         for view in ("body", "batch_model", "training_model"):
@@ -220,6 +229,7 @@ class Learner:
 
     def objectives(self, batch: EpisodeBatch, training: bool) -> Objectives:
         """The two objectives on a batch, its inputs on the learner's device and turned into floats once."""
+        roles.check_batch(batch)
         return self._objectives(
             Items(batch.support_x, batch.support_y, batch.support_mask),
             Items(batch.query_x, batch.query_y, batch.query_mask),
@@ -283,6 +293,7 @@ class Learner:
         Raises:
             ValueError: labels below 0 or not below `ways`, shapes that do not fit.
         """
+        whole(ways=1 if ways is None else ways)
         ways = number_of_ways(support_y, ways)
         objectives = self._objectives(Items(support_x, support_y, mask), None, ways, training=False)
         w, made = self.solve(objectives, steps)

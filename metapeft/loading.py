@@ -141,6 +141,8 @@ def save(learner: Learner, run: str | os.PathLike[str], episodes: Any = None) ->
         ...     load(f"{folder}/start").name
         'sr+lora'
     """
+    if not isinstance(learner, Learner):
+        raise ValueError(f"learner is of type {type(learner).__name__}: an mp.Learner is needed")
     config = specs.as_json({"learner": learner.settings(), "episodes": of_episodes(episodes)})
     begun = (Path(run) / "config.json").exists() and not is_saved(run)  # and killed before its end
     with Run.open(run) if begun else Run.create(run, config) as folder:

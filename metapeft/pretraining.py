@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metapeft import state
+from metapeft.arguments import flag, floating, whole
 from metapeft.buffers import task_mean
 from metapeft.finite import refuse_not_finite
 from metapeft.groups import Groups, GroupSampler
 from metapeft.hypergradients.problem import Problem, Result, resolve
 from metapeft.placement import usable
 from metapeft.precision import check_autocast, forward_precision, precision_name
+from metapeft.roles import check_model
 from metapeft.trainer import BilevelTrainer
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.attaching import attach
@@ -143,7 +145,7 @@ def pretrain(
         group: images that share batch statistics. groups: of them.
         optimizer, lr, schedule: as `BilevelTrainer` takes them.
         seed: of the images' order and the temporary softmax.
-        augment, shift: applied to each image on its own.
+        augment, shift: applied to each image on its own; as `EpisodeSampler` takes them.
         preprocess: uint8 to floats; None for `data.preprocess`.
         run_dir: a run folder; with `resume=True` one that is there already goes on.
         softmax: `softmax.weight` and `softmax.bias` of an earlier retraining (its checkpoint has them), to continue
@@ -168,6 +170,13 @@ def pretrain(
         >>> log[-1]["step"]
         2
     """
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(f"backbone is of type {type(backbone).__name__}: a torch.nn.Module is needed")
+    floating(dtype)
+    whole(group=group)
+    flag(resume=resume)
+    if resume and run_dir is None:
+        raise ValueError("resume=True goes on with a run folder: give run_dir= too")
     sampler = GroupSampler(data, group, seed, augment, shift)
     chosen = data.preprocess if preprocess is None else preprocess
     place = next(backbone.parameters()).device if device is None else usable(device)
@@ -199,10 +208,15 @@ def calibrate(
         groups, group: how many groups, of how many images. seed: of their draw.
 
     Returns: a model on weights of its own, with the new buffers.
+
+    Raises:
+        ValueError: what `attach` did not make, numbers below 1, what is no image data set.
     """
+    check_model(model)
+    whole(groups=groups, group=group)
     own, _ = copied(model)
     measured = viewed(own, sites={}, norm="transductive")
-    sampler = GroupSampler(data, min(group, len(data)), seed)
+    sampler = GroupSampler(data, min(group, len(getattr(data, "labels", ())) or group), seed)
     total: dict[str, tuple[Tensor, Tensor]] = {}
     for i in range(groups):
         statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = {}

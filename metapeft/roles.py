@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metapeft._registry import Registry
+from metapeft.generators.generator import Generator
 from metapeft.heads.head import Head
 from metapeft.hypergradients.direct import Direct
 from metapeft.hypergradients.problem import Engine
@@ -48,6 +49,10 @@ def checked_groups(outer: Sequence[str]) -> tuple[str, ...]:
         >>> checked_groups("weights")
         ('weights',)
     """
+    if not isinstance(outer, str | list | tuple | set):
+        raise ValueError(
+            f"outer={outer!r}: a tuple of groups is needed, of {', '.join(GROUPS)}; () trains nothing"
+        )
     names = (outer,) if isinstance(outer, str) else tuple(outer)
     for name in names:
         if name not in GROUPS:
@@ -71,6 +76,10 @@ def adapted_names(adapt: str | Sequence[str], names: Sequence[str]) -> list[str]
     """
     if isinstance(adapt, str) and adapt == "all":
         return list(names)
+    if not isinstance(adapt, str | list | tuple | set) or not all(isinstance(name, str) for name in adapt):
+        raise ValueError(
+            f"adapt={adapt!r}: allowed are 'all', a glob over names of factors, and a list of globs"
+        )
     patterns = [adapt] if isinstance(adapt, str) else list(adapt)
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
@@ -134,6 +143,21 @@ def check_model(model: object) -> None:
     if not isinstance(model, AttachedModel):
         raise ValueError(
             f"model is of type {type(model).__name__}: mp.attach(backbone, format) makes what is needed"
+        )
+
+
+def check_batch(batch: object) -> None:
+    """Raise ValueError for what has not the fields of an `EpisodeBatch`.
+
+    Example:
+        >>> check_batch(3)
+        Traceback (most recent call last):
+        ValueError: batch is of type int: an mp.EpisodeBatch is needed, such as EpisodeSampler(...).batch(0, 4)
+    """
+    if not hasattr(batch, "support_x"):
+        raise ValueError(
+            f"batch is of type {type(batch).__name__}: an mp.EpisodeBatch is needed, such as "
+            "EpisodeSampler(...).batch(0, 4)"
         )
 
 
@@ -264,6 +288,26 @@ def resolved_head(head: Any, registry: Registry) -> Head:
         return found
     own = "one of your own derives from mp.heads.Head, with start(features, y, ways, mask)"
     raise ValueError(f"head is of type {type(found).__name__}: {own}")
+
+
+def resolved_generator(generator: Any, registry: Registry) -> Generator | None:
+    """A generator by its name, or the generator itself; raises ValueError for what is none."""
+    found = resolved(generator, registry)
+    if found is None or isinstance(found, Generator):
+        return found
+    own = "one of your own derives from mp.generators.Generator"
+    raise ValueError(f"generator is of type {type(found).__name__}: {own}; MappingNet(hidden=64) is ours")
+
+
+def resolved_selection(selection: Any, registry: Registry) -> Any:
+    """A selection by its name, or the selection itself; raises ValueError for what is none."""
+    found = resolved(selection, registry)
+    if found is None or (hasattr(found, "start") and callable(found)):
+        return found
+    raise ValueError(
+        f"selection is of type {type(found).__name__}: 'softmax', or one of your own with start(sites) and "
+        "__call__(sites, factors, logits)"
+    )
 
 
 def resolved(part: Any, registry: Registry) -> Any:

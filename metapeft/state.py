@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from metapeft.arguments import by_name
+
 
 def copies(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Detached copies of tensors by name."""
@@ -30,6 +32,7 @@ def take_over(own: Mapping[str, Tensor], state: Mapping[str, Tensor], partly: bo
         >>> weight
         tensor([1., 1.])
     """
+    by_name("tensors", state=state)
     common = [name for name in own if name in state]
     missing = sorted(set(own) - set(state))
     if not common or (missing and not partly):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metapeft import fitting, shared_run
+from metapeft.arguments import by_name, floating, whole
 from metapeft.buffers import move_buffers
 from metapeft.byte_units import parse_bytes
 from metapeft.chunking import Chunking
@@ -78,6 +79,7 @@ class BilevelTrainer:
     ) -> None:
         self.processes = processes()  # first, for it says which GPU is this process's own
         device = None if device is None else usable(device)
+        floating(dtype)
         fitting.refuse_task(task, optimizer)
         if not isinstance(task, Problem) and (device is not None or dtype is not None):
             task.to(device, dtype)
@@ -88,9 +90,9 @@ class BilevelTrainer:
         self.tasks_per_step, self.chunk, self.clip = tasks_per_step, chunk, clip
         self.inner_every = inner_every
         self.schedule, self.warm_start, self.show = schedule, warm_start, progress
+        by_name("settings", options=options or {})
         self.lr, self.options, self._make = lr, dict(options or {}), optimizer
         self._start(0)
-        fitting.refuse_optimizer(self.optimizer)
 
     def settings(self) -> dict[str, Any]:
         """Everything that the outcome depends on, as JSON can say it."""
@@ -154,6 +156,7 @@ class BilevelTrainer:
             steps, validate_every, validation_episodes, checkpoint_every, log_every, validate_start
         )
         plan.check(self, episodes, validation, run_dir, tensorboard)
+        whole(0, stop_at=0 if stop_at is None else stop_at)
         self._start(steps)
         if self.processes.count > 1:
             self.learner.load_state(self.processes.align(self.learner.state()))
@@ -184,6 +187,7 @@ class BilevelTrainer:
             RunError: no such run, or one in use.
             ValueError: a trainer, learner or episodes other than the run was started with.
         """
+        whole(0, stop_at=0 if stop_at is None else stop_at)
         with shared_run.opened(run_dir, self.processes) as run:
             with stored_in(run.folder / "config.json"):
                 plan, episodes, validation = fitting.Plan.restored(self, run.config, episodes, validation)
@@ -200,7 +204,7 @@ class BilevelTrainer:
     # --- one run, as its loop drives it ---------------------------------------------------------------------
 
     def _start(self, steps: int) -> None:
-        self.optimizer = self._make(fitting.parameter_groups(self.learner.trained, self.lr), **self.options)
+        self.optimizer = fitting.made_optimizer(self._make, self.learner.trained, self.lr, self.options)
         self.steps, self.step = steps, 0
         self.best: float | None = None
         self._inner: Mapping[str, Tensor] | None = None

@@ -215,3 +215,95 @@ def test_a_list_of_episodes_goes_into_a_folder_that_is_there(tmp_path: Path) -> 
     with pytest.raises(RunError, match=r"list.json cannot be written: No such file"):
         dump(episodes, 2, tmp_path / "missing" / "list.json")
     assert not list(tmp_path.iterdir())
+
+
+def mapping(**options: Any) -> Any:
+    return mp.generators.MappingNet(**options)
+
+
+def image_data(**options: Any) -> Any:
+    return mp.datasets.ImageData(
+        images(4, 1, 8, 8, dtype=torch.uint8), [0, 0, 1, 1], **{"classes": ["a", "b"], **options}
+    )
+
+
+def plain(format: Any = None, **options: Any) -> mp.AttachedModel:
+    return mp.attach(mp.backbones.mlp(4, 3, hidden=(8,)), mp.CP(2) if format is None else format, **options)
+
+
+def body() -> torch.nn.Module:
+    return mp.backbones.mlp(4, 3, hidden=(8,))
+
+
+ONE_STEP = mp.inner.SGD(1, 0.1)
+NO_GPU = pytest.mark.skipif(
+    torch.accelerator.is_available(), reason="this machine has the device that it asks for"
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        pytest.param(lambda: mp.Learner(plain(), device="cuda"), "device='cuda': allowed on", marks=NO_GPU),
+        pytest.param(lambda: learner().to("cuda"), "device='cuda': allowed on", marks=NO_GPU),
+        (lambda: mp.Learner(plain(), device="gpu"), "device='gpu': allowed on"),
+        (lambda: mp.Learner(plain(), dtype=torch.int32), "dtype=torch.int32: allowed are"),
+        (lambda: learner().to(dtype=torch.int32), "dtype=torch.int32: allowed are"),
+        (lambda: mp.BilevelTrainer(learner(), dtype="float32"), "dtype='float32': allowed are"),
+        (lambda: mp.Learner(plain(), generator=3), "generator is of type int"),
+        (lambda: mp.Learner(plain(), selection=3), "selection is of type int"),
+        (lambda: mp.Learner(plain(), ONE_STEP, adapt=3), "adapt=3: allowed are 'all', a glob"),
+        (lambda: mp.Learner(plain(), ONE_STEP, adapt=[1]), "adapt=.1.: allowed are 'all', a glob"),
+        (lambda: mp.Learner(plain(), outer=None), "outer=None: a tuple of groups"),
+        (lambda: mp.Learner(plain(), ONE_STEP, test_steps=-1), "test_steps=-1: allowed is a whole number"),
+        (lambda: mp.Learner(plain(), dropout=1), "dropout=1: allowed are True and False"),
+        (lambda: mp.Learner(plain(), seed=1.5), "seed must be an integer .* not 1.5"),
+        (lambda: mp.methods.maml(body(), steps=3, inner=ONE_STEP), "steps=3 has no effect beside inner="),
+        (lambda: mp.methods.boil(body(), lr=0.2, inner=ONE_STEP), "lr=0.2 has no effect beside inner="),
+        (lambda: mp.methods.meta_sgd(body(), steps=3, inner=ONE_STEP), "steps=3 has no effect beside inner="),
+        (lambda: mp.methods.mamlpp(body(), steps=3, inner=ONE_STEP), "steps=3 has no effect beside inner="),
+        (lambda: mp.methods.imaml(body(), proximal=3.0, inner=ONE_STEP), "proximal=3.0 has no effect beside"),
+        (lambda: mp.methods.autolora(body(), lr=0.2, inner=ONE_STEP), "lr=0.2 has no effect beside inner="),
+        (lambda: mp.methods.autolora(body(), format=mp.CP(2)), "autolora has no option 'format'"),
+        (lambda: mp.methods.metapeft(body(), generator=None, hidden=7), "hidden=7 has no effect beside gen"),
+        (lambda: mp.methods.metapeft(body(), generator=mapping(), hidden=7), "hidden=7 has no effect beside gen"),
+        (lambda: mp.methods.metalora_tr(body(), generator=mapping(), per="input"), "per='input' has no effect"),
+        (lambda: plain(targets=[]), "targets=.. names nothing"),
+        (lambda: plain(seed=1.5), "seed=1.5"),
+        (lambda: mp.calibrate(plain({}), image_data(), groups=0), "groups=0: allowed is a whole number"),
+        (lambda: mp.calibrate(body(), image_data()), "model is of type Sequential: mp.attach"),
+        (lambda: mp.calibrate(plain({}), 3), "data is of type int"),
+        (lambda: mp.pretrain(body(), image_data(), 1, group="a"), "group='a': allowed is a whole number"),
+        (lambda: mp.pretrain(3, image_data(), 1), "backbone is of type int"),
+        (lambda: mp.pretrain(body(), image_data(), 1, group=2, resume=True), "give run_dir= too"),
+        (lambda: mp.pretrain(body(), image_data(), 1, group=2, augment=3), "augment must be a callable"),
+        (lambda: mp.BilevelTrainer(learner(), clip="1"), "clip='1': allowed is a finite number above 0"),
+        (lambda: mp.BilevelTrainer(learner(), options={"x": 1}), "options=.*unexpected keyword argument 'x'"),
+        (lambda: mp.BilevelTrainer(learner(), options=3), "options is of type int: a dict"),
+        (lambda: mp.BilevelTrainer(learner(), optimizer=lambda groups: {}), "optimizer makes a dict"),
+        (lambda: mp.BilevelTrainer(learner(), warm_start=1), "warm_start=1: allowed are True and False"),
+        (lambda: mp.BilevelTrainer(learner()).fit(SINUSOIDS, 1, stop_at=-1), "stop_at=-1: allowed is"),
+        (lambda: mp.episodes.Shift(3), "kinds must be a list of names"),
+        (lambda: mp.episodes.Augment(flip="no"), "flip='no': allowed are True and False"),
+        (lambda: mp.EpisodeSampler(image_data(), 2, 1, 1, rotations="no"), "rotations='no': allowed are"),
+        (lambda: mp.load_dataset(3), "name=3: the name of a data set"),
+        (lambda: image_data(classes="ab"), "classes='ab': a list of names"),
+        (lambda: image_data(mean=0.5, deviation=0.5), "mean=0.5: a list is needed"),
+        (lambda: image_data(mean=[0.5] * 3, deviation=[0.5] * 3), "a number a channel is needed, and images have 1"),
+        (lambda: mp.save(3, "never"), "learner is of type int"),
+        (lambda: learner().hypergradient(3), "batch is of type int: an mp.EpisodeBatch"),
+        (lambda: learner().load_state(3), "state is of type int: a dict"),
+        (lambda: plain()(torch.zeros(2, 3, 4), 3), "factors is of type int: a dict"),
+        (lambda: mp.backbones.mlp(4, 3, hidden=8), "hidden=8: a tuple is needed"),
+        (lambda: mp.inner.Adam(1, 0.1, betas=3), "betas=3 has to be a pair"),
+        (lambda: mp.heads.Ridge(penalty="a"), "penalty='a': allowed is a finite number above 0"),
+        (lambda: mp.hypergradient(3, None, {"a": torch.ones(1)}, {}), "outer=3 has to be a function"),
+        (lambda: mp.hypergradient(lambda u, w: u["a"], None, {"a": torch.ones(1)}, 3), "w0=3 has to be a dict"),
+    ],
+)  # fmt: skip
+def test_the_library_says_it_as_a_value_error(make: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+SINUSOIDS = mp.EpisodeSampler(mp.load_dataset("sinusoid"), 1, 5, 5)

@@ -36,6 +36,8 @@ def mlp(inputs: int = 1, outputs: int = 1, hidden: Sequence[int] = (40, 40), see
 
     Source: Finn et al. 2017 (arXiv 1703.03400), section 5.1.
     """
+    if not isinstance(hidden, Sequence):
+        raise ValueError(f"hidden={hidden!r}: a tuple is needed, a width each, such as ({hidden},)")
     sizes = [inputs, *hidden]
     check_sizes(inputs=inputs, outputs=outputs, **{f"hidden[{i}]": units for i, units in enumerate(hidden)})
 

@@ -101,15 +101,25 @@ class ImageData:
         deviation: Sequence[float] | None = None,
     ) -> None:
         _check_images(images)
+        if isinstance(classes, str) or not isinstance(classes, Sequence):
+            raise ValueError(f"classes={classes!r}: a list of names is needed")
         self.images = images
         self.labels = _checked_labels(labels, len(images), len(classes))
         self.classes = tuple(classes)
         _check_classes(self.classes)
+        for name_of, numbers in (("mean", mean), ("deviation", deviation)):
+            if numbers is not None and not isinstance(numbers, Sequence):
+                raise ValueError(f"{name_of}={numbers!r}: a list is needed, a number a channel")
         if (mean is None) != (deviation is None):
             raise ValueError("mean and deviation belong together: give both or none")
         self.split = split
         self.name = name
         self._statistics = None if mean is None or deviation is None else (list(mean), list(deviation))
+        if self._statistics and {len(numbers) for numbers in self._statistics} != {images.shape[1]}:
+            raise ValueError(
+                f"mean={mean} and deviation={deviation}: a number a channel is needed, and images have "
+                f"{images.shape[1]} of them"
+            )
 
     def __len__(self) -> int:
         return len(self.images)

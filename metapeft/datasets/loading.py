@@ -36,6 +36,8 @@ def load_dataset(
         ValueError: data set 'omniglot' has no option 'sise': it has split_by, size, rotations, validation, \
 download; did you mean 'size'?
     """
+    if not isinstance(name, str):
+        raise ValueError(f"name={name!r}: the name of a data set is needed, such as 'omniglot'")
     reader = registry.resolve(name)
     known = [option for option in inspect.signature(reader).parameters if option not in ("root", "split")]
     for option in options:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metapeft.arguments import number
 from metapeft.datasets.images import check_split, split_hash
 from metapeft.episodes import counter
 
@@ -38,8 +39,7 @@ class Sinusoid:
 
     def __init__(self, split: str = "train", noise: float = 0.0) -> None:
         check_split(split)
-        if not noise >= 0 or not math.isfinite(noise):
-            raise ValueError(f"noise must be a finite standard deviation of at least 0, not {noise!r}")
+        number(noise=noise)
         self.split = split
         self.noise = noise
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from metapeft.arguments import flag, number
 from metapeft.episodes import counter
 
 
@@ -34,9 +33,8 @@ class Augment:
     ) -> None:
         if isinstance(crop, bool) or not isinstance(crop, int) or crop < 0:
             raise ValueError(f"crop must be a number of pixels, at least 0, not {crop!r}")
-        for name, value in (("brightness", brightness), ("contrast", contrast)):
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be a finite share of at least 0, not {value!r}")
+        number(brightness=brightness, contrast=contrast)
+        flag(flip=flip)
         if not (crop or flip or brightness or contrast):
             raise ValueError("Augment() changes nothing: set crop, flip, brightness or contrast")
         self.crop, self.flip, self.brightness, self.contrast = crop, flip, brightness, contrast

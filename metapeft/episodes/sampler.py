@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metapeft.arguments import flag
 from metapeft.datasets.rotated import Rotated
 from metapeft.episodes import counter
 from metapeft.episodes.episode import Episode, EpisodeBatch
+from metapeft.episodes.shift import checked_change, resolved_shift
 from metapeft.episodes.sizes import Sizes
 
 # Keys below an episode's key. Changing one changes every published index list.
@@ -77,6 +79,7 @@ class EpisodeSampler:
         episodes: int | None = None,
     ) -> None:
         self._root = counter.root(seed)
+        flag(rotations=rotations, imbalanced=imbalanced)
         self.generative = callable(getattr(dataset, "draw", None))
         self.sizes = Sizes.checked(ways, shots, queries, imbalanced)
         if not self.generative:
@@ -84,8 +87,8 @@ class EpisodeSampler:
         self.dataset: Any = Rotated(dataset) if rotations and not self.generative else dataset
         self.ways, self.shots, self.queries = self.sizes.as_given()
         self.seed, self.rotations, self.imbalanced = int(seed), bool(rotations), bool(imbalanced)
-        self.shift = _resolve_shift(shift, getattr(dataset, "split", "train"))
-        self.augment = _callable("augment", augment)
+        self.shift = resolved_shift(shift, getattr(dataset, "split", "train"))
+        self.augment = checked_change("augment", augment)
         self.episodes = sys.maxsize if episodes is None else episodes
         if not isinstance(self.episodes, int) or not 1 <= self.episodes <= sys.maxsize:
             raise ValueError(f"episodes must be an integer from 1 to {sys.maxsize}, not {episodes!r}")
@@ -120,6 +123,9 @@ class EpisodeSampler:
 
     def _keys(self, start: int, count: int) -> counter.Words:
         """`(T, 6)`: for each episode a key for each purpose."""
+        for name, value in (("start", start), ("count", count)):
+            if not hasattr(value, "__index__"):
+                raise ValueError(f"{name}={value!r}: allowed is a whole number")
         start, count = operator.index(start), operator.index(count)
         if count < 1 or start < 0 or start + count > self.episodes:
             raise ValueError(
@@ -215,22 +221,6 @@ def _check_images(dataset: Any) -> None:
 
 def _seeds(key: counter.Words) -> Tensor:
     return torch.from_numpy((key >> np.uint64(1)).astype(np.int64))
-
-
-def _resolve_shift(shift: Any, split: str) -> Any:
-    if shift is None or shift is False:
-        return None
-    if shift is True:
-        from metapeft.episodes.shift import Shift
-
-        return Shift.of_split(split)
-    return _callable("shift", shift)
-
-
-def _callable(name: str, value: Any) -> Any:
-    if value is not None and not callable(value):
-        raise ValueError(f"{name} must be a callable (images, seeds) -> images, not {value!r}")
-    return value
 
 
 def _checked_images(found: Any, given: Tensor, argument: str) -> Tensor:

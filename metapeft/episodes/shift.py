@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,8 @@ class Shift:
     """
 
     def __init__(self, kinds: Sequence[str]) -> None:
-        unknown = [kind for kind in kinds if kind not in KINDS]
-        if unknown or not kinds or isinstance(kinds, str):
+        named = isinstance(kinds, list | tuple) and kinds and all(kind in KINDS for kind in kinds)
+        if not named:
             raise ValueError(f"kinds must be a list of names among {', '.join(sorted(KINDS))}, not {kinds!r}")
         self.kinds = tuple(kinds)
 
@@ -71,3 +72,25 @@ class Shift:
 
     def __repr__(self) -> str:
         return f"Shift({list(self.kinds)})"
+
+
+def resolved_shift(shift: Any, split: str) -> Any:
+    """What `shift=` means on a split: None for False, the split's kinds for True, else itself.
+
+    Raises:
+        ValueError: what cannot be called; True on a split without kinds.
+
+    Example:
+        >>> resolved_shift(True, "val")
+        Shift(['outline', 'salt', 'stretch'])
+    """
+    if shift is None or shift is False:
+        return None
+    return Shift.of_split(split) if shift is True else checked_change("shift", shift)
+
+
+def checked_change(name: str, change: Any) -> Any:
+    """A change of images, or None; ValueError for what cannot be called."""
+    if change is not None and not callable(change):
+        raise ValueError(f"{name} must be a callable (images, seeds) -> images, not {change!r}")
+    return change

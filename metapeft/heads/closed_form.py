@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metapeft.heads.head import Head, Tensors, above_zero, absent_bias, one_hot
+from metapeft.arguments import number
+from metapeft.heads.head import Head, Tensors, absent_bias, one_hot
 from metapeft.heads.linear import PrototypeInit
 
 
@@ -60,7 +61,7 @@ class Ridge(Head):
     bias: float = 0.0
 
     def __post_init__(self) -> None:
-        above_zero(penalty=self.penalty, scale=self.scale)
+        number(above=True, penalty=self.penalty, scale=self.scale)
 
     def learned(self) -> dict[str, Tensor]:
         return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -53,17 +52,6 @@ class Head:
         """Logits `(T, B, N)` of features `(T, B, F)`: `features weight^T + bias`."""
         bias = tensors["head.bias"].unsqueeze(1)
         return torch.baddbmm(bias, features, tensors["head.weight"].transpose(1, 2))
-
-
-def above_zero(**values: float) -> None:
-    """Raise ValueError for a setting that is no finite number above 0.
-
-    Example:
-        >>> above_zero(scale=0.5)
-    """
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value!r}: allowed is a finite number above 0")
 
 
 def one_hot(y: Tensor, ways: int, mask: Tensor | None, like: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metapeft.heads.head import Head, Tensors, above_zero, absent_bias, class_means, one_hot
+from metapeft.arguments import number
+from metapeft.heads.head import Head, Tensors, absent_bias, class_means, one_hot
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class PrototypeInit(Head):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        above_zero(scale=self.scale)
+        number(above=True, scale=self.scale)
 
     def learned(self) -> dict[str, Tensor]:
         return {"log_scale": torch.tensor(math.log(self.scale), dtype=torch.float64)}

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metapeft.arguments import number
 from metapeft.heads.closed_form import Ridge
-from metapeft.heads.head import Head, Tensors, above_zero, absent_bias, one_hot
+from metapeft.heads.head import Head, Tensors, absent_bias, one_hot
 from metapeft.inner.closed_form import ridge
 from metapeft.inner.multiclass import softmax_regression
 
@@ -72,7 +73,7 @@ class Logistic(Head):
     penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        above_zero(penalty=self.penalty)
+        number(above=True, penalty=self.penalty)
 
     def learned(self) -> dict[str, Tensor]:
         return {"log_penalty": torch.tensor(math.log(self.penalty))}

@@ -57,6 +57,13 @@ class Problem:
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"u[{name!r}] has to be a floating-point tensor, it is {kind}")
+        for name, function in (("outer", self.outer), ("inner", self.inner)):
+            if not callable(function) and (name == "outer" or function is not None):
+                raise ValueError(f"{name}={function!r} has to be a function of (u, w)")
+        if not isinstance(self.w0, Mapping) and not callable(self.w0):
+            raise ValueError(
+                f"w0={self.w0!r} has to be a dict, name -> tensor, or a function of u that gives it"
+            )
         if self.data is not None and not (isinstance(self.data, tuple) and len(self.data) == 2):
             raise ValueError("data has to be a pair (inner batch or list of batches, outer batch)")
         if self.solver is not None and not isinstance(self.solver, Solver):

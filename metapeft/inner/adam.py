@@ -55,7 +55,7 @@ class Adam(Descent):
         weight_decay: Setting = 0.0,
     ) -> None:
         super().__init__(steps, lr, rates, proximal, weight_decay)
-        if len(betas) != 2:
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas={betas!r} has to be a pair of numbers in [0, 1)")
         check_fraction("betas[0]", betas[0])
         check_fraction("betas[1]", betas[1])

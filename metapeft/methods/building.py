@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from metapeft.generators.mapping_net import MappingNet
 from metapeft.inner.solver import Solver
 from metapeft.learner import Learner
 from metapeft.updates.attaching import attach
@@ -24,10 +25,50 @@ def learns_rates(inner: Solver) -> bool:
     return bool(inner.rates({"x": torch.zeros(1)}))
 
 
+def solver(options: Mapping[str, Any], make: Callable[..., Solver], **given: Any) -> Any:
+    """`inner=` of the options, or the recipe's own: `make` with those of its settings that are not None.
+
+    Raises:
+        ValueError: `inner=` beside a setting of it.
+
+    Example:
+        >>> from metapeft.inner import SGD
+        >>> solver({"inner": SGD(1, 0.1)}, SGD, steps=3)
+        Traceback (most recent call last):
+        ...
+        ValueError: steps=3 has no effect beside inner=SGD(steps=1, lr=0.1, ...): say it there
+    """
+    said = {name: value for name, value in given.items() if value is not None}
+    if "inner" not in options:
+        return make(**said)
+    for name, value in said.items():
+        raise ValueError(f"{name}={value!r} has no effect beside inner={options['inner']!r}: say it there")
+    return options["inner"]
+
+
+def mapping_net(generator: Any, **given: Any) -> Any:
+    """`generator=`, or for `"default"` a `MappingNet` with those settings that are not None.
+
+    Raises:
+        ValueError: a setting of it beside a generator of one's own, or beside None.
+
+    Example:
+        >>> mapping_net("default", hidden=8).hidden
+        8
+    """
+    said = {name: value for name, value in given.items() if value is not None}
+    if isinstance(generator, str) and generator == "default":
+        return MappingNet(**said)
+    for name, value in said.items():
+        raise ValueError(f"{name}={value!r} has no effect beside generator={generator!r}: say it there")
+    return generator
+
+
 def recipe(
     backbone: nn.Module,
     format: Formats,
     name: str,
+    /,
     *,
     targets: Any = "all",
     norm: str = "running",

@@ -9,14 +9,22 @@ from torch import nn
 from metapeft.hypergradients.cg import CG
 from metapeft.inner.descent import SGD
 from metapeft.learner import Learner
-from metapeft.methods.building import recipe
+from metapeft.methods.building import recipe, solver
 from metapeft.updates.full import Full
 
 
 def maml(
-    backbone: nn.Module, *, steps: int = 5, lr: float = 0.1, norm: str = "support", **options: Any
+    backbone: nn.Module,
+    *,
+    steps: int | None = None,
+    lr: float | None = None,
+    norm: str = "support",
+    **options: Any,
 ) -> Learner:
     """MAML: full updates of all layers, differentiated through the inner loop.
+
+    Args:
+        steps, lr: of plain gradient descent, 5 and 0.1 unless said; any other solver is `inner=`.
 
     Source: Finn et al. 2017, arXiv 1703.03400, algorithm 1.
 
@@ -25,7 +33,8 @@ def maml(
         >>> maml(mp.backbones.mlp(4, 3, hidden=(8,))).outer
         ('weights',)
     """
-    options = {"inner": SGD(steps, lr), "outer": ("weights",), **options}
+    inner = solver(options, lambda steps=5, lr=0.1: SGD(steps, lr), steps=steps, lr=lr)
+    options = {"outer": ("weights",), **options, "inner": inner}
     return recipe(backbone, Full(), options.pop("name", "maml"), norm=norm, **options)
 
 
@@ -40,8 +49,12 @@ def fomaml(backbone: nn.Module, **options: Any) -> Learner:
     return maml(backbone, **{"hypergradient": "first-order", "name": "fomaml", **options})
 
 
-def meta_sgd(backbone: nn.Module, *, steps: int = 1, lr: float = 0.1, **options: Any) -> Learner:
-    """Meta-SGD: MAML with a learned rate for every element. Source: Li et al. 2017, arXiv 1707.09835.
+def meta_sgd(
+    backbone: nn.Module, *, steps: int | None = None, lr: float | None = None, **options: Any
+) -> Learner:
+    """Meta-SGD: MAML with a learned rate for every element, 1 step from 0.1 unless said.
+
+    Source: Li et al. 2017, arXiv 1707.09835.
 
     Example:
         >>> import metapeft as mp
@@ -49,7 +62,8 @@ def meta_sgd(backbone: nn.Module, *, steps: int = 1, lr: float = 0.1, **options:
         >>> tuple(learner.variables["rates.classifier.weight.delta"].shape)  # (steps, *start)
         (1, 1, 3, 8)
     """
-    options = {"inner": SGD(steps, lr, rates="element"), "outer": ("weights", "rates"), **options}
+    inner = solver(options, lambda steps=1, lr=0.1: SGD(steps, lr, rates="element"), steps=steps, lr=lr)
+    options = {"outer": ("weights", "rates"), **options, "inner": inner}
     return maml(backbone, **{"name": "meta-sgd", **options})
 
 
@@ -69,18 +83,30 @@ def reptile(backbone: nn.Module, **options: Any) -> Learner:
 
 
 def imaml(
-    backbone: nn.Module, *, steps: int = 16, lr: float = 0.1, proximal: float = 2.0, **options: Any
+    backbone: nn.Module,
+    *,
+    steps: int | None = None,
+    lr: float | None = None,
+    proximal: float | None = None,
+    **options: Any,
 ) -> Learner:
     """iMAML: full updates held near 0 by a proximal term, differentiated implicitly with conjugate gradients.
 
-    Source: Rajeswaran et al. 2019, arXiv 1909.04630, algorithm 1; `proximal` is its lambda.
+    Args:
+        steps, lr, proximal: 16, 0.1 and 2.0 unless said; `proximal` is the paper's lambda.
+
+    Source: Rajeswaran et al. 2019, arXiv 1909.04630, algorithm 1.
 
     Example:
         >>> import metapeft as mp
         >>> imaml(mp.backbones.mlp(4, 3, hidden=(8,))).engine.iterations
         5
     """
-    options = {"inner": SGD(steps, lr, proximal=proximal), "hypergradient": CG(iterations=5), **options}
+    inner = solver(
+        options, lambda steps=16, lr=0.1, proximal=2.0: SGD(steps, lr, proximal=proximal),
+        steps=steps, lr=lr, proximal=proximal,
+    )  # fmt: skip
+    options = {"hypergradient": CG(iterations=5), **options, "inner": inner}
     return maml(backbone, **{"name": "imaml", **options})
 
 

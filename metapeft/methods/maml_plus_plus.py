@@ -11,11 +11,16 @@ from torch import nn
 from metapeft.hypergradients.multi_step import MultiStep
 from metapeft.inner.descent import SGD
 from metapeft.learner import Learner
+from metapeft.methods.building import solver
 from metapeft.methods.recipes import maml
 
 
-def mamlpp(backbone: nn.Module, *, steps: int = 5, lr: float = 0.1, **options: Any) -> Learner:
+def mamlpp(
+    backbone: nn.Module, *, steps: int | None = None, lr: float | None = None, **options: Any
+) -> Learner:
     """MAML++: a rate a layer and step, and the engine `MultiStep`, which `annealing` changes during training.
+
+    It takes 5 steps from rates of 0.1 unless said.
 
     Without `annealing` the engine is that of MAML. Its batch normalisation with statistics and affine
     parameters of each inner step is not part of this; `norm="support"` is the default.
@@ -28,12 +33,13 @@ def mamlpp(backbone: nn.Module, *, steps: int = 5, lr: float = 0.1, **options: A
         (MultiStep(weights=None, second_order=True), tensor([0.1000, 0.1000]))
         >>> trainer = mp.BilevelTrainer(learner, schedule=annealing(learner, multi_step=100, first_order=50))
     """
+    inner = solver(options, lambda steps=5, lr=0.1: SGD(steps, lr, rates="step"), steps=steps, lr=lr)
     options = {
-        "inner": SGD(steps, lr, rates="step"),
         "outer": ("weights", "rates"),
         "hypergradient": MultiStep(),
         "name": "maml++",
         **options,
+        "inner": inner,
     }
     return maml(backbone, **options)
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from metapeft.generators.mapping_net import MappingNet
 from metapeft.inner.descent import SGD
 from metapeft.inner.solver import Solver
 from metapeft.learner import Learner
 from metapeft.methods.building import learns_rates as learns_rates
+from metapeft.methods.building import mapping_net
 from metapeft.methods.building import recipe as recipe
+from metapeft.methods.building import solver as solver
 from metapeft.methods.full_updates import anil as anil
 from metapeft.methods.full_updates import boil as boil
 from metapeft.methods.full_updates import fomaml as fomaml
@@ -120,12 +121,14 @@ def autolora(
     *,
     rank: int = 8,
     alpha: float = 16.0,
-    lr: float = 0.1,
+    lr: float | None = None,
     targets: Any = ("*query*", "*value*"),
     hypergradient: Any = "unroll",
     **options: Any,
 ) -> Learner:
     """AutoLoRA: selection variables weigh the terms of LoRA; W0 is frozen, one inner step is differentiated.
+
+    Its inner rate is 0.1 unless said.
 
     `"finite-difference"` is the form of its equations, `"autolora"` that of its code; as published, the inner
     variables are kept: `BilevelTrainer(..., warm_start=True)`.
@@ -136,14 +139,15 @@ def autolora(
         >>> autolora(mp.backbones.mlp(4, 3, hidden=(8,)), rank=2, targets="linear1").outer
         ('selection',)
     """
+    inner = solver(options, lambda lr=0.1: SGD(1, lr), lr=lr)
     options = {
-        "inner": SGD(1, lr),
         "selection": "softmax",
         "outer": ("selection",),
         "head": "prototype-init",
         "hypergradient": hypergradient,
         "targets": targets,
         **options,
+        "inner": inner,
     }
     return recipe(backbone, LoRA(rank, alpha), options.pop("name", "autolora"), **options)
 
@@ -152,12 +156,15 @@ def metalora_cp(
     backbone: nn.Module,
     *,
     rank: int = 4,
-    hidden: int = 64,
-    per: Any = "task",
+    hidden: int | None = None,
+    per: str | None = None,
     head: Any = "prototypes",
     **options: Any,
 ) -> Learner:
     """MetaLoRA in CP form: W0 frozen, factors trained, seeds generated; nothing is adapted.
+
+    Args:
+        hidden, per: of the `MappingNet`, 64 and `"task"` unless said; another generator is `generator=`.
 
     Source: Wang & Zhao 2025, arXiv 2504.00460.
 
@@ -173,12 +180,15 @@ def metalora_tr(
     backbone: nn.Module,
     *,
     rank: int = 2,
-    hidden: int = 64,
-    per: Any = "task",
+    hidden: int | None = None,
+    per: str | None = None,
     head: Any = "prototypes",
     **options: Any,
 ) -> Learner:
     """MetaLoRA in tensor-ring form: a ring of rank R has the parameters of a CP update of rank R^2.
+
+    Args:
+        hidden, per: as in `metalora_cp`.
 
     Source: Wang & Zhao 2025, arXiv 2504.00460.
 
@@ -191,11 +201,16 @@ def metalora_tr(
 
 
 def _metalora(
-    backbone: nn.Module, format: Format, name: str, hidden: int, per: Any, head: Any, options: dict[str, Any]
+    backbone: nn.Module,
+    format: Format,
+    name: str,
+    hidden: int | None,
+    per: str | None,
+    head: Any,
+    options: dict[str, Any],
 ) -> Learner:
-    net = MappingNet(hidden=hidden, per=per)
     options = {
-        "generator": net,
+        "generator": mapping_net(options.pop("generator", "default"), hidden=hidden, per=per),
         "outer": ("factors", "generator"),
         "head": head,
         "targets": "body",
@@ -210,7 +225,7 @@ def metapeft(
     format: Format | None = None,
     inner: Solver | None = None,
     head: str = "prototype-init",
-    hidden: int = 64,
+    hidden: int | None = None,
     selection: Any = "softmax",
     generator: Any = "default",
     **options: Any,
@@ -220,6 +235,7 @@ def metapeft(
     Args:
         format: `CP(rank=4)` unless said; `TensorRing` likewise.
         inner: the inner solver, with learnable rates a step unless said; None takes 5 steps of 0.1.
+        hidden: of the `MappingNet`, 64 unless said; another generator is `generator=`.
         selection, generator: None switches either off, for an ablation.
 
     Example:
@@ -228,7 +244,7 @@ def metapeft(
         ('weights', 'factors', 'generator', 'selection', 'rates')
     """
     inner = SGD(5, 0.1, rates="step") if inner is None else inner
-    net = MappingNet(hidden=hidden) if generator == "default" else generator
+    net = mapping_net(generator, hidden=hidden)
     groups = (
         ["weights", "factors"] + ["generator"] * (net is not None) + ["selection"] * (selection is not None)
     )

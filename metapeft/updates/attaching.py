@@ -51,6 +51,8 @@ def attach(
         raise ValueError(f"norm={norm!r}: allowed are {', '.join(NORMS)}")
     if preprocess is not None and not callable(preprocess):
         raise ValueError(f"preprocess={preprocess!r}: allowed are a function of uint8 inputs, and None")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed={seed!r}: allowed is a whole number")
     refuse_backbone(backbone)
     found = find_classifier(backbone, classifier)
     sites = find_sites(backbone, format, targets, found)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from metapeft.arguments import by_name
 from metapeft.updates.call import Update
 from metapeft.updates.targets import Site
 
@@ -15,6 +16,7 @@ Sites = Mapping[str, Site]
 
 def grouped(sites: Sites, factors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Factors by parameter and local name; raises ValueError for names that are missing or unknown."""
+    by_name("tensors", factors=factors)
     result: dict[str, dict[str, Tensor]] = {name: {} for name in sites}
     for name, value in factors.items():
         parameter, _, local = name.rpartition(".")

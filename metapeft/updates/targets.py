@@ -152,6 +152,8 @@ def find_sites(
 def patterns(targets: Targets) -> list[Pattern]:
     """`targets=` as a list; raises ValueError for what is no pattern."""
     several: list[Any] = list(targets) if isinstance(targets, list | tuple | set) else [targets]
+    if not several:
+        raise ValueError(f"targets={targets!r} names nothing: for no update at all the format is {{}}")
     for target in several:
         if not isinstance(target, str | type):
             raise ValueError(
@@ -164,7 +166,7 @@ def _rules(formats: Formats, targets: Targets) -> list[Rule]:
     if isinstance(formats, Mapping):
         if targets != "all":
             raise ValueError(f"targets={targets!r}: a dict of formats already says where each of them goes")
-        rules = [Rule(pattern, formats[pattern]) for pattern in patterns(list(formats))]
+        rules = [Rule(pattern, formats[pattern]) for pattern in (patterns(list(formats)) if formats else ())]
     else:
         rules = [Rule(target, formats) for target in patterns(targets)]
     for rule in rules:

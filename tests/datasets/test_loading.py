@@ -30,7 +30,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("glyphs", {"root": "x"}, "root has no effect on 'glyphs'"),
         ("sinusoid", {"root": "x"}, "root has no effect on 'sinusoid'"),
         ("sinusoid", {"size": 28}, "has no option 'size': it has noise"),
-        ("sinusoid", {"noise": -1.0}, "noise must be a finite standard deviation"),
+        ("sinusoid", {"noise": -1.0}, "noise=.*: allowed is a finite number of at least 0"),
         ("sinusoid", {"split": "valid"}, "split must be one of 'train', 'val', 'test', not 'valid'"),
         ("glyphs", {"size": 57}, "size must be 8 to 56 pixels, not 57"),
         ("glyphs", {"per_class": 0}, "per_class must be a positive integer"),

@@ -212,7 +212,7 @@ def test_bad_numbers_of_episodes() -> None:
     with pytest.raises(IndexError, match=r"episode 10 is not one of 0 .. 9"):
         sampler[10]
     assert len(list(sampler)) == 10  # the sequence protocol ends
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match=r"start=0\.5: allowed is a whole number"):
         sampler.batch(0.5, 1)  # type: ignore[arg-type]
 
 
