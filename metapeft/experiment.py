@@ -65,11 +65,14 @@ def prepared(config: TrainConfig) -> dict[str, Any]:
     """What `run` needs, with everything refused that can be before anything is written.
 
     Raises:
-        ValueError: unknown methods, episodes that the data cannot give. DataError: data that is missing or damaged.
+        ValueError: unknown methods, episodes that the data cannot give, a backbone that cannot be had.
+        DataError: data that is missing or damaged.
     """
     for name in config.methods:
         check_method(name, config.methods)
-    return samplers(config)
+    found = samplers(config)
+    make_backbone(config, found["data"]["train"])
+    return found
 
 
 def run(

@@ -34,6 +34,8 @@ def learner(method: str = "maml") -> mp.Learner:
         (["--config", "folder.toml", "train", "--list"], "no such file"),
         (["train", "--inner-lrs", "nan"], "inner_lrs has nan"),
         (["train", "--inner-steps", "-3"], "inner_steps has -3"),
+        (["train", "--backbone", "vit", "--width", "33", "--out", "new"], "width=33"),
+        (["train", "--threads", "1000000", "--out", "new"], "threads=1000000: this machine has"),
     ],
 )
 def test_the_shell_says_it_in_one_sentence(

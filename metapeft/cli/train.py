@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,6 +78,9 @@ def start(
                 placement.ask(config.device, config.autocast)
                 return _run(config, prepared(config), run, console, quiet, together.main, begun)
         placement.ask(config.device, config.autocast)  # before anything is written
+        processors = os.cpu_count() or config.threads
+        if config.threads > processors:
+            raise ValueError(f"threads={config.threads}: this machine has {processors}; 0 leaves it to torch")
         found = prepared(config)
         with shared_run.created(out, {"train": settings}, together) as run:
             return _run(config, found, run, console, quiet, together.main, begun)
