@@ -39,7 +39,7 @@ def read_glyph_pairs(
 
     Example:
         >>> read_glyph_pairs(split="val", per_class=2)
-        ImageData(glyph-pairs, val: 268 images 1x28x28, 134 classes)
+        ImageData(glyph-pairs, val: 200 images 1x28x28, 100 classes)
     """
     if root is not None:
         raise ValueError(

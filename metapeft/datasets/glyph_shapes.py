@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ FACES = (
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
 )
 CANVAS, EXTENT = 56, 40  # pixels: the picture's side, and the longer side of the glyph in its middle
+SHIFT = 2  # pixels of it between look-alikes: one in a data set's 28x28
 _EM = 64
 _KINDS = frozenset({"Lu", "Ll", "Lo", "Nd", "Sm", "So"})  # letters, digits, mathematical and other symbols
 # Families whose members differ in the place of a dot, in the number of bars or in what is inside a frame.
@@ -95,6 +97,9 @@ def render(char: str, face: str) -> NDArray[np.uint8]:
 def look_alikes(chars: Sequence[str], threshold: float) -> list[tuple[str, str]]:
     """Pairs whose pictures, in any two faces, correlate at `threshold` or more; each as (earlier, later).
 
+    One of the two may be shifted by `SHIFT` across, down or both: a dot in another place moves the bounding box, and
+    with it all the rest.
+
     Args:
         chars: characters to compare, all with all, in all faces of each, as pictures softened to 14x14.
         threshold: 0 to 1.
@@ -105,12 +110,15 @@ def look_alikes(chars: Sequence[str], threshold: float) -> list[tuple[str, str]]
     """
     stacks = [all_faces(char) for char in chars]
     owner = np.repeat(np.arange(len(chars)), [len(stack) for stack in stacks])
-    flat = _standard(torch.cat(stacks))
+    pictures = torch.cat(stacks)
+    flat = _standard(pictures)
     pairs: set[tuple[int, int]] = set()
-    for start in range(0, len(flat), 1024):
-        rows, columns = np.nonzero((flat[start : start + 1024] @ flat.T >= threshold).numpy())
-        pairs.update(zip(owner[start + rows].tolist(), owner[columns].tolist()))
-    return [(chars[a], chars[b]) for a, b in sorted(pairs) if a < b]
+    for steps in itertools.product((-SHIFT, 0, SHIFT), repeat=2):
+        shifted = _standard(pictures.roll(steps, (1, 2)))  # the margin is wider than that
+        for start in range(0, len(flat), 1024):
+            rows, columns = np.nonzero((flat[start : start + 1024] @ shifted.T >= threshold).numpy())
+            pairs.update(zip(owner[start + rows].tolist(), owner[columns].tolist()))
+    return [(chars[a], chars[b]) for a, b in sorted({(min(pair), max(pair)) for pair in pairs}) if a != b]
 
 
 def all_faces(char: str) -> Tensor:

@@ -21,26 +21,26 @@ def data() -> dict[str, mp.ImageData]:
 
 
 def test_counts_and_splits(data: dict[str, mp.ImageData]) -> None:
-    assert [len(data[split].classes) for split in SPLITS] == [535, 134, 167]
-    assert len({name for part in data.values() for name in part.classes}) == 836
+    assert [len(data[split].classes) for split in SPLITS] == [402, 100, 126]
+    assert len({name for part in data.values() for name in part.classes}) == 628
     for part in data.values():
         assert part.images.shape == (20 * len(part.classes), 1, 28, 28)
         assert (part.labels.bincount() == 20).all()
     hashes = {split: part.split_hash for split, part in data.items()}
-    assert hashes == {"train": "d475af10ee049cab", "val": "8394d79fc904c353", "test": "cb5dbba114934a85"}
+    assert hashes == {"train": "f2e3a31ee4449ac9", "val": "13551d17eed8386e", "test": "443c20e9ce3f64ac"}
 
 
 def test_images_of_a_class_are_different_and_alike(data: dict[str, mp.ImageData]) -> None:
     images = data["test"].images.double().flatten(1)
     assert len(images.unique(dim=0)) == len(images)
     assert (images.sum(1) > 255 * 10).all()  # none is nearly empty
-    classes = images.view(167, 20, -1)
+    classes = images.view(126, 20, -1)
     gaps = torch.cdist(classes, classes, p=1) / 784 + 1e9 * torch.eye(20)
     assert gaps.min() > 255 * 0.01
     soft = torch.nn.functional.avg_pool2d(data["test"].images.float(), 4).flatten(1)
-    means = soft.view(167, 20, -1)[:, :10].mean(1)
-    found = torch.cdist(soft.view(167, 20, -1)[:, 10:], means).argmin(-1)
-    assert (found == torch.arange(167)[:, None]).float().mean() > 0.5  # chance: 1 / 167
+    means = soft.view(126, 20, -1)[:, :10].mean(1)
+    found = torch.cdist(soft.view(126, 20, -1)[:, 10:], means).argmin(-1)
+    assert (found == torch.arange(126)[:, None]).float().mean() > 0.5  # chance: 1 / 126
 
 
 def test_preprocess_is_that_of_the_training_images(data: dict[str, mp.ImageData]) -> None:
@@ -55,16 +55,16 @@ def test_seed_and_size_change_images_but_no_class() -> None:
     assert first.classes == second.classes
     assert not torch.equal(first.images, second.images)
     assert torch.equal(first.images, mp.load_dataset("glyphs", split="val", per_class=3).images)
-    whole = mp.load_dataset("glyphs", split="val").images.view(134, 20, 1, 28, 28)
+    whole = mp.load_dataset("glyphs", split="val").images.view(100, 20, 1, 28, 28)
     assert torch.equal(
-        first.images.view(134, 3, 1, 28, 28), whole[:, :3]
+        first.images.view(100, 3, 1, 28, 28), whole[:, :3]
     )  # more images change no earlier one
-    assert mp.load_dataset("glyphs", split="val", size=40, per_class=1).images.shape == (134, 1, 40, 40)
+    assert mp.load_dataset("glyphs", split="val", size=40, per_class=1).images.shape == (100, 1, 40, 40)
 
 
 @pytest.mark.parametrize(
     "family",
-    ["AΑА", "BΒВ", "oOοО0", "sSѕ", "xXхχ"[:3], "cCсС", "vV", "pPрР"[:2] + "Р", "zZ", "lIӀ|"],
+    ["AΑА", "BΒВ", "oOοО0", "sSѕ", "xXхχ"[:3], "cCсС", "vV", "pPрР"[:2] + "Р", "zZ", "lIӀ|", "ᒥᒯ", "سش", "ᑑᑟ", "ᐋᐙ", "+∔"],
 )
 def test_planted_look_alikes_are_found(family: str) -> None:
     """Letters of several scripts and cases that share a shape; all but the first are left out."""
@@ -85,10 +85,9 @@ def test_a_glyph_that_a_face_lacks_is_not_drawn() -> None:
     assert all(unicodedata.name(char) for char in everything)
 
 
-def test_a_random_part_of_the_classes_holds_no_look_alikes() -> None:
+def test_no_two_classes_are_look_alikes_be_one_of_them_shifted_by_a_pixel() -> None:
     everything = sorted(char for part in glyphs.characters().values() for char in part)
-    places = counter.draw(counter.root(0), np.array([len(everything)]), 200)[0]
-    assert glyph_shapes.look_alikes([everything[place] for place in places], 0.83) == []
+    assert glyph_shapes.look_alikes(everything, 0.83) == []
 
 
 @pytest.mark.slow  # renders 25,000 glyphs
