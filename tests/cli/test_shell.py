@@ -120,27 +120,32 @@ def test_a_run_does_not_go_on_with_another_setting_be_it_the_default(tmp_path, c
 
 
 @pytest.mark.slow
-def test_a_job_killed_in_three_stages_ends_the_same(tmp_path):
-    """Each kill lands at a random moment of the stage, after a random step that was seen and before its last."""
+def test_a_job_killed_ten_times_ends_the_same(tmp_path):
+    """Three kills land in a stage of their own, after a random step that was seen; seven come after random times."""
     given = [*options(30, 60, 4), "--methods", "metapeft", "--methods", "sr+lora"]
     folder, draw = tmp_path / "killed", random.Random(0)
     command = [sys.executable, "-m", "metapeft", "train", "--out", str(folder)]
     # before the first checkpoint, after the one at step 25, and in what is retrained from the first stage's end
-    for stage, steps, end in (
-        ("sr/run", (1, 10), 30),
-        ("metapeft", (26, 40), 60),
-        ("sr-continued/run", (1, 30), 60),
+    for stage, steps, end, more_kills in (
+        ("sr/run", (1, 10), 30, 2),
+        ("metapeft", (26, 40), 60, 2),
+        ("sr-continued/run", (1, 30), 60, 3),
     ):
-        more = ["--resume", "--quiet"] if (folder / "config.json").exists() else given
-        with (tmp_path / "said.txt").open("w") as said:
-            process = subprocess.Popen([*command, *more], stdout=said, stderr=said)
-        try:
-            wait_for(folder / stage, draw.randint(*steps), lambda: process.poll() is None)  # noqa: B023
-            time.sleep(draw.uniform(0, 0.05))
-        finally:
-            process.kill()
-        assert process.wait() == -signal.SIGKILL
-        assert 0 < last_step(folder / stage) < end
+        for kill in range(1 + more_kills):
+            more = ["--resume", "--quiet"] if (folder / "config.json").exists() else given
+            with (tmp_path / "said.txt").open("w") as said:
+                process = subprocess.Popen([*command, *more], stdout=said, stderr=said)
+            try:
+                if kill == 0:
+                    wait_for(folder / stage, draw.randint(*steps), lambda: process.poll() is None)  # noqa: B023
+                    time.sleep(draw.uniform(0, 0.05))
+                else:
+                    time.sleep(draw.uniform(0.5, 5.0))  # while it starts, reads what is there, or trains on
+            finally:
+                process.kill()
+            assert process.wait() == -signal.SIGKILL, (tmp_path / "said.txt").read_text()
+            if kill == 0:
+                assert 0 < last_step(folder / stage) < end
     resumed = shell(*command[3:], "--resume")
     assert resumed.returncode == 0, resumed.stderr
     whole = shell("train", "--out", str(tmp_path / "whole"), *given)

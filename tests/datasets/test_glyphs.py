@@ -64,7 +64,23 @@ def test_seed_and_size_change_images_but_no_class() -> None:
 
 @pytest.mark.parametrize(
     "family",
-    ["AΑА", "BΒВ", "oOοО0", "sSѕ", "xXхχ"[:3], "cCсС", "vV", "pPрР"[:2] + "Р", "zZ", "lIӀ|", "ᒥᒯ", "سش", "ᑑᑟ", "ᐋᐙ", "+∔"],
+    [
+        "AΑА",
+        "BΒВ",
+        "oOοО0",
+        "sSѕ",
+        "xXхχ"[:3],
+        "cCсС",
+        "vV",
+        "pPрР"[:2] + "Р",
+        "zZ",
+        "lIӀ|",
+        "ᒥᒯ",
+        "سش",
+        "ᑑᑟ",
+        "ᐋᐙ",
+        "+∔",
+    ],
 )
 def test_planted_look_alikes_are_found(family: str) -> None:
     """Letters of several scripts and cases that share a shape; all but the first are left out."""
