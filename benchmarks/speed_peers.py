@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import metapeft as mp
+from benchmarks import speed_implicit
 from benchmarks.peer_imports import import_learn2learn
 from benchmarks.speed_problems import RATE, Plain, Workload
 
@@ -21,8 +22,10 @@ Step = Callable[[], dict[str, Tensor]]
 
 def loop(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
     """A loop over tasks of `torch.func.functional_call` and `torch.autograd.grad`."""
+    if workload.engine == "cg":
+        return speed_implicit.looped(workload, plain, batch)
     parameters: dict[str, Tensor] = dict(plain.net.named_parameters())
-    outer, graph = plain.outer, workload.engine == "unroll"
+    outer, graph = plain.outer, workload.engine != "first-order"
 
     def step() -> dict[str, Tensor]:
         total = [torch.zeros_like(parameters[name]) for name in outer]
@@ -44,6 +47,8 @@ def loop(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
 
 def vmapped(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
     """`torch.func.vmap` over tasks of an inner loop of `torch.func.grad`."""
+    if workload.engine == "cg":
+        return speed_implicit.vmapped(workload, plain, batch)
     parameters: dict[str, Tensor] = dict(plain.net.named_parameters())
     outer = plain.outer
 
@@ -54,7 +59,7 @@ def vmapped(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
         w = {name: p[name] for name in plain.inner}
         for _ in range(workload.steps):
             found = torch.func.grad(loss)(w, sx, sy)
-            if workload.engine != "unroll":
+            if workload.engine == "first-order":
                 found = {name: grad.detach() for name, grad in found.items()}
             w = {name: value - RATE * found[name] for name, value in w.items()}
         return loss(w, qx, qy)
@@ -87,8 +92,10 @@ def higher(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
 
 
 def learn2learn(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
-    """`clone_module`, `update_module`: what its MAML does, for the inner variables alone."""
+    """`clone_module`, `update_module`: what its MAML does, first-order or not, for the inner variables alone."""
     from learn2learn.utils import clone_module, update_module
+
+    graph = workload.engine != "first-order"
 
     def step() -> dict[str, Tensor]:
         plain.net.zero_grad(set_to_none=True)
@@ -97,7 +104,7 @@ def learn2learn(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Ste
             for _ in range(workload.steps):
                 own = dict(net.named_parameters())
                 loss = F.cross_entropy(net(batch.support_x[t]), batch.support_y[t])
-                found = torch.autograd.grad(loss, [own[name] for name in plain.inner], create_graph=True)
+                found = torch.autograd.grad(loss, [own[name] for name in plain.inner], create_graph=graph)
                 moved = {name: -RATE * grad for name, grad in zip(plain.inner, found)}
                 net = update_module(net, updates=[moved.get(name) for name in own])
             (F.cross_entropy(net(batch.query_x[t]), batch.query_y[t]) / workload.tasks).backward()  # type: ignore[no-untyped-call]
@@ -133,13 +140,13 @@ def _taken(plain: Plain) -> dict[str, Tensor]:
     return {name: parameters[name].grad.clone() for name in plain.outer}  # type: ignore[union-attr]
 
 
-#: name -> what makes the step, the engines that it has
+#: name -> what makes the step, the engines for which it has the same gradient (`recompute` has that of `unroll`)
 PEERS: dict[str, tuple[Callable[[Workload, Plain, mp.EpisodeBatch], Step], tuple[str, ...]]] = {
-    "loop": (loop, ("unroll", "first-order")),
-    "vmap": (vmapped, ("unroll", "first-order")),
-    "higher": (higher, ("unroll",)),
-    "learn2learn": (learn2learn, ("unroll",)),
-    "torchopt": (torchopt, ("unroll",)),
+    "loop": (loop, ("unroll", "recompute", "first-order", "cg")),
+    "vmap": (vmapped, ("unroll", "recompute", "first-order", "cg")),
+    "higher": (higher, ("unroll", "recompute")),
+    "learn2learn": (learn2learn, ("unroll", "recompute", "first-order")),
+    "torchopt": (torchopt, ("unroll", "recompute")),
 }
 
 

@@ -97,7 +97,8 @@ class Workload:
         generator = torch.Generator().manual_seed(3)
         for name in sorted(learner.trained):
             if name.startswith("factors."):
-                learner.trained[name].normal_(0, 0.1, generator=generator)
+                start = learner.trained[name]  # the same numbers in every dtype
+                start.copy_(torch.randn(start.shape, generator=generator).mul_(0.1))
         return learner
 
 
