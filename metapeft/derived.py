@@ -23,8 +23,8 @@ from metapeft.hypergradients.multi_step import MultiStep
 from metapeft.hypergradients.problem import Problem, Result
 from metapeft.hypergradients.reptile import Reptile
 from metapeft.inner.solver import Bound, Solver
+from metapeft.learner_checks import full_weights, unreachable
 from metapeft.objectives import HEAD, Objectives
-from metapeft.roles import full_weights, unreachable
 
 if TYPE_CHECKING:
     from metapeft.learner import Learner

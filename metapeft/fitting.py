@@ -17,8 +17,8 @@ from metapeft.arguments import flag, number, whole
 from metapeft.distributed import Processes
 from metapeft.episode_specs import built_episodes, of_episodes
 from metapeft.hypergradients.problem import Problem
+from metapeft.learner_checks import adapts_start
 from metapeft.problem_task import ProblemTask
-from metapeft.roles import adapts_start
 from metapeft.runs import Run
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metapeft import adapting, derived, roles, specs, state
+from metapeft import adapting, derived, learner_checks, roles, specs, state
 from metapeft import generators as generator_folder
 from metapeft import heads as head_folder
 from metapeft.adapted import Adapted
-from metapeft.arguments import flag, floating, seed_number, whole
+from metapeft.arguments import floating, whole
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.fixed_layers import FixedLayers
 from metapeft.generators.generator import Generator
@@ -99,14 +99,7 @@ class Learner:
         seed: int = 0,
         name: str = "learner",
     ) -> None:
-        if inner_data not in ("support", "both"):
-            raise ValueError(f"inner_data={inner_data!r}: allowed are 'support' and 'both'")
-        roles.check_model(model)
-        device = None if device is None else usable(device)
-        floating(dtype)
-        seed_number(seed)
-        flag(dropout=dropout)
-        whole(0, test_steps=0 if test_steps is None else test_steps)
+        device = learner_checks.check_arguments(model, inner_data, test_steps, device, dtype, dropout, seed)
         self.name, self.seed, self.inner_data = name, seed, inner_data
         self.outer = roles.checked_groups(outer)
         self.head: Head = roles.resolved_head(head, head_folder.registry)
@@ -127,9 +120,9 @@ class Learner:
         # with dropout (True) and without, once a batch was seen
         self.fixed_layers: dict[bool, FixedLayers] = {}
         self._name_variables()
-        roles.check_parts(self)
-        roles.check_engine(self)
-        roles.note_few_steps(self)
+        learner_checks.check_parts(self)
+        learner_checks.check_engine(self)
+        learner_checks.note_few_steps(self)
 
     def _name_variables(self) -> None:
         """Collect every tensor under its group's name."""
@@ -229,7 +222,7 @@ class Learner:
 
     def objectives(self, batch: EpisodeBatch, training: bool) -> Objectives:
         """The two objectives on a batch, its inputs on the learner's device and turned into floats once."""
-        roles.check_batch(batch)
+        learner_checks.check_batch(batch)
         return self._objectives(
             Items(batch.support_x, batch.support_y, batch.support_mask),
             Items(batch.query_x, batch.query_y, batch.query_mask),

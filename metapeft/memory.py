@@ -20,6 +20,15 @@ from metapeft import allocator, cgroups
 log = logging.getLogger("metapeft")
 Found = TypeVar("Found")
 _PROCESS = Path("/proc/self")
+# What has no class of its own: the CPU's allocator, oneDNN without room for its buffers, cuBLAS, cuDNN, the driver.
+_SAID = (
+    "DefaultCPUAllocator",
+    "could not create a primitive",
+    "could not create a memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -78,8 +87,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # the CPU's allocator has no class of its own
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
+
+
+def refuse_too_little(error: BaseException, sentence: str) -> None:
+    """Raise a MemoryError with a sentence where an exception says that an allocation failed.
+
+    Example:
+        >>> refuse_too_little(MemoryError(), "out of memory with a group of 64 images: take a smaller one")
+        Traceback (most recent call last):
+        MemoryError: out of memory with a group of 64 images: take a smaller one
+    """
+    if is_out_of_memory(error):
+        raise MemoryError(sentence) from error
 
 
 def device_of(learner: Any) -> torch.device:

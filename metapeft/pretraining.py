@@ -16,9 +16,10 @@ from metapeft.buffers import task_mean
 from metapeft.finite import refuse_not_finite
 from metapeft.groups import Groups, GroupSampler
 from metapeft.hypergradients.problem import Problem, Result, resolve
+from metapeft.learner_checks import check_model
+from metapeft.memory import refuse_too_little
 from metapeft.placement import usable
 from metapeft.precision import check_autocast, forward_precision, precision_name
-from metapeft.roles import check_model
 from metapeft.trainer import BilevelTrainer
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.attaching import attach
@@ -211,6 +212,7 @@ def calibrate(
 
     Raises:
         ValueError: what `attach` did not make, numbers below 1, what is no image data set.
+        MemoryError: too little for a group.
     """
     check_model(model)
     whole(groups=groups, group=group)
@@ -222,7 +224,13 @@ def calibrate(
         statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         x = sampler.batch(i, 1).x
         refuse_not_finite(x, "x")
-        measured(x, {}, statistics=statistics)
+        try:
+            measured(x, {}, statistics=statistics)
+        except (MemoryError, RuntimeError) as error:
+            refuse_too_little(
+                error, f"out of memory with a group of {sampler.size} images: take a smaller group="
+            )
+            raise
         for name, (mean, variance) in task_mean(statistics).items():
             old = total.get(name, (torch.zeros_like(mean), torch.zeros_like(variance)))
             total[name] = (old[0] + mean / groups, old[1] + variance / groups)

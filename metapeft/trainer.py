@@ -18,6 +18,7 @@ from metapeft.chunking import Chunking
 from metapeft.distributed import Share, processes
 from metapeft.errors import NotFiniteInput, NumericalError, stored_in
 from metapeft.hypergradients.problem import Problem
+from metapeft.memory import refuse_too_little
 from metapeft.outer_loop import Averages, run_loop
 from metapeft.outer_step import OuterGradient
 from metapeft.placement import usable
@@ -232,7 +233,15 @@ class BilevelTrainer:
             value.grad = found.grads[name]
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(list(trained.values()), self.clip)
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except (MemoryError, RuntimeError) as error:
+            refuse_too_little(
+                error,
+                f"{where}: out of memory in the step of {type(self.optimizer).__name__}, whose states stay with "
+                "it: state a smaller memory=, or take an optimiser that keeps less. The last checkpoint is kept.",
+            )
+            raise
         self.optimizer.zero_grad(set_to_none=True)
         if found.statistics:
             move_buffers(self.learner.model.module, found.statistics)
