@@ -144,3 +144,10 @@ class BenchConfig(TrainConfig):
         "retrained-total", "retrained-uniform", "retrained-shuffled", "retrained-random", "sr+lora", "centroids",
     )  # fmt: skip
     sinusoid_steps: Whole = 0
+
+
+@dataclass(frozen=True)
+class SweepConfig(TrainConfig):
+    """The settings of the main job without sinusoids."""
+
+    sinusoid_steps: Whole = 0

@@ -41,12 +41,23 @@ def test_help_lists_the_commands_without_loading_torch():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stderr
-    for command in ("train", "evaluate", "bench", "ranks", "data", "episodes", "export", "theory", "report"):
+    for command in (
+        "train",
+        "evaluate",
+        "bench",
+        "sweep",
+        "ranks",
+        "data",
+        "episodes",
+        "export",
+        "theory",
+        "report",
+    ):
         assert f" {command} " in found.stdout
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "bench", "ranks", "data", "episodes", "export", "report"]
+    "command", ["train", "evaluate", "bench", "sweep", "ranks", "data", "episodes", "export", "report"]
 )
 def test_every_command_has_help_with_its_options(command, capsys):
     assert run([command, "--help"]) == 0

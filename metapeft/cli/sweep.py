@@ -1,0 +1,148 @@
+"""`metapeft sweep`: the main job for several seeds and methods, a job each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from metapeft.cli import named
+from metapeft.config import SweepConfig, TrainConfig
+from metapeft.sweeping import Place
+from metapeft.whole_numbers import Whole
+
+_DEFAULT, _HERE = SweepConfig(), Place()
+
+
+def sweep(
+    *,
+    config: Annotated[SweepConfig, Parameter(name="*")] = _DEFAULT,
+    place: Annotated[Place, Parameter(name="*")] = _HERE,
+    seeds: tuple[Whole, ...] = (0, 1, 2),
+    out: Path,
+) -> int:
+    """Train every method with every seed, a run each, on a SLURM cluster or here; the same command goes on.
+
+    What is done is not done again; when all is, it prints the table over the seeds and writes sweep.json.
+
+    Parameters
+    ----------
+    config
+        Settings, as for train.
+    place
+        Where jobs run: submitit's clusters.
+    seeds
+        Seeds, each once for every method.
+    out
+        Folder of the sweep: a run folder, a file of options and a log for each job.
+    """
+    from rich.console import Console
+
+    from metapeft.checkpoint import write_atomically
+    from metapeft.sweeping import collected, launch
+
+    for option, instead in (("seed", "seeds"), ("threads", "processors")):
+        if option in named.options():
+            raise ValueError(f"{option}: a sweep takes {instead} in its place")
+    if len(set(seeds)) < len(seeds) or not seeds:
+        raise ValueError(f"seeds={seeds}: each once, and at least one")
+    console = Console(soft_wrap=True)
+    tasks = {
+        f"{method}-{seed}": (method, _options(config, place, method, seed))
+        for method in config.methods
+        for seed in seeds
+    }
+    _write(out, {name: options for name, (_, options) in tasks.items()})
+    open_tasks = [name for name in tasks if not (out / name / "results.json").exists()]
+    failed: list[str] = []
+
+    def done(name: str, error: str | None) -> None:
+        console.print(f"{name}: {error or 'done'}", markup=False, highlight=False)
+        failed.extend([name] if error else [])
+
+    if open_tasks:
+        numbers = launch(out, open_tasks, place, done)
+        if place.cluster == "slurm":
+            console.print(
+                f"submitted {len(numbers)} jobs: {', '.join(numbers)}; the same command shows what they found"
+            )
+            return 0
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(tasks)} jobs failed: {', '.join(failed)}; logs are in {out / 'jobs'}"
+        )
+    found = collected(out, [(name, method) for name, (method, _) in tasks.items()])
+    summary = _summary(found)
+    content = {
+        "seeds": list(seeds),
+        "interval": "95 % t, over seeds",
+        "accuracies": found,
+        "summary": summary,
+    }
+    write_atomically(out / "sweep.json", (json.dumps(content, indent=1) + "\n").encode())
+    console.print(_table(summary, len(seeds)))
+    return 0
+
+
+def _options(config: TrainConfig, place: Place, method: str, seed: int) -> dict[str, Any]:
+    """The options of one job; a method that builds on another is trained beside it."""
+    from metapeft.cli.train import plain_config
+    from metapeft.comparison import METHODS, check_method
+
+    needs = METHODS[method].needs if method in METHODS else None
+    methods = (method,) if needs is None else (needs, method)
+    check_method(method, methods)
+    own = replace(config, methods=methods, seed=seed, threads=place.processors)
+    return {name: value for name, value in plain_config(own).items() if value is not None}
+
+
+def _write(out: Path, options: dict[str, dict[str, Any]]) -> None:
+    """Keep the options of every job; those of an earlier call have to be the same."""
+    from metapeft.checkpoint import write_atomically
+    from metapeft.errors import RunError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error.strerror or error}") from error
+    for name, own in options.items():
+        path, content = out / f"{name}.json", (json.dumps(own, indent=1) + "\n").encode()
+        if path.exists() and path.read_bytes() != content:
+            raise ValueError(f"{path} has other options, of an earlier sweep: take another --out")
+        write_atomically(path, content)
+
+
+def _summary(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Mean and half-width of the 95 % t-interval over seeds, None for one seed, by method and column."""
+    import math
+
+    import torch
+
+    from metapeft.intervals import mean_interval
+
+    def one(values: list[float]) -> dict[str, float | None]:
+        mean, half = mean_interval(torch.tensor(values, dtype=torch.float64))
+        return {"mean": mean, "ci95": half if math.isfinite(half) else None}
+
+    return {m: {column: one(values) for column, values in columns.items()} for m, columns in found.items()}
+
+
+def _table(summary: dict[str, dict[str, Any]], seeds: int) -> Any:
+    from rich.table import Table
+
+    from metapeft.cli.tables import percent
+
+    result = Table(title=f"accuracy in %, mean over {seeds} seed(s) ± half-width of its 95 % t-interval")
+    columns = list(next(iter(summary.values())))
+    for column in ("method", *columns):
+        result.add_column(column, justify="left" if column == "method" else "right")
+    for method, cells in summary.items():
+        shown = [
+            f"{100 * cell['mean']:.2f}" if cell["ci95"] is None else percent(cell["mean"], cell["ci95"])
+            for cell in cells.values()
+        ]
+        result.add_row(method, *shown)
+    return result
