@@ -3,13 +3,14 @@
     python -m benchmarks.before_after BEFORE AFTER --about "what was changed" --only W1 --only MAML
 
 Each commit is checked out into a folder of its own; every round is a fresh process a commit, one untimed step first.
-Appends to benchmarks/results/before-after.json.
+Commits from before this benchmark get today's. Appends to benchmarks/results/before-after.json.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -45,12 +46,19 @@ def git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def seconds(tree: Path, workload: str, threads: int, steps: int) -> list[float]:
-    """Seconds of each step of one process that runs the code of a tree."""
+def seconds(tree: Path, workload: str, threads: int, steps: int) -> tuple[list[float], int]:
+    """Seconds of each step of one process that runs the code of a tree, and the bytes that it had at most."""
     variables = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-c", STEP, workload, str(threads), str(steps)]
-    done = subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True, check=True)
-    return [float(line) for line in done.stdout.split()]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, cwd=tree, env=variables, stdout=said, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        lines = said.read().splitlines()
+    if process.returncode:
+        raise RuntimeError(f"{tree} on {workload}: " + " ".join(lines[-3:]))
+    return [float(line) for line in lines[-steps:]], 1024 * used.ru_maxrss
 
 
 @app.default
@@ -77,17 +85,23 @@ def main(
         try:
             for which, commit in commits.items():
                 git("worktree", "add", "--detach", str(trees[which]), commit)
+                if not (trees[which] / "benchmarks" / "speed_peers.py").exists():
+                    shutil.copytree(ROOT / "benchmarks", trees[which] / "benchmarks", dirs_exist_ok=True)
             for workload in only or ["W1"]:
                 times: dict[str, list[float]] = {which: [] for which in commits}
+                peaks: dict[str, list[int]] = {which: [] for which in commits}
                 for _ in range(rounds):
                     for which in commits:
-                        times[which] += seconds(trees[which], workload, threads, steps)
+                        found, peak = seconds(trees[which], workload, threads, steps)
+                        times[which] += found
+                        peaks[which].append(peak)
                 medians = {which: statistics.median(found) for which, found in times.items()}
                 ratio = medians["before"] / medians["after"]
                 entries.append({
                     "about": about, "workload": workload, "threads": threads, "commits": commits,
                     "median_s": medians, "least_s": {which: min(found) for which, found in times.items()},
                     "ratio": ratio, "seconds": times, "environment": environment(),
+                    "process_bytes": {which: statistics.median(found) for which, found in peaks.items()},
                 })  # fmt: skip
                 print(f"{workload:22} {medians['before']:.3f} -> {medians['after']:.3f} s, {ratio:.2f} x")
         finally:

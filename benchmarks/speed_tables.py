@@ -80,21 +80,31 @@ def speed(path: Path) -> str:
 def before_after(path: Path) -> str:
     """One line a change and a workload."""
     lines = [
-        "| change | meta-step | threads | before | after | ratio |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| change | meta-step | threads | before | after | ratio | memory |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for entry in _read(path):
         times = [spread(entry["median_s"][which], entry["seconds"][which]) for which in ("before", "after")]
         commits = " to ".join(entry["commits"][which][:9] for which in ("before", "after"))
         lines.append(
             f"| {entry['about']} ({commits}) | {entry['workload']} | {entry['threads']} | {' | '.join(times)} "
-            f"| {entry['ratio']:.2f} x |"
+            f"| {entry['ratio']:.2f} x | {_process_memory(entry)} |"
         )
     note = (
-        "Medians (least to most) over alternating processes, by `python -m benchmarks.before_after`; from "
+        "Medians (least to most) over alternating processes; memory: the most that such a process held, torch and all, "
+        "where it was measured; by `python -m benchmarks.before_after`; from "
         f"`benchmarks/results/{path.name}`."
     )
     return "\n".join([*lines, "", note])
+
+
+def _process_memory(entry: dict[str, Any]) -> str:
+    peaks = entry.get("process_bytes")
+    return (
+        ""
+        if peaks is None
+        else " to ".join(f"{peaks[which] / 2**20:,.0f}" for which in ("before", "after")) + " MiB"
+    )
 
 
 def profile(path: Path) -> str:
@@ -163,11 +173,13 @@ def bfloat16(path: Path) -> str:
 def start(path: Path) -> str:
     """What one waits for before anything is learned."""
     found = _read(path)
-    lines = ["| | median |", "| --- | ---: |"]
-    lines += [
-        f"| {name} | {value:,.0f} |" if value > 100 else f"| {name} | {value:.3f} |"
-        for name, value in found["medians"].items()
-    ]
+    lines, bars = ["| | median | wanted |", "| --- | ---: | ---: |"], found.get("bars", {})
+    for name, value in found["medians"].items():
+        shown = [
+            f"{number:,.0f}" if number > 100 else f"{number:.3f}" for number in (value, bars.get(name, 0.0))
+        ]
+        bound = "at least" if name.endswith("a second") else "at most"
+        lines.append(f"| {name} | {shown[0]} | {f'{bound} {shown[1]}' if name in bars else ''} |")
     return "\n".join([*lines, "", _where(found["environment"], path)])
 
 

@@ -1,6 +1,7 @@
-"""How long one waits: imports, help, glyphs, episodes a second. python -m benchmarks.start [--json FILE]
+"""How long one waits: imports, help, glyphs, episodes a second. python -m benchmarks.start [--json FILE] [--check]
 
 Medians over repeats, in processes of their own where something is imported; the machine stands beside the numbers.
+`--check` exits with 1 and names each that falls short of its bar.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ from metapeft.environment import environment
 
 app = App(help=__doc__, version_flags=[])
 RESULTS = Path(__file__).parent / "results" / "start.json"
+#: what is wanted: at most so many seconds, at least so many episodes a second
+BARS = {
+    "import metapeft after torch, s": 0.3,
+    "metapeft --help, s": 0.5,
+    "glyphs ready, s": 5.0,
+    "episodes a second": 20_000.0,
+}
 
 
 def seconds(code: str) -> float:
@@ -70,14 +78,34 @@ def episodes(repeats: int) -> dict[str, float]:
     return {"episodes a second": statistics.median(rates)}
 
 
+def short(medians: dict[str, float]) -> list[str]:
+    """A sentence for each number that falls short of its bar.
+
+    Example:
+        >>> short({"metapeft --help, s": 0.6, "episodes a second": 20_001.0})
+        ['metapeft --help, s: 0.6, at most 0.5 is wanted']
+    """
+    sentences = []
+    for name, bar in BARS.items():
+        least = name.endswith("a second")
+        found = medians.get(name, bar)
+        if found < bar if least else found > bar:
+            sentences.append(f"{name}: {found:.4g}, {'at least' if least else 'at most'} {bar:g} is wanted")
+    return sentences
+
+
 @app.default
-def main(*, repeats: int = 5, json_file: Path = RESULTS) -> None:
+def main(*, repeats: int = 5, json_file: Path = RESULTS, check: bool = False) -> None:
     """Measure and keep the medians."""
     found: dict[str, Any] = {**imports(repeats), **glyphs(repeats), **episodes(repeats)}
     for name, value in found.items():
         print(f"{name:32}{value:10.3f}")
-    content = {"medians": found, "repeats": repeats, "environment": environment()}
+    content = {"medians": found, "bars": BARS, "repeats": repeats, "environment": environment()}
     json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for sentence in (missed := short(found)):
+        print(f"SHORT: {sentence}")
+    if check and missed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,9 @@ def test_the_seconds_of_a_commit_come_from_its_own_code(tmp_path: Path) -> None:
         "class W:\n    def body(self): return []\n    def learner(self, body): return body\n"
         "    def batch(self): return 1\nWORKLOADS = {'mine': W()}\n"
     )
-    assert len(seconds(tmp_path, "mine", threads=1, steps=3)) == 3
+    found, peak = seconds(tmp_path, "mine", threads=1, steps=3)
+    assert len(found) == 3
+    assert peak > 50 << 20  # torch alone is more
 
 
 def test_a_peer_that_does_not_import_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
