@@ -3,7 +3,7 @@
     python -m benchmarks.before_after BEFORE AFTER --about "what was changed" --only W1 --only MAML
 
 Each commit is checked out into a folder of its own; every round is a fresh process a commit, one untimed step first.
-Commits from before this benchmark get today's. Appends to benchmarks/results/before-after.json.
+Both get today's workloads. Appends to benchmarks/results/before-after.json.
 """
 
 from __future__ import annotations
@@ -85,8 +85,7 @@ def main(
         try:
             for which, commit in commits.items():
                 git("worktree", "add", "--detach", str(trees[which]), commit)
-                if not (trees[which] / "benchmarks" / "speed_peers.py").exists():
-                    shutil.copytree(ROOT / "benchmarks", trees[which] / "benchmarks", dirs_exist_ok=True)
+                shutil.copytree(ROOT / "benchmarks", trees[which] / "benchmarks", dirs_exist_ok=True)
             for workload in only or ["W1"]:
                 times: dict[str, list[float]] = {which: [] for which in commits}
                 peaks: dict[str, list[int]] = {which: [] for which in commits}

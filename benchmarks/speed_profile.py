@@ -12,9 +12,11 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
+from unittest import mock
 
 import torch
 from cyclopts import App, Parameter
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +24,7 @@ from benchmarks.speed import backward_operations, matrix_rate
 from benchmarks.speed_peers import Step, metapeft
 from benchmarks.speed_problems import WORKLOADS
 from metapeft.environment import environment
+from metapeft.inner import descent
 
 app = App(help=__doc__, version_flags=[])
 RESULTS = Path(__file__).parent / "results" / "profile.json"
@@ -67,6 +70,23 @@ def convolution_operations(step: Step) -> int:
     )
 
 
+def updates_share(step: Step) -> float:
+    """The share of a step's time that `w - rate * direction` takes, of all inner variables: what fusing could save."""
+    own, spent = descent.descend, 0.0
+
+    def timed(w: Tensor, direction: Tensor, rate: float | Tensor) -> Tensor:
+        nonlocal spent
+        begun = time.perf_counter()
+        found = own(w, direction, rate)
+        spent += time.perf_counter() - begun
+        return found
+
+    with mock.patch.object(descent, "descend", timed):
+        begun = time.perf_counter()
+        step()
+        return spent / (time.perf_counter() - begun)
+
+
 @app.default
 def main(
     *, only: list[str] | None = None, json_file: Annotated[Path, Parameter(name="--json")] = RESULTS
@@ -97,10 +117,14 @@ def main(
         shares = {kind: value / total for kind, value in own.most_common()}
         rates.append(matrix_rate())
         rate = convolution_operations(step) / (own["convolutions"] / 1e6) / max(rates)
-        found[name] = {"median_s": statistics.median(times), "shares": shares, "convolution_rate": rate}
+        found[name] = {
+            "median_s": statistics.median(times), "shares": shares, "convolution_rate": rate,
+            "updates_share": updates_share(step),
+        }  # fmt: skip
         print(f"{name}: {found[name]['median_s']:.2f} s, one thread")
         for kind, share in shares.items():
             print(f"  {100 * share:5.1f} %  {kind}")
+        print(f"  {100 * found[name]['updates_share']:5.2f} %  updates of the inner variables")
         print(f"  convolutions run at {100 * rate:.0f} % of the matrix rate")
     content = {"workloads": found, "environment": environment()}
     json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

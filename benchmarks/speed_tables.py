@@ -119,9 +119,14 @@ def profile(path: Path) -> str:
     rates = [found["workloads"][name].get("convolution_rate") for name in names]
     if all(rates):
         lines.append(f"| rate of the convolutions | {' | '.join(f'{100 * rate:.0f} %' for rate in rates)} |")
+    updates = [found["workloads"][name].get("updates_share") for name in names]
+    if all(updates):
+        shown = " | ".join(f"{100 * share:.1f} %" for share in updates)
+        lines.append(f"| updates of the inner variables | {shown} |")
     where = _where(found["environment"], path)
     note = (
-        "Own time of the operations, one thread; the rate is that of counted floating-point operations over a float32 "
+        "Own time of the operations, one thread; the updates `w - rate * gradient` are timed in a step of their own; "
+        "the rate is that of counted floating-point operations over a float32 "
         f"matrix product's; by `python -m benchmarks.speed_profile`. {where}"
     )
     return "\n".join([*lines, "", note])
