@@ -8,6 +8,7 @@ from typing import Literal
 
 from metapeft.byte_units import parse_bytes
 from metapeft.datasets import registry as datasets
+from metapeft.datasets.shell_options import reader_options
 from metapeft.whole_numbers import Whole
 
 BackboneName = Literal["conv4", "resnet12", "mixer", "vit"]
@@ -26,6 +27,8 @@ class TrainConfig:
         Data set: glyphs and glyph-pairs (embedded, no download), omniglot, miniimagenet or folder.
     root
         Where the data lies; default $METAPEFT_DATA.
+    data_options
+        What its reader takes beside that, as name=value: split_by=characters, size=40.
     methods
         Which methods to compare; see `metapeft train --list`.
     ways
@@ -76,6 +79,7 @@ class TrainConfig:
 
     data: str = "glyphs"
     root: Path | None = None
+    data_options: tuple[str, ...] = ()
     methods: tuple[str, ...] = ("metapeft", "lora-ml", "sr+lora", "metalora-cp", "centroids")
     ways: Whole = 5
     shots: Whole = 1
@@ -102,6 +106,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         datasets.check(self.data)
+        reader_options(self.data_options)
         if self.data == "sinusoid":
             raise ValueError(
                 "data='sinusoid' has no classes: the main job fits sinusoids by itself, at its end"

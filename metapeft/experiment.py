@@ -13,6 +13,7 @@ from metapeft import backbones, placement
 from metapeft.comparison import METHODS, Method, check_method, rank_option, round_ranks
 from metapeft.config import TrainConfig
 from metapeft.datasets.loading import load_dataset
+from metapeft.datasets.shell_options import reader_options
 from metapeft.distributed import processes
 from metapeft.episodes.sampler import EpisodeSampler
 from metapeft.evaluation import evaluate
@@ -38,7 +39,7 @@ def samplers(config: TrainConfig) -> dict[str, Any]:
 
     Training episodes, which all methods share, are plain or in a training style.
     """
-    options = {"root": config.root} if config.root is not None else {}
+    options = reader_options(config.data_options, config.root)
     data = {split: load_dataset(config.data, split=split, **options) for split in ("train", "val", "test")}
     sizes = (config.ways, config.shots, config.queries)
     found: dict[str, Any] = {"data": data}

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from metapeft.datasets.shell_options import reader_options
 
-def data(name: str = "glyphs", *, root: Path | None = None, download: bool = False) -> int:
+
+def data(
+    name: str = "glyphs",
+    *,
+    root: Path | None = None,
+    data_options: tuple[str, ...] = (),
+    download: bool = False,
+) -> int:
     """Check a data set and say what it holds: counts, classes, hash, split by split; its store is built on the way.
 
     Parameters
@@ -14,6 +22,8 @@ def data(name: str = "glyphs", *, root: Path | None = None, download: bool = Fal
         Data set: glyphs, glyph-pairs, omniglot, miniimagenet or folder.
     root
         Where the data lies; default $METAPEFT_DATA.
+    data_options
+        What its reader takes beside that, as name=value: split_by=characters, size=40.
     download
         Fetch it first from its original address, where it has one.
     """
@@ -24,9 +34,7 @@ def data(name: str = "glyphs", *, root: Path | None = None, download: bool = Fal
 
     import metapeft as mp
 
-    options: dict[str, object] = {"download": True} if download else {}
-    if root is not None:
-        options["root"] = root
+    options = reader_options(data_options, root) | ({"download": True} if download else {})
     table = Table(title=name)
     for column in ("split", "images", "classes", "shape", "hash"):
         table.add_column(column)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cyclopts import App
 
+from metapeft.datasets.shell_options import reader_options
 from metapeft.whole_numbers import Whole
 
 app = App(name="episodes", help="Write or check the index lists of a protocol.", help_format="plaintext")
@@ -17,6 +18,7 @@ def dump(
     *,
     data: str = "glyphs",
     root: Path | None = None,
+    data_options: tuple[str, ...] = (),
     split: str = "test",
     ways: tuple[Whole, ...] = (5,),
     shots: tuple[Whole, ...] = (1,),
@@ -36,6 +38,8 @@ def dump(
         Data set: glyphs, glyph-pairs, omniglot, miniimagenet or folder.
     root
         Where the data lies; default $METAPEFT_DATA.
+    data_options
+        What its reader takes beside that, as name=value: split_by=characters, size=40.
     split
         train, val or test.
     ways
@@ -63,7 +67,7 @@ def dump(
         if not 1 <= len(size) <= 2:
             raise ValueError(f"{name} is given {len(size)} times: once, or twice for the least and the most")
         sizes.append(size if len(size) == 2 else size[0])
-    options = {} if root is None else {"root": root}
+    options = reader_options(data_options, root)
     sampler = mp.EpisodeSampler(
         mp.load_dataset(data, split=split, **options), *sizes, queries, seed=seed, rotations=rotations,
         imbalanced=imbalanced,
@@ -73,7 +77,14 @@ def dump(
 
 
 @app.command
-def verify(path: Path, *, data: str = "glyphs", root: Path | None = None, split: str = "test") -> int:
+def verify(
+    path: Path,
+    *,
+    data: str = "glyphs",
+    root: Path | None = None,
+    data_options: tuple[str, ...] = (),
+    split: str = "test",
+) -> int:
     """Check a file of `dump` against a data set and against the sampler itself.
 
     Parameters
@@ -84,12 +95,14 @@ def verify(path: Path, *, data: str = "glyphs", root: Path | None = None, split:
         Data set: glyphs, glyph-pairs, omniglot, miniimagenet or folder.
     root
         Where the data lies; default $METAPEFT_DATA.
+    data_options
+        What its reader takes beside that, as name=value: split_by=characters, size=40.
     split
         train, val or test.
     """
     import metapeft as mp
     from metapeft.episodes.listing import verify as check
 
-    options = {} if root is None else {"root": root}
+    options = reader_options(data_options, root)
     print(f"{path} holds what it says: {check(path, mp.load_dataset(data, split=split, **options))}")
     return 0

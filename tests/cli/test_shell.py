@@ -85,6 +85,17 @@ def test_every_command_has_help_with_its_options(command, capsys):
         (["episodes", "verify", "nowhere.json"], "nowhere.json"),
         (["data", "omniglot", "--root", "nowhere"], "nowhere"),
         (["--config", "options.txt", "train"], "options.txt"),
+        (["train", "--data-options", "size"], "data_options has 'size': name=value"),
+        (
+            ["train", "--data-options", "size=20", "--data-options", "size=30"],
+            "'size', which is given already",
+        ),
+        (["train", "--data-options", "sise=20"], "did you mean 'size'"),
+        (["train", "--data-options", "size=12"], "size=12: must be at least 16"),
+        (
+            ["data", "--data-options", "root=here"],
+            "'root', which is given already or has an option of its own",
+        ),
     ],
 )
 def test_bad_input_gives_one_sentence_and_exit_code_2(arguments, sentence, tmp_path, monkeypatch, capsys):
@@ -103,6 +114,18 @@ def test_options_come_from_a_file_and_unknown_ones_are_refused(tmp_path, monkeyp
     (tmp_path / "bad.toml").write_text("wayz = 3\n")
     assert run(["--config", "bad.toml", "train", "--list"]) == 2
     assert "wayz" in capsys.readouterr().err
+
+
+def test_options_of_a_reader_reach_it(tmp_path, capsys):
+    """The classes do not depend on the size, the images do; a list is drawn from what they name."""
+    assert run(["data", "--data-options", "size=20", "--data-options", "per_class=3"]) == 0
+    assert "1x20x20" in capsys.readouterr().out
+    path = str(tmp_path / "list.json")
+    few = ["--data-options", "per_class=3"]
+    assert run(["episodes", "dump", path, *few, "--queries", "2", "--episodes", "3"]) == 0
+    assert run(["episodes", "verify", path, *few]) == 0
+    assert run(["episodes", "verify", path]) == 2  # the same classes, with 20 images each
+    assert "episode 0 lists an image under a class that it does not belong to" in capsys.readouterr().err
 
 
 def test_stored_settings_come_back_and_others_are_refused():
