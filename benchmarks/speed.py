@@ -28,8 +28,8 @@ from cyclopts import App, Parameter
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed_bars import FASTER, NEVER_SLOWER, OTHER_GRADIENT, bars, short
-from benchmarks.speed_peers import PEERS, Step, absent, metapeft
+from benchmarks.speed_bars import FASTER, NEVER_SLOWER, OTHER_GRADIENT, bars, short, unchecked
+from benchmarks.speed_peers import LACKS, PEERS, Step, absent, metapeft
 from benchmarks.speed_pictures import draw
 from benchmarks.speed_problems import QUICK, WORKLOADS, Workload, plain
 from metapeft.allocator import keep_freed_memory
@@ -50,9 +50,9 @@ def steps_of(
         own = metapeft(learner, batch)
         steps["metapeft"] = lambda: {n: v.flatten() for n, v in own().items()}
     for name, (make, engines) in PEERS.items():
-        if (only is not None and name not in only) or workload.engine not in engines:
+        if only is not None and name not in only:
             continue
-        why = absent(name)
+        why = absent(name) if workload.engine in engines else LACKS[workload.engine][name]
         if why is not None:
             missing[name] = why
             continue
@@ -122,10 +122,13 @@ def measure(name: str, repeats: int, least: float, quick: bool, memory: bool, th
     del first
     seconds: dict[str, list[float]] = {who: [] for who in steps}
     rates = [matrix_rate()]
-    begun, rounds = time.monotonic(), 0
+    begun, rounds, names = time.monotonic(), 0, list(steps)
     while rounds < repeats or time.monotonic() - begun < least:
-        for who, step in steps.items():
-            seconds[who].append(timed(step))
+        for who in [
+            *names[rounds % len(names) :],
+            *names[: rounds % len(names)],
+        ]:  # nobody is always the first
+            seconds[who].append(timed(steps[who]))
         rates.append(matrix_rate())
         rounds += 1
     rows: dict[str, Any] = {}
@@ -141,7 +144,7 @@ def measure(name: str, repeats: int, least: float, quick: bool, memory: bool, th
             "times_metapeft": median / statistics.median(seconds["metapeft"]),
         }
         if memory and (not quick or who in ("metapeft", "higher")):
-            rows[who]["peak_bytes"] = peak(name, who, threads)
+            rows[who].update(peak(name, who, threads))
         print(line(name, who, rows[who]), flush=True)
     for who, why in missing.items():
         rows[who] = {"absent": why}
@@ -154,20 +157,23 @@ def measure(name: str, repeats: int, least: float, quick: bool, memory: bool, th
 
 def line(name: str, who: str, row: dict[str, Any]) -> str:
     """One row for the screen."""
-    memory = f"{row['peak_bytes'] / 2**20:7.0f} MiB" if "peak_bytes" in row else ""
+    memory = f"{row['peak_bytes'] / 2**20:7.0f} MiB" if "peak_bytes" in row else row.get("no_peak", "")
     apart = row["gradient_difference"]
-    memory += f"  (another gradient, by {apart:.0e})" if apart > OTHER_GRADIENT else ""
+    memory += "" if apart <= OTHER_GRADIENT else f"  (another gradient, by {apart:.0e})"
     return (
         f"{name:22} {who:12} {row['median_s']:8.3f} s  {row['times_metapeft']:5.2f} x  "
         f"{100 * row['rate']:5.1f} % of the matrix rate  {memory}"
     )
 
 
-def peak(name: str, who: str, threads: int) -> int:
-    """Peak resident bytes of one step above what was resident before, in a fresh process."""
+def peak(name: str, who: str, threads: int) -> dict[str, Any]:
+    """`peak_bytes`: resident of one step above what was before, in a fresh process; `no_peak`: why it ended instead."""
     command = [sys.executable, "-m", "benchmarks.speed", "one", name, who, "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
+        return {"no_peak": f"no peak: {said[0]}"}
+    return {"peak_bytes": int(done.stdout.split()[-1])}
 
 
 @app.command
@@ -222,7 +228,10 @@ def run(
             json_file.parent.mkdir(parents=True, exist_ok=True)
             result = {"rows": bars(found), "seconds": round(time.monotonic() - begun, 1), "workloads": found}
             json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    missed = short([row for row in bars(found) if not {row["workload"], row["against"]} & earlier])
+    rows = [row for row in bars(found) if row["workload"] not in earlier]
+    missed = short(rows)
+    for sentence in unchecked(found, rows):
+        print(f"NOT CHECKED: {sentence}")
     for sentence in missed:
         print(f"SHORT: {sentence}")
     print(f"{time.monotonic() - begun:.0f} s")

@@ -42,9 +42,11 @@ def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
 
     Example:
         >>> row = lambda times: {"times_metapeft": times, "gradient_difference": 0.0, "median_s": 1.0}
-        >>> [row] = bars({"MAML": {"rows": {"metapeft": row(1.0), "higher": row(1.2)}}})
+        >>> near, row = bars({"MAML": {"rows": {"metapeft": row(1.0), "higher": row(1.2)}}})
         >>> row["against"], row["ratio"], row["bar"], row["passed"]
         ('higher', 1.2, 1.3, False)
+        >>> near["measure"], near["passed"]
+        ('distance of gradients', True)
     """
     rows = [row for name, measured in found.items() for row in _of_workload(name, measured)]
     for name, other, quantity, most in AT_MOST:
@@ -65,10 +67,11 @@ def _of_workload(name: str, measured: dict[str, Any]) -> Iterator[dict[str, Any]
             yield _row(name, who, "time", None, None) | {"why": row["absent"]}
             continue
         apart, bar = row["gradient_difference"], FASTER.get(name, {}).get(who)
-        if who == "loop":
-            yield _row(name, who, "distance of gradients", apart, GRADIENT, "at most")
         bar = bar or (SAME if who in NEVER_SLOWER else None)
-        if apart > OTHER_GRADIENT:
+        if bar is not None:
+            nearest = GRADIENT if who == "loop" else OTHER_GRADIENT
+            yield _row(name, who, "distance of gradients", apart, nearest, "at most")
+        if not apart <= OTHER_GRADIENT:
             why = {"why": f"another gradient, by {apart:.1e} relative"}
             yield _row(name, who, "time", row["times_metapeft"], None) | why
             continue
@@ -76,7 +79,8 @@ def _of_workload(name: str, measured: dict[str, Any]) -> Iterator[dict[str, Any]
     if "rate" in own:
         yield _row(name, "matrix rate", "rate", own["rate"], RATES.get(measured["workload"]["backbone"]))
     other = measured["rows"].get("higher", {})
-    if "peak_bytes" in other and "peak_bytes" in own:
+    comparable = "peak_bytes" in other and "peak_bytes" in own
+    if comparable and measured["workload"].get("engine", "unroll") == "unroll":  # it has no other
         ratio = own["peak_bytes"] / (other["peak_bytes"] * measured["workload"]["tasks"])
         yield _row(name, "higher", "memory a task", ratio, 1.0, "at most")
 
@@ -101,6 +105,26 @@ def _row(
         "workload": name, "against": against, "measure": measure, "ratio": ratio, "bar": bar, "limit": limit,
         "passed": passed,
     }  # fmt: skip
+
+
+def unchecked(found: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each bar that nothing was held against: an absent library, workloads that one run did not measure.
+
+    Example:
+        >>> unchecked({"W1": {}, "W1 cp": {}}, [_row("W1", "higher", "time", None, None) | {"why": "not installed"}])
+        ['W1 against higher: not installed', 'W1 cp against W1: not measured in this run']
+    """
+    sentences = [
+        f"{row['workload']} against {row['against']}: {row['why']}"
+        for row in rows
+        if "why" in row
+        and (row["against"] in FASTER.get(row["workload"], {}) or row["against"] in NEVER_SLOWER)
+    ]
+    held = {(row["workload"], row["against"], row["measure"]) for row in rows if row["bar"] is not None}
+    for name, other, quantity, _ in AT_MOST:
+        if name in found and (name, other, MEASURES[quantity]) not in held:
+            sentences.append(f"{name} against {other}: not measured in this run")
+    return sentences
 
 
 def short(rows: list[dict[str, Any]]) -> list[str]:

@@ -50,6 +50,55 @@ def vmapped(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Callabl
     return step
 
 
+def with_torchopt(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Callable[[], Named]:
+    """`torchopt.nn.ImplicitMetaGradientModule`, with its conjugate gradients, a task after the other."""
+    import torchopt
+
+    double = next(plain.net.parameters()).dtype == torch.float64
+    solver = torchopt.linear_solve.solve_cg(maxiter=ITERATIONS, rtol=1e-10 if double else 1e-5, atol=0.0)
+    outer = {name: value for name, value in plain.net.named_parameters() if value.requires_grad}
+
+    class Task(torchopt.nn.ImplicitMetaGradientModule, linear_solve=solver):  # type: ignore[misc, call-arg]
+        def __init__(self, net: torch.nn.Module) -> None:
+            super().__init__()
+            self.register_meta_module("net", net)  # its parameters are the outer variables
+            self.own = torch.nn.ParameterList(
+                torch.nn.Parameter(dict(net.named_parameters())[name].detach().clone())
+                for name in plain.inner
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = functional_call(self.net, dict(zip(plain.inner, self.own)), (x,))
+            return found
+
+        def objective(self, x: Tensor, y: Tensor) -> Tensor:
+            centre = dict(self.net.named_parameters())
+            away = sum((w - centre[name]).square().sum() for name, w in zip(plain.inner, self.own))
+            found: Tensor = F.cross_entropy(self.forward(x), y) + workload.proximal / 2 * away
+            return found
+
+        def solve(self, x: Tensor, y: Tensor) -> None:
+            for _ in range(workload.steps):
+                with torch.enable_grad():
+                    slopes = torch.autograd.grad(self.objective(x, y), list(self.own))
+                with torch.no_grad():
+                    for value, slope in zip(self.own, slopes):
+                        value -= RATE * slope
+
+    def step() -> Named:
+        total = {name: torch.zeros_like(value) for name, value in outer.items()}
+        for t in range(workload.tasks):
+            task = Task(plain.net)
+            task.solve(batch.support_x[t], batch.support_y[t])
+            loss = F.cross_entropy(task(batch.query_x[t]), batch.query_y[t])
+            found = torch.autograd.grad(loss, list(outer.values()), allow_unused=True, materialize_grads=True)
+            for name, grad in zip(outer, found):
+                total[name] += grad / workload.tasks
+        return total
+
+    return step
+
+
 class _Objectives:
     """The two objectives of one task, as functions of its inner variables, at the module's own parameters."""
 

@@ -49,6 +49,7 @@ def vmapped(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
     """`torch.func.vmap` over tasks of an inner loop of `torch.func.grad`."""
     if workload.engine == "cg":
         return speed_implicit.vmapped(workload, plain, batch)
+    by_hand(plain.net)
     parameters: dict[str, Tensor] = dict(plain.net.named_parameters())
     outer = plain.outer
 
@@ -72,12 +73,54 @@ def vmapped(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
     return step
 
 
+class ByHand(nn.Module):
+    """Batch norm of the batch's own statistics in plain operations.
+
+    `torch.func.vmap` gets their second derivative right, that of torch's own batch norm to three digits only.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return x * scale.view(-1, 1, 1) + (self.bias - mean * scale).view(-1, 1, 1)
+
+
+def by_hand(net: nn.Module) -> None:
+    """Put `ByHand` in the place of every batch norm that has no running statistics."""
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.BatchNorm2d) and not module.track_running_stats:
+            parent, _, child = name.rpartition(".")
+            setattr(net.get_submodule(parent), child, ByHand(module))
+
+
 def higher(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
-    """`higher.innerloop_ctx`, a backward a task. It differentiates every parameter that requires a gradient."""
+    """`higher.innerloop_ctx`, a backward a task. It differentiates every parameter that requires a gradient.
+
+    First-order, it tracks no steps, and what the query loss gives at the adapted point is taken.
+    """
     import higher
 
     parameters = dict(plain.net.named_parameters())
     optimizer = torch.optim.SGD([parameters[name] for name in plain.inner], RATE)
+
+    def first_order() -> dict[str, Tensor]:
+        total = [torch.zeros_like(parameters[name]) for name in plain.outer]
+        for t in range(workload.tasks):
+            with higher.innerloop_ctx(plain.net, optimizer, track_higher_grads=False) as (net, inner):
+                for _ in range(workload.steps):
+                    inner.step(F.cross_entropy(net(batch.support_x[t]), batch.support_y[t]))
+                loss = F.cross_entropy(net(batch.query_x[t]), batch.query_y[t])
+                fast = dict(zip(parameters, net.parameters()))
+                for sum_, grad in zip(total, torch.autograd.grad(loss, [fast[name] for name in plain.outer])):
+                    sum_ += grad / workload.tasks
+        return dict(zip(plain.outer, total))
+
+    if workload.engine == "first-order":
+        return first_order
 
     def step() -> dict[str, Tensor]:
         plain.net.zero_grad(set_to_none=True)
@@ -114,9 +157,11 @@ def learn2learn(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Ste
 
 
 def torchopt(workload: Workload, plain: Plain, batch: mp.EpisodeBatch) -> Step:
-    """`torchopt.MetaSGD` on the modules that hold the inner variables."""
+    """`torchopt.MetaSGD` on the modules that hold the inner variables; implicitly its `ImplicitMetaGradientModule`."""
     import torchopt
 
+    if workload.engine == "cg":
+        return speed_implicit.with_torchopt(workload, plain, batch)
     holders = dict.fromkeys(name.rpartition(".")[0] for name in plain.inner)
     moving = nn.ModuleList([plain.net.get_submodule(name) for name in holders])
 
@@ -144,9 +189,14 @@ def _taken(plain: Plain) -> dict[str, Tensor]:
 PEERS: dict[str, tuple[Callable[[Workload, Plain, mp.EpisodeBatch], Step], tuple[str, ...]]] = {
     "loop": (loop, ("unroll", "recompute", "first-order", "cg")),
     "vmap": (vmapped, ("unroll", "recompute", "first-order", "cg")),
-    "higher": (higher, ("unroll", "recompute")),
+    "higher": (higher, ("unroll", "recompute", "first-order")),
     "learn2learn": (learn2learn, ("unroll", "recompute", "first-order")),
-    "torchopt": (torchopt, ("unroll", "recompute")),
+    "torchopt": (torchopt, ("unroll", "recompute", "cg")),
+}
+#: engine -> who has no such gradient, for the rows that say so
+LACKS = {
+    "cg": {"higher": "no implicit gradients", "learn2learn": "no implicit gradients"},
+    "first-order": {"torchopt": "its differentiable optimisers are of second order"},
 }
 
 

@@ -40,6 +40,22 @@ def _range(values: set[int]) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
+def unlike_w1(name: str, workload: dict[str, Any]) -> str:
+    """Tasks T, inner steps K and queries of a workload where they are not those of W1 and its name does not say them.
+
+    Example:
+        >>> unlike_w1("W1, K = 20", {"tasks": 4, "steps": 20, "queries": 25})
+        ' (T = 4)'
+    """
+    numbers = {"T": ("tasks", 16), "K": ("steps", 5), "queries": ("queries", 25)}
+    unlike = [
+        f"{letter} = {workload[field]}"
+        for letter, (field, usual) in numbers.items()
+        if workload.get(field, usual) != usual and f"{letter} = " not in name
+    ]
+    return f" ({', '.join(unlike)})" if unlike else ""
+
+
 def speed(path: Path) -> str:
     """Each library's time over metapeft's, a line a workload, as Markdown."""
     found = _read(path)
@@ -59,7 +75,8 @@ def speed(path: Path) -> str:
         ]
         own = rows["metapeft"]
         time = spread(own["median_s"], own["seconds"])
-        lines.append(f"| {name} | {time} | {' | '.join(times)} | {100 * own['rate']:.0f} % |")
+        title = f"{name}{unlike_w1(name, measured['workload'])}"
+        lines.append(f"| {title} | {time} | {' | '.join(times)} | {100 * own['rate']:.0f} % |")
     measured = list(found["workloads"].values())
     rounds, threads = ({each[key] for each in measured} for key in ("repeats", "threads"))
     commits, machines = (sorted({each["environment"][key] for each in measured}) for key in ("commit", "cpu"))
@@ -68,7 +85,8 @@ def speed(path: Path) -> str:
         f"most) of {_range(rounds)} alternating repeats in one process that keeps freed memory, as training does, "
         f"threads: {_range(threads)}. Matrix rate: "
         "metapeft's counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 "
-        "on Conv-4-64, 28x28, 16 tasks of 5-way 1-shot, 25 queries, 5 second-order steps. Commit "
+        "on Conv-4-64, 28x28, T = 16 tasks of 5-way 1-shot, 25 queries, K = 5 second-order steps; where a line says no other "
+        "numbers, they are these. Commit "
         f"{', '.join(commit[:9] for commit in commits)}, {', '.join(machines)}; from "
         f"`benchmarks/results/{path.name}`, by `python -m benchmarks.speed`."
     )
