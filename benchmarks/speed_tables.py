@@ -85,8 +85,8 @@ def speed(path: Path) -> str:
         f"most) of {_range(rounds)} alternating repeats in one process that keeps freed memory, as training does, "
         f"threads: {_range(threads)}. Matrix rate: "
         "metapeft's counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 "
-        "on Conv-4-64, 28x28, T = 16 tasks of 5-way 1-shot, 25 queries, K = 5 second-order steps; where a line says no other "
-        "numbers, they are these. Commit "
+        "on Conv-4-64, 28x28, T = 16 tasks of 5-way 1-shot, 25 queries, K = 5 second-order steps; "
+        "where a line says no other numbers, they are these. Commit "
         f"{', '.join(commit[:9] for commit in commits)}, {', '.join(machines)}; from "
         f"`benchmarks/results/{path.name}`, by `python -m benchmarks.speed`."
     )
