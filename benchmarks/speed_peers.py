@@ -185,18 +185,19 @@ def _taken(plain: Plain) -> dict[str, Tensor]:
     return {name: parameters[name].grad.clone() for name in plain.outer}  # type: ignore[union-attr]
 
 
-#: name -> what makes the step, the engines for which it has the same gradient (`recompute` has that of `unroll`)
+#: name -> what makes the step, the engines that it has; the loops stand against `recompute` with the steps unrolled
 PEERS: dict[str, tuple[Callable[[Workload, Plain, mp.EpisodeBatch], Step], tuple[str, ...]]] = {
     "loop": (loop, ("unroll", "recompute", "first-order", "cg")),
     "vmap": (vmapped, ("unroll", "recompute", "first-order", "cg")),
-    "higher": (higher, ("unroll", "recompute", "first-order")),
-    "learn2learn": (learn2learn, ("unroll", "recompute", "first-order")),
-    "torchopt": (torchopt, ("unroll", "recompute", "cg")),
+    "higher": (higher, ("unroll", "first-order")),
+    "learn2learn": (learn2learn, ("unroll", "first-order")),
+    "torchopt": (torchopt, ("unroll", "cg")),
 }
 #: engine -> who has no such gradient, for the rows that say so
 LACKS = {
     "cg": {"higher": "no implicit gradients", "learn2learn": "no implicit gradients"},
     "first-order": {"torchopt": "its differentiable optimisers are of second order"},
+    "recompute": dict.fromkeys(("higher", "learn2learn", "torchopt"), "keeps the graph of all steps"),
 }
 
 

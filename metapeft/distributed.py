@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from metapeft.memory import is_out_of_memory
+
 TIMEOUT = timedelta(hours=2)  # rank 0 evaluates and writes alone while the others wait
 
 
@@ -147,6 +149,8 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             raise ConnectionError(
                 f"rank {self.rank} of {self.count}: another rank is gone, or can't be reached, so the run ends; its "
                 f"last checkpoint is whole, and resuming goes on from there ({str(error).splitlines()[0]})"

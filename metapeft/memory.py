@@ -23,6 +23,7 @@ _PROCESS = Path("/proc/self")
 # What has no class of its own: the CPU's allocator, oneDNN without room for its buffers, cuBLAS, cuDNN, the driver.
 _SAID = (
     "DefaultCPUAllocator",
+    "std::bad_alloc",
     "could not create a primitive",
     "could not create a memory",
     "CUBLAS_STATUS_ALLOC_FAILED",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -10,11 +12,14 @@ from metapeft.allocator import freed_memory_kept
 from metapeft.board import Board
 from metapeft.fitting import Plan
 from metapeft.interruption import Interruption
+from metapeft.memory import is_out_of_memory, refuse_too_little
 from metapeft.progress import Progress
 from metapeft.runs import Run
 
 if TYPE_CHECKING:
     from metapeft.trainer import BilevelTrainer
+
+_log = logging.getLogger("metapeft")
 
 
 class Averages:
@@ -83,7 +88,7 @@ def run_loop(
                 trainer.save(run)
         upcoming = _fetch(trainer, pool, episodes, trainer.step) if trainer.step < end else None
         while upcoming is not None:
-            batch = upcoming.result()
+            batch = _drawn(upcoming, trainer, episodes)
             upcoming = _fetch(trainer, pool, episodes, trainer.step + 1) if trainer.step + 1 < end else None
             trainer.outer_step(batch)
             last = trainer.step == trainer.steps
@@ -103,6 +108,30 @@ def run_loop(
     if best is not None and trainer.step == trainer.steps:
         trainer.learner.load_state(best)
     return log
+
+
+def _drawn(upcoming: Future[Any], trainer: BilevelTrainer, episodes: Any) -> Any:
+    """The batch of the next step; where memory was too little beside the last step, it is drawn now, alone.
+
+    Raises:
+        MemoryError: too little for that too.
+    """
+    try:
+        return upcoming.result()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    where = f"outer step {trainer.step + 1}"
+    _log.warning("%s: out of memory where its episodes were drawn; they are drawn again", where)
+    gc.collect()
+    share = trainer.share(trainer.step)
+    try:
+        return episodes.batch(share.start, share.count)
+    except (MemoryError, RuntimeError) as error:
+        refuse_too_little(
+            error, f"{where}: out of memory where its episodes are drawn: take fewer tasks_per_step"
+        )
+        raise
 
 
 def _fetch(trainer: BilevelTrainer, pool: ThreadPoolExecutor, episodes: Any, step: int) -> Future[Any]:

@@ -13,7 +13,7 @@ from metapeft.chunking import Chunking, choose
 from metapeft.distributed import Processes, Share
 from metapeft.errors import NumericalError
 from metapeft.evaluation import evaluated
-from metapeft.memory import is_out_of_memory, release
+from metapeft.memory import is_out_of_memory, refuse_too_little, release
 from metapeft.problem_task import ProblemTask
 
 Found = TypeVar("Found")
@@ -92,7 +92,13 @@ class OuterGradient:
             view, chunk = chosen.view(task), chosen.chunk
             found = attempted(lambda: accumulated(view, batch, chunk, w0), processes)  # noqa: B023
             if found is not None:
-                return averaged(found, share.weight, processes)
+                try:
+                    return averaged(found, share.weight, processes)
+                except (MemoryError, RuntimeError) as error:
+                    refuse_too_little(
+                        error, f"{where}: out of memory where the ranks' gradients are added up"
+                    )
+                    raise
             release(_device(task))
             self._refuse_whole(task, batch, where)
             self.chunking, self.changed = (

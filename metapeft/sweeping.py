@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,10 +16,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metapeft.byte_units import parse_bytes
+from metapeft.checkpoint import write_atomically
 from metapeft.errors import RunError
 from metapeft.whole_numbers import Whole
 
 Cluster = Literal["local", "slurm"]
+_NUMBERS = "submitted.json"
+_ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "TIMEOUT",
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,8 @@ class Place:
         except ImportError as error:
             raise ImportError("sweeps need submitit: pip install 'metapeft[slurm]'") from error
         try:
-            made = submitit.AutoExecutor(folder, cluster=self.cluster)
+            # as often as SLURM takes a job's processors away, it is to go on
+            made = submitit.AutoExecutor(folder, cluster=self.cluster, slurm_max_num_timeout=sys.maxsize)
         except RuntimeError as error:
             raise ValueError(f"cluster={self.cluster!r}: {error}") from error
         made.update_parameters(
@@ -123,8 +137,10 @@ def launch(
     jobs = [Job(str(folder / f"{name}.json"), str(folder / name)) for name in names]
     if place.cluster == "slurm":
         with executor.batch():
-            submitted = [executor.submit(job) for job in jobs]
-        return [str(one.job_id) for one in submitted]
+            begun = [executor.submit(job) for job in jobs]
+        given = {name: str(one.job_id) for name, one in zip(names, begun)}
+        keep_numbers(folder, numbers_of(folder) | given)
+        return list(given.values())
     waiting, numbers = list(zip(names, jobs)), []
     running: dict[str, Any] = {}
     while waiting or running:
@@ -137,6 +153,41 @@ def launch(
             error = running.pop(name).exception()
             done(name, None if error is None else str(error).strip().splitlines()[-1])
     return numbers
+
+
+def numbers_of(folder: Path) -> dict[str, str]:
+    """The numbers of the jobs that were submitted and not yet reported as ended, by name.
+
+    Raises:
+        RunError: a file that cannot be read.
+    """
+    path = folder / "jobs" / _NUMBERS
+    if not path.exists():
+        return {}
+    try:
+        return {str(name): str(number) for name, number in json.loads(path.read_text("utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+
+
+def keep_numbers(folder: Path, numbers: dict[str, str]) -> None:
+    """Write what `numbers_of` reads."""
+    write_atomically(folder / "jobs" / _NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
+
+
+def standing(folder: Path, number: str) -> tuple[str, bool]:
+    """How a submitted job stands, and whether it has ended; of one that ended without its results, why.
+
+    SLURM's accounting (`sacct`) is asked; where it is not there, a job without a result counts as waiting.
+    """
+    import submitit
+
+    job: Any = submitit.SlurmJob(folder.resolve() / "jobs", number)
+    if job.paths.result_pickle.exists():
+        error = job.exception()
+        return ("done" if error is None else str(error).strip().splitlines()[-1]), True
+    state = str(job.state).upper()
+    return state, state.startswith(_ENDED)
 
 
 def collected(folder: Path, tasks: Iterable[tuple[str, str]]) -> dict[str, dict[str, list[float]]]:

@@ -231,9 +231,9 @@ class BilevelTrainer:
         trained: dict[str, Tensor] = self.learner.trained
         for name, value in trained.items():
             value.grad = found.grads[name]
-        if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(list(trained.values()), self.clip)
         try:
+            if self.clip is not None:
+                torch.nn.utils.clip_grad_norm_(list(trained.values()), self.clip)
             self.optimizer.step()
         except (MemoryError, RuntimeError) as error:
             refuse_too_little(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,23 +58,30 @@ def sweep(
     }
     _write(out, {name: options for name, (_, options) in tasks.items()})
     open_tasks = [name for name in tasks if not (out / name / "results.json").exists()]
-    failed: list[str] = []
+    failed: dict[str, str] = {}
 
     def done(name: str, error: str | None) -> None:
         console.print(f"{name}: {error or 'done'}", markup=False, highlight=False)
-        failed.extend([name] if error else [])
+        if error is not None:
+            failed[name] = error
 
-    if open_tasks:
-        numbers = launch(out, open_tasks, place, done)
+    waiting = _submitted(out, open_tasks, done, console) if place.cluster == "slurm" else []
+    if new := [name for name in open_tasks if name not in {*waiting, *failed}]:
+        numbers = launch(out, new, place, done)
         if place.cluster == "slurm":
-            console.print(
-                f"submitted {len(numbers)} jobs: {', '.join(numbers)}; the same command shows what they found"
-            )
-            return 0
+            waiting += new
+            console.print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}", highlight=False)
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(tasks)} jobs failed: {', '.join(failed)}; logs are in {out / 'jobs'}"
+            f"{len(failed)} of {len(tasks)} jobs failed: {', '.join(failed)}; logs are in {out / 'jobs'}, the same "
+            "command starts them again"
         )
+    if waiting:
+        console.print(
+            f"{len(waiting)} of {len(tasks)} jobs have not ended: call the same command again",
+            highlight=False,
+        )
+        return 0
     found = collected(out, [(name, method) for name, (method, _) in tasks.items()])
     summary = _summary(found)
     content = {
@@ -85,6 +93,25 @@ def sweep(
     write_atomically(out / "sweep.json", (json.dumps(content, indent=1) + "\n").encode())
     console.print(_table(summary, len(seeds)))
     return 0
+
+
+def _submitted(
+    out: Path, names: list[str], done: Callable[[str, str | None], None], console: Any
+) -> list[str]:
+    """Those that were submitted and have not ended; `done` is told of the others, which the next call starts again."""
+    from metapeft.sweeping import keep_numbers, numbers_of, standing
+
+    numbers, waiting = numbers_of(out), []
+    for name in [name for name in names if name in numbers]:
+        state, ended = standing(out, numbers[name])
+        if ended:
+            done(name, f"job {numbers.pop(name)} ended without results: {state}")
+        else:
+            waiting.append(name)
+            console.print(f"{name}: job {numbers[name]}, {state}", markup=False, highlight=False)
+    if set(numbers) != set(numbers_of(out)):
+        keep_numbers(out, numbers)
+    return waiting
 
 
 def _options(config: TrainConfig, place: Place, method: str, seed: int) -> dict[str, Any]:

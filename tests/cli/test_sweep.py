@@ -65,6 +65,10 @@ def test_a_sweep_on_a_cluster_is_submitted_once_and_then_read(cluster: Path, cap
     command += ["--seeds", "0", "--seeds", "5", "--methods", "centroids", "--methods", "other-task"]
     assert run(command) == 0
     assert "submitted 4 jobs: 7_0, 7_1, 7_2, 7_3" in capsys.readouterr().out
+    assert run(command) == 0  # while they wait or run
+    printed = capsys.readouterr().out
+    assert "submitted" not in printed
+    assert "jobs have not ended: call the same command again" in printed
     latest = time.monotonic() + 300
     while not (cluster / "ended").exists():
         assert time.monotonic() < latest, (cluster / "queue.log").read_text()
@@ -125,6 +129,46 @@ def test_a_sweep_here_says_which_job_failed_and_goes_on_where_it_was(tmp_path: P
     assert "centroids-1: done" not in capsys.readouterr().out
     assert (out / "centroids-1" / "results.json").stat().st_mtime_ns == before
     assert set(json.loads((out / "sweep.json").read_text())["accuracies"]) == {"centroids"}
+
+
+SACCT = r"""#!/bin/bash
+printf 'JobID|State|NodeList\n7_0|OUT_OF_MEMORY|here\n7_1|PENDING|here\n'
+"""
+
+
+def test_a_job_of_a_cluster_that_failed_is_named_and_the_next_call_starts_it_again(
+    cluster: Path, capsys: Any
+) -> None:
+    (cluster / "sbatch").write_text('#!/bin/bash\necho "$@" >> submissions; echo "Submitted batch job 7"\n')
+    (cluster / "sacct").write_text(SACCT)
+    (cluster / "sacct").chmod(0o755)
+    command = [
+        "sweep",
+        "--out",
+        "all",
+        "--cluster",
+        "slurm",
+        "--methods",
+        "maml",
+        "--seeds",
+        "0",
+        "--seeds",
+        "1",
+        *TINY,
+    ]
+    assert run(command) == 0
+    assert "submitted 2 jobs: 7_0, 7_1" in capsys.readouterr().out
+    assert run(command) == 2
+    printed = capsys.readouterr()
+    assert "maml-0: job 7_0 ended without results: OUT_OF_MEMORY" in printed.out
+    assert "maml-1: job 7_1, PENDING" in printed.out
+    assert "1 of 2 jobs failed: maml-0" in printed.err
+    assert len((cluster / "submissions").read_text().splitlines()) == 1
+    assert run(command) == 0
+    assert "submitted 1 jobs" in capsys.readouterr().out
+    (cluster / "all" / "jobs" / "submitted.json").write_text("[1")
+    assert run(command) == 2
+    assert "submitted.json is damaged" in capsys.readouterr().err
 
 
 def test_a_job_that_is_taken_away_is_started_again_as_it_was() -> None:

@@ -221,3 +221,17 @@ def test_the_main_job_under_torchrun(tmp_path: Path) -> None:
     assert "holds a run already" in again.stderr
     nameless = torchrun("metapeft", "train", *tiny, options=("--max-restarts", "1"))
     assert "--max-restarts needs --out" in nameless.stderr
+
+
+def test_going_on_with_another_number_of_processes_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = mp.BilevelTrainer(learner(), tasks_per_step=2, progress=False)
+    own.fit(sampler(), 3, run_dir=tmp_path / "run", stop_at=1)
+    with Run.open(tmp_path / "run") as run:
+        tree, metadata = run.load("latest")
+        run.save("latest", {**tree, "processes": 2}, metadata)
+    own.resume(tmp_path / "run", sampler())
+    assert (
+        "1 processes go on where 2 stopped: the same means up to rounding, not the same bits" in caplog.text
+    )

@@ -30,6 +30,7 @@ ERRORS = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
     RuntimeError("could not create a primitive"),  # what oneDNN's convolutions say under a limit, as seen
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("std::bad_alloc"),
 ]
 
 
@@ -257,7 +258,7 @@ def test_validation_is_cut_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     assert "out of memory with 4 episodes in one forward, now 2" in caplog.text
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=["cuda", "python", "cpu", "onednn", "cublas"])
+@pytest.mark.parametrize("error", ERRORS, ids=["cuda", "python", "cpu", "onednn", "cublas", "c++"])
 def test_what_reads_episodes_outside_a_run_is_cut_too(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,55 @@ def test_too_little_memory_for_a_group_is_a_sentence(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("metapeft.updates.attached.AttachedModel._run", short)
     with pytest.raises(MemoryError, match="out of memory with a group of 16 images: take a smaller group="):
         mp.calibrate(model, sampler().dataset, group=16)
+
+
+class Drawing:
+    """Episodes whose second step cannot be drawn, `times` times in a row."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.true = times, sampler()
+
+    def batch(self, start: int, count: int) -> Any:
+        if start == 2 and self.times > 0:
+            self.times -= 1
+            raise ERRORS[2]
+        return self.true.batch(start, count)
+
+
+def test_episodes_that_do_not_fit_beside_a_step_are_drawn_after_it(caplog: pytest.LogCaptureFixture) -> None:
+    found = []
+    for times in (0, 1):
+        own = mp.BilevelTrainer(learner(), tasks_per_step=2, progress=False)
+        own.fit(Drawing(times), 3)
+        found.append(own.learner.state())
+    assert "outer step 2: out of memory where its episodes were drawn; they are drawn again" in caplog.text
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    own = mp.BilevelTrainer(learner(), tasks_per_step=2, progress=False)
+    with pytest.raises(
+        MemoryError, match="outer step 2: out of memory where its episodes are drawn: take fewer"
+    ):
+        own.fit(Drawing(2), 3)
+
+
+def test_the_next_episodes_are_drawn_while_a_step_works() -> None:
+    """The step ends only when the next batch was drawn: without the overlap it would wait for ever."""
+    drawn = {step: threading.Event() for step in range(4)}
+    true, waited = sampler(), []
+
+    class Told:
+        def batch(self, start: int, count: int) -> Any:
+            found = true.batch(start, count)
+            drawn[start // 2].set()
+            return found
+
+    own = mp.BilevelTrainer(learner(), tasks_per_step=2, chunk=2, progress=False)
+    step = own.outer_step
+
+    def working(batch: Any) -> None:
+        if own.step < 3:
+            waited.append(drawn[own.step + 1].wait(60))
+        step(batch)
+
+    own.outer_step = working  # type: ignore[method-assign]
+    own.fit(Told(), 4)
+    assert waited == [True, True, True]
