@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metapeft.items import Items
 from metapeft.objectives import Objectives
-from metapeft.updates.inputs import mapped
+from metapeft.updates.inputs import mapped, sizes
 
 if TYPE_CHECKING:
     from metapeft.learner import Learner
@@ -48,11 +48,19 @@ class Adapted:
         """Logits `(T, B, N)` of inputs with leaves `(T, B, ...)`; one task: `(B, N)` of `(B, ...)`."""
         given = mapped(x, lambda value: value.unsqueeze(0)) if self.alone else x
         query = self.learner.prepared(Items(given, None))
+        if (given_tasks := sizes(query.x)[0]) != self.objectives.tasks:
+            raise ValueError(
+                f"x holds {given_tasks} task(s), this was adapted to {self.objectives.tasks}: leaves are (T, B, ...), "
+                "those of .task(i) (B, ...)"
+            )
         logits = self.objectives.for_query(query).predict(self.w, self.derived)
         return logits[0] if self.alone else logits
 
     def task(self, index: int) -> Adapted:
-        """One of the tasks, on its own."""
+        """One of the tasks, 0 .. T - 1, on its own; ValueError for a number that none has."""
+        tasks = self.objectives.tasks
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < tasks:
+            raise ValueError(f"index={index!r}: there are tasks 0 to {tasks - 1}")
         one = slice(index, index + 1)
 
         def pick(values: dict[str, Tensor]) -> dict[str, Tensor]:

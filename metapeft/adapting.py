@@ -24,9 +24,9 @@ def solver_outside_training(learner: Learner, steps: int | None = None) -> Solve
 
 
 def adapted(
-    learner: Learner, objectives: Objectives, steps: int | None
+    learner: Learner, objectives: Objectives, steps: int | None, checked: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """See `Learner.solve`."""
+    """See `Learner.solve`; `checked=False` lets tasks that diverge stand beside the others."""
     with torch.no_grad():
         made = objectives.derive({})
     solver = solver_outside_training(learner, steps)
@@ -38,5 +38,6 @@ def adapted(
         lambda _: objectives.start({}, made),
         solver,
         task_axis=True,
+        checked=checked,
     )
     return w, made

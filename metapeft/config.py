@@ -124,6 +124,10 @@ class TrainConfig:
         for name in ("lr", "weights_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: allowed is a number above 0")
+        if self.episodes < 2:
+            raise ValueError("episodes=1: an interval needs 2 at least")
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods={self.methods} names one twice")
         if not self.methods or not self.inner_lrs or not self.inner_steps:
             raise ValueError("methods, inner_lrs and inner_steps each need at least one entry")
         for rate in self.inner_lrs:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from metapeft.adapting import solver_outside_training
+from metapeft.adapting import adapted, solver_outside_training
 from metapeft.arguments import whole
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.protocol import Protocol
@@ -122,6 +121,9 @@ def evaluate(
         raise ValueError(f"diverged={diverged!r}: allowed are 'raise' and 'wrong'")
     if not hasattr(learner, "objectives"):
         raise ValueError(f"learner is of type {type(learner).__name__}: an mp.Learner is needed")
+    there = getattr(sampler, "episodes", None)
+    if isinstance(there, int) and there < episodes:
+        raise ValueError(f"episodes={episodes}: the sampler has {there}, by its own episodes=")
     if not hasattr(sampler, "batch"):
         raise ValueError(
             f"sampler is a {type(sampler).__name__} without .batch(start, count): wrap a data set in mp.EpisodeSampler"
@@ -185,19 +187,9 @@ def evaluated(
 def _scored(
     learner: Learner, batch: EpisodeBatch, steps: int | None, diverged: str
 ) -> tuple[Tensor, Tensor | None]:
-    """Loss and accuracy (None in regression) of each episode, `(T,)`; with `"wrong"` NaN and 0 where it diverges."""
+    """Loss and accuracy (None in regression) of each episode, `(T,)`; with `"wrong"` some losses may not be finite."""
     objectives = learner.objectives(batch, training=False)
-    try:
-        w, derived = learner.solve(objectives, steps)
-    except NumericalError:
-        if diverged == "raise":
-            raise
-        tasks = len(batch)
-        if tasks == 1:
-            return torch.full((1,), math.nan), torch.zeros(1)
-        halves = (batch.tasks(part) for part in (slice(tasks // 2), slice(tasks // 2, tasks)))
-        (a, x), (b, y) = (_scored(learner, half, steps, diverged) for half in halves)
-        return torch.cat([a, b]), None if x is None or y is None else torch.cat([x, y])
+    w, derived = adapted(learner, objectives, steps, checked=diverged == "raise")
     with torch.no_grad():
         loss, logits = objectives.scored(w, derived)
     right = correct(logits, objectives.query) if objectives.query is not None else None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metapeft.finite import refuse_not_finite
+from metapeft.memory import is_out_of_memory
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import join, leaves, mapped, sizes
 
@@ -75,6 +76,8 @@ def checked(items: Items, name: str) -> Items:
         raise ValueError(
             f"{name}_mask is {items.mask.dtype}: allowed is torch.bool, True for items that count"
         )
+    if items.mask is not None and not bool(items.mask.any(1).all()):
+        raise ValueError(f"{name}_mask is False everywhere in a task: at least one of its items has to count")
     if items.y is not None and not items.regression and items.y.dtype not in _INTEGERS:
         raise ValueError(f"{name}_y is {items.y.dtype}: labels are integers, regression targets floats")
     return items
@@ -186,7 +189,13 @@ def losses(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, items: Ite
     if items.y is None:
         raise ValueError("these items have no labels, so they have no loss")
     tasks, count = outputs.shape[:2]
-    values = loss(outputs.flatten(0, 1), items.y.flatten(0, 1))
+    try:
+        values = loss(outputs.flatten(0, 1), items.y.flatten(0, 1))
+    except (RuntimeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        what = f"outputs {tuple(outputs.shape)} and targets {tuple(items.y.shape)} of {items.y.dtype}"
+        raise ValueError(f"loss= cannot be taken of {what}: {error}") from error
     if values.dim() == 0 or values.shape[0] != tasks * count:
         raise ValueError(
             f"loss returned shape {tuple(values.shape)} for {tasks * count} items: it must return one value "
@@ -209,11 +218,52 @@ as F.mse_loss
             f"the episodes have {ways} ways, the learned head {logits.shape[-1]} outputs: take a "
             'backbone with as many, or a head of any way, such as "prototype-init"'
         )
-    if items.y is not None and items.regression and items.y.dim() == 2:  # of three axes: probabilities
+    if items.y is None or not items.regression:
+        return
+    if items.y.dim() == 2 or logits.shape[-1] == 1:  # of three axes and several outputs: probabilities
         raise ValueError(
             f"class labels are integers, 0 .. ways - 1, not {items.y.dtype}: a regression needs another loss, such as "
             "F.mse_loss"
         )
+
+
+def refuse_targets(outputs: Tensor, items: Items, alike: bool) -> None:
+    """Raise ValueError for targets of a regression that have not the axes of the outputs `(T, B, out)`.
+
+    A loss would spread `(T, B)` over all pairs of items, without a word.
+
+    Args:
+        alike: whether the shapes have to be equal too, as torch's own losses want it.
+
+    Example:
+        >>> refuse_targets(torch.zeros(1, 2, 1), Items(torch.zeros(1, 2, 4), torch.zeros(1, 2)), True)
+        Traceback (most recent call last):
+        ValueError: targets have shape (1, 2), outputs (1, 2, 1): a target has the axes of an output, (T, B, out)
+    """
+    if items.y is None or not items.regression:
+        return
+    same = items.y.shape == outputs.shape if alike else items.y.dim() == outputs.dim()
+    if not same:
+        raise ValueError(
+            f"targets have shape {tuple(items.y.shape)}, outputs {tuple(outputs.shape)}: a target has the axes of an "
+            "output, (T, B, out)"
+        )
+
+
+def refuse_labels(items: Items, ways: int, name: str) -> None:
+    """Raise ValueError for class labels, one an item, that are not 0 .. ways - 1.
+
+    Example:
+        >>> refuse_labels(Items(torch.zeros(1, 2, 4), torch.tensor([[0, 7]])), 5, "query")
+        Traceback (most recent call last):
+        ValueError: query_y has labels 0 to 7: 5 ways are labelled 0 to 4
+    """
+    if items.y is None or items.regression or items.y.dim() != 2:
+        return
+    labels = items.y if items.mask is None else items.y[items.mask]
+    least, most = (int(value) for value in labels.aminmax())
+    if least < 0 or most >= ways:
+        raise ValueError(f"{name}_y has labels {least} to {most}: {ways} ways are labelled 0 to {ways - 1}")
 
 
 def correct(logits: Tensor, items: Items) -> Tensor | None:

@@ -17,13 +17,13 @@ from metapeft.adapted import Adapted
 from metapeft.arguments import floating, whole
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.fixed_layers import FixedLayers
-from metapeft.generators.generator import Generator
+from metapeft.generators.generator import Generator, with_own_features
 from metapeft.heads.head import Head
 from metapeft.hypergradients.problem import Result, resolve
 from metapeft.inner.fixed_point import as_solver
 from metapeft.inner.solver import Solver
 from metapeft.item_masks import ItemMasks
-from metapeft.items import Items, moved, number_of_ways, refuse_no_tensor, row_loss
+from metapeft.items import Items, moved, number_of_ways, refuse_labels, refuse_no_tensor, row_loss
 from metapeft.objectives import Objectives
 from metapeft.placement import usable
 from metapeft.precision import check_autocast
@@ -115,6 +115,7 @@ class Learner:
         self.source = model
         self.model, self.trainable = copied(model, self.head_name == "learned", device, dtype)
         self.dropped = [] if self.head_name == "learned" else roles.classifier_parameters(self.model)
+        self.generator = with_own_features(self.generator, self._like)
         check_autocast(autocast, self._like)
         self.autocast, self.dropout = autocast, dropout
         # with dropout (True) and without, once a batch was seen
@@ -209,6 +210,7 @@ class Learner:
         floating(dtype)
         own = self.state()
         self.model, _ = copied(self.model, True, device, dtype)
+        self.generator = with_own_features(self.generator, self._like)
         for view in ("body", "batch_model", "training_model"):
             self.__dict__.pop(view, None)
         self.fixed_layers = {}
@@ -234,8 +236,11 @@ class Learner:
     def _objectives(
         self, support: Items, query: Items | None, ways: int, training: bool, masks: ItemMasks | None = None
     ) -> Objectives:
-        own = None if query is None else self.prepared(query, "query")
-        return Objectives(self, self.prepared(support, "support"), own, ways, training, masks)
+        parts = {"support": support} if query is None else {"support": support, "query": query}
+        made = {name: self.prepared(items, name) for name, items in parts.items()}
+        for name, items in made.items():
+            refuse_labels(items, ways, name)
+        return Objectives(self, made["support"], made.get("query"), ways, training, masks)
 
     def prepared(self, items: Items, name: str = "query") -> Items:
         """Items on the learner's device, uint8 images in floats; ValueError where their axes disagree."""

@@ -84,6 +84,10 @@ def check_parts(learner: Learner) -> None:
             raise ValueError(
                 f"test_steps={learner.test_steps} has no effect: this learner has no inner solver"
             )
+        if head == "zero":
+            raise ValueError(
+                'head="zero" without an inner solver stays 0: inner= is missing, or take "prototypes"'
+            )
     else:
         if inner.reads != "gradients":
             raise ValueError(

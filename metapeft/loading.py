@@ -108,6 +108,7 @@ def load(
         "formats", settings["formats"], specs.as_json(built["formats"])
     )  # no further ones
     specs.refuse_difference("backbone= (its frozen parameters)", settings["frozen"], built["frozen"])
+    specs.refuse_difference("generator= (its features)", settings.get("features"), built["features"])
     for name, shape in settings["shapes"].items():
         found = learner.variables.get(name)
         if found is None or list(found.shape) != shape:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metapeft import fixed_layers
 from metapeft.item_masks import ItemMasks
-from metapeft.items import Items, correct, losses, refuse_classes
+from metapeft.items import Items, correct, losses, refuse_classes, refuse_targets
 from metapeft.precision import forward_precision
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import leaves, mapped
@@ -155,6 +155,10 @@ class Objectives:
         learner, items = self.learner, self._items(part)
         if learner.loss is F.cross_entropy:
             refuse_classes(logits, items, self.ways)
+        else:
+            refuse_targets(
+                logits, items, getattr(F, getattr(learner.loss, "__name__", ""), None) is learner.loss
+            )
         return losses(learner.row_loss, logits, items)
 
     def _head_start(self, u: Tensors, support_features: Tensor) -> dict[str, Tensor]:
@@ -206,6 +210,12 @@ class Objectives:
         if learner.generator is not None and learner.generator.features is not None:
             rows = mapped(items.x, lambda value: value.flatten(0, 1))
             features: Tensor = learner.generator.features(rows)
+            size = learner.generator.size
+            if features.dim() != 2 or (size is not None and features.shape[1] != size):
+                raise ValueError(
+                    f"the generator's features have shape {tuple(features.shape)}: (rows, {size or 'F'}) is needed, as "
+                    "size= says"
+                )
             return torch.unflatten(features, 0, (self.tasks, items.count))
         options: dict[str, Any] = {}
         if learner.model.norm == "support":

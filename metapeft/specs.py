@@ -134,6 +134,7 @@ def of_learner(learner: Learner) -> dict[str, Any]:
         "outer": list(learner.outer),
         "head": of(learner.head),
         "generator": of(learner.generator),
+        "features": features_hash(learner.generator),
         "selection": of(learner.selection),
         "inner_data": learner.inner_data,
         "autocast": None if learner.autocast is None else str(learner.autocast).removeprefix("torch."),
@@ -150,6 +151,12 @@ def frozen_hash(module: nn.Module, trainable: Iterable[str], dropped: Iterable[s
     held = {*trainable, *dropped}
     frozen = [(name, value) for name, value in module.named_parameters() if name not in held]
     return digest(dict(frozen)) if frozen else None
+
+
+def features_hash(generator: Any) -> str | None:
+    """The digest of a generator's own feature module; None where it has none."""
+    features = getattr(generator, "features", None)
+    return digest(features.state_dict()) if isinstance(features, nn.Module) else None
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -81,6 +81,7 @@ def test_a_scope_keeps_freed_memory_and_gives_it_back() -> None:
     assert many < LITTLE  # as long as there are not many
 
 
+@pytest.mark.slow
 @GLIBC
 def test_what_the_environment_says_stays() -> None:
     assert left("a while", MALLOC_MMAP_THRESHOLD_="1000000")[0] < LITTLE

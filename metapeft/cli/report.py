@@ -18,6 +18,7 @@ def report(run: Path) -> int:
 
     from metapeft.cli.tables import tables
     from metapeft.cli.train import configured
+    from metapeft.errors import stored_in
     from metapeft.experiment import samplers
     from metapeft.report.main_job import write
     from metapeft.runs import Run
@@ -32,8 +33,13 @@ def report(run: Path) -> int:
             found["rows"].items()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}): metapeft train --out {run} --resume") from error
-        page = write(opened.folder, opened.environment, found, samplers(config))
-    for shown in tables(found):
-        Console().print(shown)
+        episodes = samplers(config)
+        with stored_in(path):
+            if not found["rows"]:
+                raise KeyError("row")
+            page = write(opened.folder, opened.environment, found, episodes)
+            shown = tables(found)
+    for table in shown:
+        Console().print(table)
     print(f"report: {page}")
     return 0

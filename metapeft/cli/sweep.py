@@ -131,8 +131,10 @@ def _write(out: Path, options: dict[str, dict[str, Any]]) -> None:
     from metapeft.checkpoint import write_atomically
     from metapeft.errors import RunError
 
+    if out.is_dir() and any(out.iterdir()) and not (out / "jobs").is_dir():
+        raise RunError(f"{out} is no folder of a sweep and not empty: choose a new or an empty one")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        (out / "jobs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out} cannot be written: {error.strerror or error}") from error
     for name, own in options.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Literal
 
@@ -49,3 +50,20 @@ class Generator:
             mask: `(T, S)`, True for items that count.
         """
         raise NotImplementedError(f"{type(self).__name__} generates nothing")
+
+
+def with_own_features(generator: Generator | None, like: Tensor) -> Generator | None:
+    """The generator with a copy of its feature module that nothing changes: in eval mode, frozen, in `like`'s type.
+
+    Example:
+        >>> class Own(Generator):
+        ...     features = nn.Dropout()
+        >>> with_own_features(Own(), torch.zeros(1)).features.training, Own.features.training
+        (False, True)
+    """
+    if generator is None or not isinstance(generator.features, nn.Module):
+        return generator
+    own = copy.copy(generator)
+    features = copy.deepcopy(generator.features).to(like.device, like.dtype).eval().requires_grad_(False)
+    object.__setattr__(own, "features", features)
+    return own

@@ -101,8 +101,8 @@ def costs(model: AttachedModel | Sites) -> dict[str, int]:
 def at_ranks(model: AttachedModel | Sites, ranks: Mapping[str, int]) -> dict[str, Format]:
     """Formats for retraining at chosen ranks: parameter -> its format at its new rank, for `attach`.
 
-    `alpha` is kept, so that a layer's scale becomes `alpha / rank` of its new rank, as in AutoLoRA. Rank 0
-    stays in the table, as an update without terms.
+    An `alpha` that was given is kept, so that a layer's scale becomes `alpha / rank` of its new rank, as in AutoLoRA;
+    the default scale of 1 stays 1. Rank 0 stays in the table, as an update without terms.
 
     Args:
         model: an attached model, or its `sites`.

@@ -84,6 +84,7 @@ def dtypes(folder: Path) -> set[torch.dtype]:
     return {value.dtype for value in tensors if value.is_floating_point()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_data")
 def test_the_main_job_in_float64_within_a_stated_memory(tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "x"

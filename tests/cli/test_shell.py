@@ -128,6 +128,19 @@ def test_options_of_a_reader_reach_it(tmp_path, capsys):
     assert "episode 0 lists an image under a class that it does not belong to" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rows", [{"x": {}}, {"x": {"columns": {"plain": 1}}}, {}])
+def test_a_report_of_damaged_results_is_one_sentence(rows, tmp_path, capsys):
+    contents_of = {
+        "config": {"train": plain_config(TrainConfig())},
+        "environment": {},
+        "results": {"rows": rows},
+    }
+    for name, content in contents_of.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert run(["report", str(tmp_path)]) == 2
+    assert "results.json holds something else than a run stores there" in capsys.readouterr().err
+
+
 def test_stored_settings_come_back_and_others_are_refused():
     config = TrainConfig(ways=3, methods=("centroids",))
     stored = json.loads(json.dumps(plain_config(config)))

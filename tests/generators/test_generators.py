@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import metapeft as mp
+from metapeft.datasets.images import ImageData
 from metapeft.generators import MappingNet, OtherTask
 from tests.learner.helpers import images, learner_of
 
@@ -78,6 +82,44 @@ def test_features_of_a_module_of_its_own() -> None:
     assert all(value.grad is None for value in own.parameters())
     with pytest.raises(ValueError, match="size="):
         MappingNet(features=own)
+
+
+def test_features_of_a_module_are_frozen_and_tell_runs_apart(tmp_path: Path) -> None:
+    """Dropout and batch norm of a module in training mode, as torch makes it, neither act nor change."""
+
+    def module(seed: int) -> torch.nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            layers = [
+                torch.nn.Flatten(),
+                torch.nn.Linear(64, 7),
+                torch.nn.BatchNorm1d(7),
+                torch.nn.Dropout(0.5),
+            ]
+            return torch.nn.Sequential(*layers)
+
+    data = ImageData(torch.arange(256).view(4, 1, 8, 8).to(torch.uint8), [0, 0, 1, 1], ["a", "b"])
+    episodes = mp.EpisodeSampler(data, 2, 1, 1)
+    own = module(0)
+    before = copy.deepcopy(own.state_dict())
+    body = mp.backbones.mlp(64, 2, hidden=(4,))
+    options = {"format": mp.CP(2), "inner": mp.inner.SGD(2, 0.1)}
+    learner = mp.methods.metapeft(
+        body, generator=MappingNet(hidden=4, features=own, size=7), dtype=torch.float64, **options
+    )
+    first, second = (learner.hypergradient(episodes.batch(0, 4)).grads for _ in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
+    assert own.training
+    by_two = mp.evaluate(learner, episodes, 4, tasks_per_batch=2).losses
+    torch.testing.assert_close(
+        mp.evaluate(learner, episodes, 4, tasks_per_batch=4).losses, by_two, rtol=1e-10, atol=0
+    )
+    mp.BilevelTrainer(learner, progress=False).fit(episodes, 1, run_dir=tmp_path / "run")
+    again = mp.load(tmp_path / "run", generator=MappingNet(hidden=4, features=own, size=7))
+    assert torch.equal(mp.evaluate(again, episodes, 4).losses, mp.evaluate(learner, episodes, 4).losses)
+    with pytest.raises(ValueError, match=r"generator= \(its features\) is"):
+        mp.load(tmp_path / "run", generator=MappingNet(hidden=4, features=module(1), size=7))
 
 
 @pytest.mark.parametrize("change", [{"hidden": 0}, {"hidden": True}, {"per": "tasks"}])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import metapeft as mp
 from metapeft.datasets.images import ImageData
+from metapeft.generators.control import OtherTask
 from metapeft.intervals import mean_interval
 from metapeft.tuning import calibrated_scale, grid, inner_steps, tune
 from tests.trainer.helpers import learner, sampler
@@ -223,3 +224,31 @@ def test_ties_of_accuracy_are_broken_by_the_loss_and_the_scale_is_calibrated() -
     losses = {trial["scale"]: trial["loss"] for trial in tuned.trials}
     assert losses[scale] == min(losses.values())
     assert tuned.settings == {"scale": scale}
+
+
+def test_a_control_that_reads_other_tasks_meets_divergence() -> None:
+    """Each task keeps its neighbours, so what does not diverge has the same value whatever the others do."""
+    body = mp.backbones.conv4(ways=3, channels=1, width=4, size=16)
+    true, features = sampler("val"), mp.generators.MappingNet(hidden=4)
+    found = {}
+    for name, generator in (("own", features), ("other", OtherTask(features))):
+        own = mp.Learner(
+            mp.attach(body, mp.CP(4)), mp.inner.SGD(10, 25.0), head="prototype-init", outer=("factors",),
+            generator=generator,
+        )  # fmt: skip
+        found[name] = mp.evaluate(own, true, 12, diverged="wrong", tasks_per_batch=12)
+        assert 0 < found[name].diverged < 12
+        assert (found[name].values[~found[name].losses.isfinite()] == 0).all()
+    alone = mp.Learner(
+        mp.attach(body, mp.CP(4)), mp.inner.SGD(10, 25.0), head="prototype-init", outer=("factors",),
+        generator=features,
+    )  # fmt: skip
+    by_one = mp.evaluate(alone, true, 12, diverged="wrong", tasks_per_batch=1)
+    assert torch.equal(by_one.losses.isfinite(), found["own"].losses.isfinite())
+    with pytest.raises(mp.NumericalError):
+        mp.evaluate(alone, true, 12)
+
+
+def test_more_episodes_than_the_sampler_has_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="episodes=10: the sampler has 3"):
+        mp.evaluate(learner("protonet"), sampler("val", episodes=3), 10)

@@ -258,7 +258,14 @@ def test_validation_is_cut_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     assert "out of memory with 4 episodes in one forward, now 2" in caplog.text
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=["cuda", "python", "cpu", "onednn", "cublas", "c++"])
+NAMES = ["cuda", "python", "cpu", "onednn", "cublas", "c++"]
+SLOW = [
+    pytest.param(error, id=name, marks=() if name in ("cuda", "onednn") else pytest.mark.slow)
+    for name, error in zip(NAMES, ERRORS, strict=True)
+]
+
+
+@pytest.mark.parametrize("error", SLOW)
 def test_what_reads_episodes_outside_a_run_is_cut_too(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
