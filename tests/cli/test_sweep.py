@@ -116,7 +116,8 @@ def test_a_sweep_here_says_which_job_failed_and_goes_on_where_it_was(tmp_path: P
         "--seeds",
         "2",
     ]
-    (out / "centroids-2").mkdir(parents=True)
+    (out / "jobs").mkdir(parents=True)
+    (out / "centroids-2").mkdir()
     (out / "centroids-2" / "mine.txt").write_text("kept")  # no run folder, so this job cannot start
     assert run(command) == 2
     printed = capsys.readouterr()
