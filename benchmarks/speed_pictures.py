@@ -49,7 +49,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axes["steps"].plot([x for x, _ in by_steps], [y for _, y in by_steps], line, **style)
     axes["tasks"].set(xscale="log", yscale="log", xlabel="tasks, W1", ylabel="ms a task")
     axes["steps"].set(
-        xscale="log", yscale="log", xlabel="inner steps, W1 (dotted: recompute; the loops unroll)", ylabel="MiB a task"
+        xscale="log",
+        yscale="log",
+        xlabel="inner steps, W1 (dotted: recompute; the loops unroll)",
+        ylabel="MiB a task",
     )
     for name, ticks in (("tasks", (1, 4, 16, 64)), ("steps", (1, 5, 20, 100))):
         axes[name].set_xticks(ticks, [str(tick) for tick in ticks])
