@@ -250,8 +250,8 @@ def refuse_targets(outputs: Tensor, items: Items, alike: bool) -> None:
         )
 
 
-def refuse_labels(items: Items, ways: int, name: str) -> None:
-    """Raise ValueError for class labels, one an item, that are not 0 .. ways - 1.
+def refuse_labels(items: Items, ways: int | None, name: str) -> None:
+    """Raise ValueError for class labels, one an item, that are not 0 .. ways - 1, or below 0 where ways are not known.
 
     Example:
         >>> refuse_labels(Items(torch.zeros(1, 2, 4), torch.tensor([[0, 7]])), 5, "query")
@@ -262,8 +262,11 @@ def refuse_labels(items: Items, ways: int, name: str) -> None:
         return
     labels = items.y if items.mask is None else items.y[items.mask]
     least, most = (int(value) for value in labels.aminmax())
-    if least < 0 or most >= ways:
-        raise ValueError(f"{name}_y has labels {least} to {most}: {ways} ways are labelled 0 to {ways - 1}")
+    if least < 0 or (ways is not None and most >= ways):
+        wanted = (
+            "classes are labelled from 0 on" if ways is None else f"{ways} ways are labelled 0 to {ways - 1}"
+        )
+        raise ValueError(f"{name}_y has labels {least} to {most}: {wanted}")
 
 
 def correct(logits: Tensor, items: Items) -> Tensor | None:

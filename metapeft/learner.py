@@ -225,22 +225,24 @@ class Learner:
     def objectives(self, batch: EpisodeBatch, training: bool) -> Objectives:
         """The two objectives on a batch, its inputs on the learner's device and turned into floats once."""
         learner_checks.check_batch(batch)
-        return self._objectives(
+        made = self._objectives(
             Items(batch.support_x, batch.support_y, batch.support_mask),
             Items(batch.query_x, batch.query_y, batch.query_mask),
             batch.ways,
             training,
             ItemMasks(self.seed, batch, self._like.device) if training and self.dropout else None,
         )
+        known = None if batch.classes is None else batch.ways
+        refuse_labels(made.support, known, "support")
+        if made.query is not None:
+            refuse_labels(made.query, known, "query")
+        return made
 
     def _objectives(
         self, support: Items, query: Items | None, ways: int, training: bool, masks: ItemMasks | None = None
     ) -> Objectives:
-        parts = {"support": support} if query is None else {"support": support, "query": query}
-        made = {name: self.prepared(items, name) for name, items in parts.items()}
-        for name, items in made.items():
-            refuse_labels(items, ways, name)
-        return Objectives(self, made["support"], made.get("query"), ways, training, masks)
+        own = None if query is None else self.prepared(query, "query")
+        return Objectives(self, self.prepared(support, "support"), own, ways, training, masks)
 
     def prepared(self, items: Items, name: str = "query") -> Items:
         """Items on the learner's device, uint8 images in floats; ValueError where their axes disagree."""

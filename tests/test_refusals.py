@@ -376,6 +376,11 @@ def test_what_a_loss_would_take_without_a_word_is_refused(make: Any, said: str) 
         make()
 
 
+def test_a_batch_of_ones_own_need_not_name_its_classes() -> None:
+    whole, bare = classes(), classes(classes=lambda _: None)
+    torch.testing.assert_close(on_images().hypergradient(bare).value, on_images().hypergradient(whole).value)
+
+
 def many() -> Any:
     return on_images().adapt_many(torch.zeros(2, 2, 64), torch.tensor([[0, 1], [0, 1]]))
 
