@@ -137,10 +137,13 @@ def _write(out: Path, options: dict[str, dict[str, Any]]) -> None:
         (out / "jobs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out} cannot be written: {error.strerror or error}") from error
-    for name, own in options.items():
-        path, content = out / f"{name}.json", (json.dumps(own, indent=1) + "\n").encode()
+    files = {
+        out / f"{name}.json": (json.dumps(own, indent=1) + "\n").encode() for name, own in options.items()
+    }
+    for path, content in files.items():  # all of them, before any is written
         if path.exists() and path.read_bytes() != content:
             raise ValueError(f"{path} has other options, of an earlier sweep: take another --out")
+    for path, content in files.items():
         write_atomically(path, content)
 
 

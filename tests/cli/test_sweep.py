@@ -210,6 +210,8 @@ def test_a_cluster_that_is_not_there_is_said(
 def test_options_of_an_earlier_sweep_stay(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "maml-0.json").write_text("{}\n")
-    assert run(["sweep", "--out", str(tmp_path), "--seeds", "0", "--methods", "maml"]) == 2
+    command = ["sweep", "--out", str(tmp_path), "--seeds", "0", "--methods", "anil", "--methods", "maml"]
+    assert run(command) == 2
+    assert not (tmp_path / "anil-0.json").exists()  # nothing is half-written
     assert "maml-0.json has other options, of an earlier sweep" in capsys.readouterr().err
     assert (tmp_path / "maml-0.json").read_text() == "{}\n"
