@@ -54,7 +54,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["metapeft", "metapeft.*", "theory", "theory.*"]),
     package_data={
-        "metapeft": ["py.typed", "**/*.json", "**/*.gz", "**/*.html", "**/*.txt"],
+        "metapeft": ["py.typed", "**/*.json", "**/*.gz", "**/*.html", "**/*.txt", "**/*.cpp", "**/*.hpp"],
         "theory": ["*.html"],
     },
     install_requires=CORE,

@@ -24,6 +24,7 @@ _NAMES = {
     "BilevelTrainer": "trainer",
     "pretrain": "pretraining",
     "keep_freed_memory": "allocator",
+    "use_compiled": "compiled.switch",
     "calibrate": "pretraining",
     "evaluate": "evaluation",
     "compare": "evaluation",

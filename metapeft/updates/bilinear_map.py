@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metapeft.updates.function import Function
+from metapeft.updates.function import Function, wanted
 
 
 class BilinearMap(Protocol):
@@ -48,8 +48,8 @@ class _Bilinear(Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         a, b = ctx.saved_tensors
-        first = ctx.map.adjoint_first(b, c) if _wanted(ctx, 0) else None
-        second = ctx.map.adjoint_second(a, c) if _wanted(ctx, 1) else None
+        first = ctx.map.adjoint_first(b, c) if wanted(ctx, 0) else None
+        second = ctx.map.adjoint_second(a, c) if wanted(ctx, 1) else None
         return first, second, None
 
     @staticmethod
@@ -58,16 +58,3 @@ class _Bilinear(Function):
         first = None if of_a is None else bilinear(ctx.map, of_a, b)
         second = None if of_b is None else bilinear(ctx.map, a, of_b)
         return first if second is None else second if first is None else first + second
-
-
-def _wanted(ctx: Any, argument: int) -> bool:
-    """Whether this backward pass goes on to an argument: of a frozen weight in an inner gradient it does not.
-
-    Torch tells its own functions so; where it cannot tell (a leaf), the answer is what `needs_input_grad` says.
-    """
-    if not ctx.needs_input_grad[argument]:
-        return False
-    try:
-        return bool(torch._C._will_engine_execute_node(ctx.next_functions[argument][0]))
-    except (AttributeError, RuntimeError):
-        return True

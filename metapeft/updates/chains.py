@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from metapeft.compiled.fit import compiled_chain
 from metapeft.updates.call import Call, Update
 from metapeft.updates.convolution import convolve_dense, convolve_low_rank, spatial
 from metapeft.updates.normalization import reference_statistics
@@ -58,8 +59,12 @@ class Chain:
         mean, variance = self.norm.running_mean, self.norm.running_var
         if call.reference is None and mean is not None and variance is not None:
             scale = scale * torch.rsqrt(variance + self.norm.eps)
+            shift = (bias - mean) * scale + beta
+            done = self._compiled(x, weight, scale, shift, call)
+            if done is not None:
+                return done
             pooled = self._pooled(self._convolved(x, weight, scale))
-            return self._activated(pooled, None, (bias - mean) * scale + beta, call)
+            return self._activated(pooled, None, shift, call)
         sign = torch.where(scale.detach() < 0, -1.0, 1.0).to(scale)
         z = self._convolved(x, weight, sign)
         mean, variance, count = reference_statistics(z, call)
@@ -87,6 +92,14 @@ class Chain:
         update = updates.get(("convolution", "weight"))
         own = update is not None and update.format.dense
         return known and x.dim() == 4 and (own or ("norm", "weight") not in updates)
+
+    def _compiled(
+        self, x: Tensor, update: Update | None, scale: Tensor, shift: Tensor, call: Call
+    ) -> Tensor | None:
+        """All of it by the compiled kernels; None where they are off or cannot."""
+        if self.relu is None or self.pool is None:
+            return None
+        return compiled_chain(self.convolution, self.pool, x, update, scale, shift.expand(call.tasks, -1))
 
     def _convolved(self, x: Tensor, update: Update | None, factor: Tensor) -> Tensor:
         """The convolution without bias, its outputs times `factor` `(C,)` or `(T, C)`; channels last."""

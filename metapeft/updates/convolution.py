@@ -18,7 +18,7 @@ _FEW_CHANNELS = 16
 # Up to this many numbers under the kernel (one channel and 3x3: 9) a convolution is faster as one matrix product
 # (one core, 300 images of 28x28 to 32 channels: 14 against 42 ms), and leaves its channels last, on which the
 # pooling that usually follows is 7 times as fast.
-_FEW_TAPS = 32
+FEW_TAPS = 32
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Spatial:
 
     def is_small(self, weight: Tensor) -> bool:
         """Whether the numbers under the kernel are so few that `columns` is the faster way."""
-        return not self.one_dimensional and self.groups == 1 and weight[0].numel() <= _FEW_TAPS
+        return not self.one_dimensional and self.groups == 1 and weight[0].numel() <= FEW_TAPS
 
     def columns(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """A convolution as one product a task, `(rows, C, H, W)` and `(T, out, C, k, k)` to channels last."""

@@ -9,6 +9,11 @@ import torch
 _transforms_are_active = getattr(torch._C, "_are_functorch_transforms_active", None)
 
 
+def transforms_are_active() -> bool:
+    """Whether this runs under a transform of `torch.func`; True where torch does not tell."""
+    return _transforms_are_active is None or bool(_transforms_are_active())
+
+
 class Function(torch.autograd.Function):
     """A function with `setup_context`, whose `apply` takes all arguments of `forward`, in their order.
 
@@ -18,6 +23,19 @@ class Function(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if _transforms_are_active is None or _transforms_are_active():
+        if transforms_are_active():
             return super().apply(*args)  # type: ignore[no-untyped-call]
         return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+
+
+def wanted(ctx: Any, argument: int) -> bool:
+    """Whether this backward pass goes on to an argument: of a frozen weight in an inner gradient it does not.
+
+    Torch tells its own functions so; where it cannot tell (a leaf), the answer is what `needs_input_grad` says.
+    """
+    if not ctx.needs_input_grad[argument]:
+        return False
+    try:
+        return bool(torch._C._will_engine_execute_node(ctx.next_functions[argument][0]))
+    except (AttributeError, RuntimeError):
+        return True

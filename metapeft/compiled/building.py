@@ -1,0 +1,74 @@
+"""The C++ sources as a shared library, compiled for this machine and kept in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+log = logging.getLogger("metapeft")
+
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+_COMPILERS = ("c++", "g++", "clang++")
+_HERE = Path(__file__).parent
+
+
+def library() -> Path:
+    """The library for these sources and this processor, compiled if it is not there yet.
+
+    It lies in `$XDG_CACHE_HOME/metapeft`, by default `~/.cache/metapeft`, and can be deleted at any time.
+
+    Raises:
+        OSError: no C++ compiler, one that fails (the message ends with what it said), a folder that cannot be written.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metapeft"
+    path = cache / f"kernels-{_key()}.so"
+    if not path.exists():
+        log.info("compiling kernels into %s", path)
+        cache.mkdir(parents=True, exist_ok=True)
+        _compile(path)
+    return path
+
+
+def compiler() -> str | None:
+    """The C++ compiler: `$CXX`, else the first of c++, g++ and clang++ that is there; None where there is none."""
+    asked = os.environ.get("CXX")
+    return shutil.which(asked) if asked else next(filter(None, map(shutil.which, _COMPILERS)), None)
+
+
+def _compile(path: Path) -> None:
+    found = compiler()
+    if found is None:
+        raise OSError(
+            f"compiled kernels need a C++ compiler, and neither $CXX nor {', '.join(_COMPILERS)} is one here: install "
+            "g++ 12 or newer, or leave them out"
+        )
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        sources = sorted(map(str, _HERE.glob("*.cpp")))
+        done = subprocess.run(
+            [found, *_FLAGS, *sources, "-o", str(made)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+            raise OSError(f"compiled kernels: {found} failed: {said}")
+        os.replace(made, path)  # another process may be at the same: each puts a whole file there
+
+
+def _key() -> str:
+    """What the library depends on, as a name: sources, flags, and what the processor can do."""
+    parts = [path.read_bytes() for path in sorted(_HERE.glob("*.?pp"))]
+    parts += [" ".join(_FLAGS).encode(), platform.machine().encode(), _abilities().encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _abilities() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    named = [line for line in lines if line.lower().startswith(("flags", "features"))]
+    return named[0] if named else platform.processor()

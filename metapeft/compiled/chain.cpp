@@ -1,0 +1,317 @@
+// A 3x3 convolution with an update a task, a shift, ReLU and 2x2 max-pooling as one step, with its first and second
+// derivatives. Nothing of the size of the convolution's output is ever held: a block of tiles stays in a core's cache
+// from the patches of its input to the pooled values.
+//
+//     y = relu(pool(W * x + up (down * x)) + shift)
+//
+// Tensors are in rows of channels: x `(tasks * images, height, width, channels)`, y and its codes `(tasks * images,
+// height / 2, width / 2, outputs)`; W `(kernels, outputs, channels, 3, 3)`, down `(tasks, terms, channels, 3, 3)`, up
+// `(tasks, outputs, terms)`, shift `(tasks, outputs)`. `low` `(tasks * images, tiles, 4, rank)` are the values
+// `down * x`. Where W is each task's own there is no low-rank update beside it.
+#include <omp.h>
+
+#include "tiles.hpp"
+
+namespace {
+
+// A task's low-rank update: down transformed, up with its outputs in a row.
+template <class T> struct Update {
+    T *down, *up;
+    Update(const Shape& s, Memory<T>& memory)
+        : down(memory.take(POINTS * s.rank * s.channels)), up(memory.take(s.rank * s.outputs)) {}
+
+    void read(const Shape& s, long task, const T* all_down, const T* all_up) {
+        if (s.rank == 0) return;
+        const T* own_down = all_down + task * s.terms * s.channels * 9;
+        transform_kernels(own_down, s.channels * 9, 9, 0, s.rank, s.terms, s.rank, s.channels, down);
+        const T* own_up = all_up + task * s.outputs * s.terms;
+        for (long j = 0; j < s.rank; ++j)
+            for (long o = 0; o < s.outputs; ++o) up[j * s.outputs + o] = j < s.terms ? own_up[o * s.terms + j] : T(0);
+    }
+};
+
+// What a thread works in.
+template <class T> struct Room {
+    T *patches, *others, *outputs, *low, *terms, *more_terms, *kernel, *change, *turned;
+    Update<T> update, change_of_update;
+    Room(const Shape& s, Memory<T>& memory)
+        : patches(memory.take(POINTS * BLOCK * s.channels)), others(memory.take(POINTS * BLOCK * s.channels)),
+          outputs(memory.take(POINTS * BLOCK * s.outputs)), low(memory.take(BLOCK * 4 * s.rank)),
+          terms(memory.take(POINTS * BLOCK * s.rank)), more_terms(memory.take(POINTS * BLOCK * s.rank)),
+          kernel(s.shared() ? nullptr : memory.take(s.kernel())), change(s.shared() ? nullptr : memory.take(s.kernel())),
+          turned(s.shared() ? nullptr : memory.take(s.kernel())), update(s, memory), change_of_update(s, memory) {}
+};
+
+// What a call works in. Sums are kept a segment (of a kernel that tasks share: a thread) and added up in their order, so
+// that the result does not depend on which thread is first.
+template <class T> struct Call {
+    const Shape& s;
+    T *kernel, *weights, *downs, *ups, *shifts;
+    Memory<T> rooms;
+    long used;
+
+    Call(const Shape& s, T* base) : s(s), rooms(nullptr) {
+        Memory<T> memory(base);
+        kernel = s.shared() ? memory.take(s.kernel()) : nullptr;
+        weights = memory.take((s.shared() ? s.threads : s.segments()) * s.kernel());
+        downs = memory.take(s.segments() * of_down());
+        ups = memory.take(s.segments() * of_up());
+        shifts = memory.take(s.segments() * s.outputs);
+        Memory<T> one(nullptr);
+        Room<T> counted(s, one);
+        room_ = memory.take(0);
+        size_ = one.used();
+        used = memory.used() + s.threads * size_;
+    }
+    long of_down() const { return POINTS * s.rank * s.channels; }
+    long of_up() const { return s.rank * s.outputs; }
+
+    Room<T> room() const {
+        Memory<T> memory(room_ + omp_get_thread_num() * size_);
+        return Room<T>(s, memory);
+    }
+
+    // The kernel of a task `(f, channels, outputs)`, or `(f, outputs, channels)` where it is turned.
+    void transform(const T* weight, bool turned, long from, long to, T* out) const {
+        if (turned) transform_kernels(weight, s.channels * 9, 9, from, to, s.outputs, s.outputs, s.channels, out);
+        else transform_kernels(weight, 9, s.channels * 9, from, to, s.channels, s.channels, s.outputs, out);
+    }
+    // The kernel that all tasks share, by all threads.
+    void transform_shared(const T* weight, bool turned) const {
+        const long rows = turned ? s.outputs : s.channels;
+#pragma omp parallel for num_threads(s.threads) schedule(static)
+        for (long row = 0; row < rows; ++row) transform(weight, turned, row, row + 1, kernel);
+    }
+    const T* transformed(const T* weight, bool turned, long task, T* room) const {
+        if (s.shared()) return kernel;
+        transform(weight + task * s.channels * s.outputs * 9, turned, 0, turned ? s.outputs : s.channels, room);
+        return room;
+    }
+
+    T* weight_sum(const Segment& segment) const {
+        return weights + (s.shared() ? omp_get_thread_num() : segment.number) * s.kernel();
+    }
+    // Called by all threads of a team, before the segments.
+    void clear(bool weight) const {
+        const long slots = s.shared() ? s.threads : s.segments();
+#pragma omp for schedule(static)
+        for (long i = 0; i < slots; ++i)
+            if (weight) std::fill_n(weights + i * s.kernel(), s.kernel(), T(0));
+#pragma omp for schedule(static)
+        for (long i = 0; i < s.segments(); ++i) {
+            std::fill_n(downs + i * of_down(), of_down(), T(0));
+            std::fill_n(ups + i * of_up(), of_up(), T(0));
+            std::fill_n(shifts + i * s.outputs, s.outputs, T(0));
+        }
+    }
+    static T* added(T* slots, long count, long size) {
+        for (long i = 1; i < count; ++i)
+            for (long j = 0; j < size; ++j) slots[j] += slots[i * size + j];
+        return slots;
+    }
+    // Called by all threads of a team, after the segments; what is not asked for is NULL.
+    void write(T* to_weight, T* to_down, T* to_up, T* to_shift) const {
+#pragma omp for schedule(static)
+        for (long task = 0; task < s.tasks; ++task) {
+            const long first = task * s.pieces;
+            if (to_down) {
+                const T* down = added(downs + first * of_down(), s.pieces, of_down());
+                const T* up = added(ups + first * of_up(), s.pieces, of_up());
+                T* own = to_down + task * s.terms * s.channels * 9;
+                adjoint_kernels(down, s.channels * 9, 9, 0, s.terms, s.rank, s.channels, own);
+                for (long o = 0; o < s.outputs; ++o)
+                    for (long j = 0; j < s.terms; ++j) to_up[(task * s.outputs + o) * s.terms + j] = up[j * s.outputs + o];
+            }
+            if (to_shift)
+                std::copy_n(added(shifts + first * s.outputs, s.pieces, s.outputs), s.outputs, to_shift + task * s.outputs);
+        }
+        const long slots = s.shared() ? s.threads : s.pieces, lines = to_weight ? s.kernels * s.channels : 0;
+#pragma omp for schedule(static)
+        for (long line = 0; line < lines; ++line) {
+            const long task = line / s.channels, c = line % s.channels;
+            T* first = weights + task * slots * s.kernel();
+            for (int f = 0; f < POINTS; ++f) {
+                const long at = (f * s.channels + c) * s.outputs;
+                for (long i = 1; i < slots; ++i)
+                    for (long o = 0; o < s.outputs; ++o) first[at + o] += first[i * s.kernel() + at + o];
+            }
+            T* own = to_weight + task * s.channels * s.outputs * 9;
+            adjoint_kernels(first, 9, s.channels * 9, c, c + 1, s.channels, s.outputs, own);
+        }
+    }
+
+  private:
+    T* room_;
+    long size_;
+};
+
+template <class T>
+void forward(const Shape& s, T* memory, const T* x, const T* weight, const T* down, const T* up, const T* shift, T* y,
+             uint8_t* code, T* low) {
+    const Call<T> call(s, memory);
+    if (s.shared()) call.transform_shared(weight, false);
+#pragma omp parallel num_threads(s.threads)
+    {
+        Room<T> room = call.room();
+#pragma omp for schedule(static)
+        for (long number = 0; number < s.segments(); ++number) {
+            const Segment segment(s, number);
+            const T* kernel = call.transformed(weight, false, segment.task, room.kernel);
+            room.update.read(s, segment.task, down, up);
+            in_blocks(s, segment, [&](long start, long n) {
+                const long at = segment.row * s.tiles + start;
+                T* e = low + at * 4 * s.rank;
+                take(s, x + segment.row * s.image(), start, n, room.patches);
+                thin(s, n, room.patches, room.update.down, e, false);
+                products<T>(n, s.outputs, {s.channels, room.patches, false, kernel}, room.outputs, false);
+                for (long t = 0; t < n; ++t)
+                    for (long o = 0; o < s.outputs; o += Lanes<T>::count) {
+                        Vector<T> z[4];
+                        outputs_of(s, n, t, o, room.outputs, z);
+                        add_thin(s, t, o, e, room.update.up, z);
+                        const long place = (at + t) * s.outputs + o;
+                        pool(z, load(shift + segment.task * s.outputs + o), y + place, code + place);
+                    }
+            });
+        }
+    }
+}
+
+// Gradients from g, that of y; what is not asked for is NULL.
+template <class T>
+void backward(const Shape& s, T* memory, const T* g, const uint8_t* code, const T* x, const T* weight, const T* down,
+              const T* up, const T* low, T* to_x, T* to_weight, T* to_down, T* to_up, T* to_shift) {
+    const Call<T> call(s, memory);
+    if (to_x && s.shared()) call.transform_shared(weight, true);
+#pragma omp parallel num_threads(s.threads)
+    {
+        Room<T> room = call.room();
+        call.clear(to_weight);
+#pragma omp for schedule(static)
+        for (long number = 0; number < s.segments(); ++number) {
+            const Segment segment(s, number);
+            const T* turned = to_x ? call.transformed(weight, true, segment.task, room.turned) : nullptr;
+            room.update.read(s, segment.task, down, up);
+            if (to_x) std::fill_n(to_x + segment.row * s.image(), segment.count * s.image(), T(0));
+            in_blocks(s, segment, [&](long start, long n) {
+                const long at = segment.row * s.tiles + start;
+                const T* own_g = g + at * s.outputs;
+                const uint8_t* own_code = code + at * s.outputs;
+                if (to_x || to_weight) spread_outputs(s, n, own_g, own_code, room.outputs);
+                thin_adjoint(s, n, own_g, own_code, room.update.up, room.terms);
+                if (to_down || to_weight) take(s, x + segment.row * s.image(), start, n, room.patches);
+                if (to_down) {
+                    T* sum = call.downs + number * call.of_down();
+                    products<T>(s.rank, s.channels, {n, room.terms, true, room.patches}, sum, true);
+                    up_gradient(s, n, own_g, own_code, low + at * 4 * s.rank, call.ups + number * call.of_up());
+                }
+                if (to_weight) {
+                    T* sum = call.weight_sum(segment);
+                    products<T>(s.channels, s.outputs, {n, room.patches, true, room.outputs}, sum, true);
+                }
+                if (to_shift) shift_gradient(s, n, own_g, own_code, call.shifts + number * s.outputs);
+                if (to_x) {
+                    products<T>(n, s.channels, {s.outputs, room.outputs, false, turned}, room.others, false,
+                                {s.rank, room.terms, false, room.update.down});
+                    put(s, room.others, start, n, to_x + segment.row * s.image());
+                }
+            });
+        }
+        call.write(to_weight, to_down, to_up, to_shift);
+    }
+}
+
+// Gradients of `<x', to_x> + <W', to_weight> + <down', to_down> + <up', to_up> + <shift', to_shift>` of `backward`: in
+// to_g what a change of x, W, down, up and shift by the primed does to y. x', W' and shift' may be NULL, W' is NULL
+// where tasks share W, and what is not asked for is NULL.
+template <class T>
+void second(const Shape& s, T* memory, const T* x_, const T* weight_, const T* down_, const T* up_, const T* shift_,
+            const T* g, const uint8_t* code, const T* x, const T* weight, const T* down, const T* up, const T* low,
+            T* to_g, T* to_x, T* to_weight, T* to_down, T* to_up) {
+    const Call<T> call(s, memory);
+    if (x_ && s.shared()) call.transform_shared(weight, false);
+#pragma omp parallel num_threads(s.threads)
+    {
+        Room<T> room = call.room();
+        call.clear(to_weight);
+#pragma omp for schedule(static)
+        for (long number = 0; number < s.segments(); ++number) {
+            const Segment segment(s, number);
+            const T* kernel = x_ ? call.transformed(weight, false, segment.task, room.kernel) : nullptr;
+            const T* change = weight_ ? call.transformed(weight_, false, segment.task, room.change) : nullptr;
+            const T* turned = weight_ && to_x ? call.transformed(weight_, true, segment.task, room.turned) : nullptr;
+            const Update<T>&update = room.update, &update_ = room.change_of_update;
+            room.update.read(s, segment.task, down, up);
+            room.change_of_update.read(s, segment.task, down_, up_);
+            if (to_x) std::fill_n(to_x + segment.row * s.image(), segment.count * s.image(), T(0));
+            in_blocks(s, segment, [&](long start, long n) {
+                const long at = segment.row * s.tiles + start;
+                const T* own_g = g + at * s.outputs;
+                const uint8_t* own_code = code + at * s.outputs;
+                if (x_) {
+                    take(s, x_ + segment.row * s.image(), start, n, room.others);
+                    thin(s, n, room.others, update.down, room.low, false);
+                }
+                if (s.rank || weight_) take(s, x + segment.row * s.image(), start, n, room.patches);
+                thin(s, n, room.patches, update_.down, room.low, x_ != nullptr);
+                if (x_ || weight_)
+                    products<T>(n, s.outputs, {x_ ? s.channels : 0, room.others, false, kernel}, room.outputs, false,
+                                {weight_ ? s.channels : 0, room.patches, false, change});
+                for (long t = 0; t < n; ++t)
+                    for (long o = 0; o < s.outputs; o += Lanes<T>::count) {
+                        Vector<T> z[4] = {};
+                        if (x_ || weight_) outputs_of(s, n, t, o, room.outputs, z);
+                        add_thin(s, t, o, room.low, update.up, z);
+                        add_thin(s, t, o, low + at * 4 * s.rank, update_.up, z);
+                        for (int k = 0; shift_ && k < 4; ++k) z[k] += load(shift_ + segment.task * s.outputs + o);
+                        const long place = (at + t) * s.outputs + o;
+                        store(to_g + place, pick<T>(z, code + place));
+                    }
+                if ((to_weight && x_) || turned) spread_outputs(s, n, own_g, own_code, room.outputs);
+                if (to_weight && x_) {
+                    T* sum = call.weight_sum(segment);
+                    products<T>(s.channels, s.outputs, {n, room.others, true, room.outputs}, sum, true);
+                }
+                thin_adjoint(s, n, own_g, own_code, update.up, room.terms);
+                thin_adjoint(s, n, own_g, own_code, update_.up, room.more_terms);
+                if (to_down) {
+                    T* sum = call.downs + number * call.of_down();
+                    products<T>(s.rank, s.channels, {n, room.more_terms, true, room.patches}, sum, true,
+                                {x_ ? n : 0, room.terms, true, room.others});
+                    up_gradient(s, n, own_g, own_code, room.low, call.ups + number * call.of_up());
+                }
+                if (to_x && turned)
+                    products<T>(n, s.channels, {s.outputs, room.outputs, false, turned}, room.others, false);
+                else if (to_x)
+                    products<T>(n, s.channels, {s.rank, room.terms, false, update_.down}, room.others, false,
+                                {s.rank, room.more_terms, false, update.down});
+                if (to_x) put(s, room.others, start, n, to_x + segment.row * s.image());
+            });
+        }
+        call.write(to_weight, to_down, to_up, nullptr);
+    }
+}
+
+}  // namespace
+
+#define EXPORT(T, type)                                                                                                \
+    extern "C" int64_t lanes_##type() { return Lanes<T>::count; }                                                      \
+    extern "C" int64_t memory_##type(const Sizes* s) { return Call<T>(Shape(*s), nullptr).used; }                      \
+    extern "C" void forward_##type(const Sizes* s, T* memory, const T* x, const T* weight, const T* down, const T* up, \
+                                   const T* shift, T* y, uint8_t* code, T* low) {                                      \
+        forward(Shape(*s), memory, x, weight, down, up, shift, y, code, low);                                          \
+    }                                                                                                                  \
+    extern "C" void backward_##type(const Sizes* s, T* memory, const T* g, const uint8_t* code, const T* x,            \
+                                    const T* weight, const T* down, const T* up, const T* low, T* to_x, T* to_weight,  \
+                                    T* to_down, T* to_up, T* to_shift) {                                               \
+        backward(Shape(*s), memory, g, code, x, weight, down, up, low, to_x, to_weight, to_down, to_up, to_shift);     \
+    }                                                                                                                  \
+    extern "C" void second_##type(const Sizes* s, T* memory, const T* x_, const T* weight_, const T* down_,            \
+                                  const T* up_, const T* shift_, const T* g, const uint8_t* code, const T* x,          \
+                                  const T* weight, const T* down, const T* up, const T* low, T* to_g, T* to_x,         \
+                                  T* to_weight, T* to_down, T* to_up) {                                                \
+        second(Shape(*s), memory, x_, weight_, down_, up_, shift_, g, code, x, weight, down, up, low, to_g, to_x,      \
+               to_weight, to_down, to_up);                                                                             \
+    }
+EXPORT(float, float32)
+EXPORT(double, float64)
