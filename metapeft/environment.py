@@ -11,6 +11,7 @@ import numpy
 import torch
 
 import metapeft
+from metapeft.compiled.switch import in_use
 
 
 def environment() -> dict[str, Any]:
@@ -19,11 +20,11 @@ def environment() -> dict[str, Any]:
     Returns:
         `python`, `torch`, `numpy`, `metapeft`: versions; `commit` of the checkout that the code runs from,
         with `+changes` where files differ from it, None outside a checkout; `threads` of torch; `system`;
-        `cpu` and `gpu`: their names.
+        `cpu` and `gpu`: their names; `compiled`: whether compiled kernels are in use.
 
     Example:
         >>> sorted(environment())
-        ['commit', 'cpu', 'gpu', 'metapeft', 'numpy', 'python', 'system', 'threads', 'torch']
+        ['commit', 'compiled', 'cpu', 'gpu', 'metapeft', 'numpy', 'python', 'system', 'threads', 'torch']
     """
     return {
         "python": platform.python_version(),
@@ -35,6 +36,7 @@ def environment() -> dict[str, Any]:
         "system": platform.system(),
         "cpu": _cpu(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "compiled": in_use(),
     }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metapeft import specs
 from metapeft.arguments import flag, number, whole
+from metapeft.compiled.switch import in_use
 from metapeft.distributed import Processes
 from metapeft.episode_specs import built_episodes, of_episodes
 from metapeft.hypergradients.problem import Problem
@@ -249,6 +250,15 @@ def note_other_processes(before: int, processes: Processes) -> None:
             processes.count,
             before,
         )
+
+
+def as_begun(compiled: bool) -> bool:
+    """Whether a run goes on with compiled kernels: as it was begun, for its bits; where that differs, it is said."""
+    if compiled != in_use():
+        _log.warning(
+            "this run was begun %s compiled kernels, and goes on so", "with" if compiled else "without"
+        )
+    return compiled
 
 
 def _check_warm(learner: Any) -> None:

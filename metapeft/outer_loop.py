@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from metapeft.allocator import freed_memory_kept
 from metapeft.board import Board
+from metapeft.compiled.switch import compiled_used
 from metapeft.fitting import Plan
 from metapeft.interruption import Interruption
 from metapeft.memory import is_out_of_memory, refuse_too_little
@@ -79,7 +80,8 @@ def run_loop(
             run.log(trainer.step, **row)
 
     processes.wait()  # until all have read what rank 0 is about to replace
-    with freed_memory_kept(), ThreadPoolExecutor(1) as pool, bar, board, Interruption() as interruption:
+    settled = freed_memory_kept(), compiled_used(trainer.compiled)
+    with settled[0], settled[1], ThreadPoolExecutor(1) as pool, bar, board, Interruption() as interruption:
         if plan.validate_start and trainer.step == 0 and trainer.best is None:
             found = validated()
             if not log:  # a run that was killed right here has the row already

@@ -15,6 +15,7 @@ from metapeft.arguments import by_name, floating, whole
 from metapeft.buffers import move_buffers
 from metapeft.byte_units import parse_bytes
 from metapeft.chunking import Chunking
+from metapeft.compiled.switch import in_use
 from metapeft.distributed import Share, processes
 from metapeft.errors import NotFiniteInput, NumericalError, stored_in
 from metapeft.hypergradients.problem import Problem
@@ -207,6 +208,7 @@ class BilevelTrainer:
     def _start(self, steps: int) -> None:
         self.optimizer = fitting.made_optimizer(self._make, self.learner.trained, self.lr, self.options)
         self.steps, self.step = steps, 0
+        self.compiled = in_use()
         self.best: float | None = None
         self._inner: Mapping[str, Tensor] | None = None
         self.averages = Averages()
@@ -271,6 +273,7 @@ class BilevelTrainer:
             "inner": self._inner,
             "chunking": None if self.gradient.chunking is None else asdict(self.gradient.chunking),
             "processes": self.processes.count,
+            "compiled": self.compiled,
         }
         run.save("latest", tree, {"step": self.step})
         self.gradient.changed = False
@@ -286,3 +289,4 @@ class BilevelTrainer:
         if (chosen := tree.get("chunking")) is not None:
             self.gradient.chunking = Chunking(**chosen)
         fitting.note_other_processes(tree.get("processes", 1), self.processes)
+        self.compiled = fitting.as_begun(bool(tree.get("compiled")))

@@ -25,6 +25,7 @@ def evaluate(
     device: str | None = None,
     dtype: DtypeName | None = None,
     autocast: AutocastOrOff | None = None,
+    compiled: bool = False,
 ) -> int:
     """Evaluate a trained run on episodes.
 
@@ -60,14 +61,18 @@ def evaluate(
         Type of weights, inner variables and losses; default that of the run.
     autocast
         Type of the forwards; default that of the run.
+    compiled
+        Compute with compiled kernels where they fit.
     """
     import metapeft as mp
     from metapeft.cli.loading import chosen_steps, data_and_sizes, loaded
+    from metapeft.compiled.switch import compiled_used
 
     learner = loaded(run, checkpoint, device, dtype, autocast)
     found, sizes = data_and_sizes(run, data, root, split, ways, shots)
     sampler = mp.EpisodeSampler(found, *sizes, queries, seed=seed, shift=shift)
     if steps is None:
         steps = chosen_steps(run, shift)
-    print(mp.evaluate(learner, sampler, episodes, steps=steps))
+    with compiled_used(compiled):
+        print(mp.evaluate(learner, sampler, episodes, steps=steps))
     return 0

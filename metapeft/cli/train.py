@@ -60,6 +60,7 @@ def start(
     from rich.console import Console
 
     from metapeft import placement, shared_run
+    from metapeft.compiled.switch import compiled_used
     from metapeft.distributed import processes, restarts
     from metapeft.experiment import prepared
 
@@ -76,13 +77,17 @@ def start(
             with shared_run.opened(out, together) as run:
                 config = configured(run.config.get("train"), config, given)
                 placement.ask(config.device, config.autocast)
-                return _run(config, prepared(config), run, console, quiet, together.main, begun)
+                with compiled_used(config.compiled):
+                    return _run(config, prepared(config), run, console, quiet, together.main, begun)
         placement.ask(config.device, config.autocast)  # before anything is written
         processors = os.cpu_count() or config.threads
         if config.threads > processors:
             raise ValueError(f"threads={config.threads}: this machine has {processors}; 0 leaves it to torch")
         found = prepared(config)
-        with shared_run.created(out, {"train": settings}, together) as run:
+        with (
+            compiled_used(config.compiled),
+            shared_run.created(out, {"train": settings}, together) as run,
+        ):
             return _run(config, found, run, console, quiet, together.main, begun)
     except MemoryError as error:
         raise ValueError(str(error) or "out of memory") from error
@@ -132,7 +137,8 @@ def configured(
     for name, value in fields.items():
         usual = getattr(_DEFAULT, name)
         kinds = (int, float) if isinstance(usual, float) else type(usual)
-        if usual is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+        truth = isinstance(value, bool) != isinstance(usual, bool)
+        if usual is not None and (truth or not isinstance(value, kinds)):
             raise RunError(f"the run's config.json holds {name}={value!r}: was it changed?")
     if fields.get("root") is not None:
         fields["root"] = Path(fields["root"])
