@@ -29,7 +29,10 @@ STEP = """
 import sys, time, torch
 from benchmarks.speed_peers import metapeft
 from benchmarks.speed_problems import WORKLOADS
-name, threads, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+import metapeft
+name, threads, steps, compiled = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
+if compiled and hasattr(metapeft, "use_compiled"):
+    metapeft.use_compiled()
 torch.set_num_threads(threads)
 workload = WORKLOADS[name]
 step = metapeft(workload.learner(workload.body()), workload.batch())
@@ -46,10 +49,10 @@ def git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def seconds(tree: Path, workload: str, threads: int, steps: int) -> tuple[list[float], int]:
+def seconds(tree: Path, workload: str, threads: int, steps: int, compiled: bool) -> tuple[list[float], int]:
     """Seconds of each step of one process that runs the code of a tree, and the bytes that it had at most."""
     variables = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-c", STEP, workload, str(threads), str(steps)]
+    command = [sys.executable, "-c", STEP, workload, str(threads), str(steps), str(compiled)]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, cwd=tree, env=variables, stdout=said, stderr=subprocess.STDOUT)
         _, status, used = os.wait4(process.pid, 0)
@@ -71,12 +74,14 @@ def main(
     rounds: int = 5,
     steps: int = 3,
     threads: int = 2,
+    compiled: bool = False,
 ) -> None:
     """Time workloads of benchmarks/speed_problems.py at two commits.
 
     Args:
         before, after: commits. about: one line on what lies between them. only: workloads; W1 if left out.
         rounds: processes a commit. steps: timed in each. threads: of torch.
+        compiled: whether compiled kernels are used, at commits that have them.
     """
     commits = {"before": git("rev-parse", before), "after": git("rev-parse", after)}
     entries: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
@@ -91,7 +96,7 @@ def main(
                 peaks: dict[str, list[int]] = {which: [] for which in commits}
                 for _ in range(rounds):
                     for which in commits:
-                        found, peak = seconds(trees[which], workload, threads, steps)
+                        found, peak = seconds(trees[which], workload, threads, steps, compiled)
                         times[which] += found
                         peaks[which].append(peak)
                 medians = {which: statistics.median(found) for which, found in times.items()}

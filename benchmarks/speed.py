@@ -7,7 +7,10 @@
 Every ratio is one of medians of the same run: all libraries take turns in one process. A peer that is not
 installed has a row that says so. `rate` is the part of the machine's own matrix-product rate (float32, measured
 in the same run) that a library's counted floating-point operations come to; peak memory is that of a process of
-its own. Freed memory stays with these processes, as it does while metapeft trains: for all libraries alike.
+its own.
+Where there is a C++ compiler, metapeft runs with its compiled kernels, and "uncompiled" is metapeft in plain torch; both
+are credited with the operations of the latter, though the kernels need fewer. Freed memory stays with these processes,
+as it does while metapeft trains: for all libraries alike.
 """
 
 from __future__ import annotations
@@ -33,22 +36,38 @@ from benchmarks.speed_peers import LACKS, PEERS, Step, absent, metapeft
 from benchmarks.speed_pictures import draw
 from benchmarks.speed_problems import QUICK, WORKLOADS, Workload, plain
 from metapeft.allocator import keep_freed_memory
+from metapeft.compiled.building import compiler
+from metapeft.compiled.switch import compiled_used, in_use, use_compiled
 from metapeft.environment import environment
 from metapeft.memory import peak_bytes
 
 app = App(help=__doc__, version_flags=[])
 
 
+def own_step(step: Step, compiled: bool) -> Step:
+    """A step of metapeft, with flat gradients, by compiled kernels or without."""
+
+    def run() -> dict[str, Tensor]:
+        with compiled_used(compiled):
+            return {name: value.flatten() for name, value in step().items()}
+
+    return run
+
+
 def steps_of(
     workload: Workload, only: Collection[str] | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, Step], dict[str, str]]:
-    """The steps of all (or some) libraries on a workload, by the plain module's names; and who cannot run, and why."""
+    """The steps of all (or some) libraries on a workload, by the plain module's names; and who cannot run, and why.
+
+    `metapeft` uses compiled kernels where they are in use now; `uncompiled` is without, where that differs.
+    """
     body, batch, steps, missing = workload.body().to(dtype), workload.batch(dtype), {}, {}
     learner = workload.learner(body)
     module = plain(workload, body, learner)
-    if only is None or "metapeft" in only:
-        own = metapeft(learner, batch)
-        steps["metapeft"] = lambda: {n: v.flatten() for n, v in own().items()}
+    for who, compiled in (("metapeft", in_use()), ("uncompiled", False)):
+        differs = who == "metapeft" or (in_use() and workload.compiles)
+        if differs and (only is None or who in only):
+            steps[who] = own_step(metapeft(learner, batch), compiled)
     for name, (make, engines) in PEERS.items():
         if only is not None and name not in only:
             continue
@@ -113,11 +132,14 @@ def measure(name: str, repeats: int, least: float, quick: bool, memory: bool, th
     libraries that have a bar here, and takes the memory of two of them.
     """
     workload = WORKLOADS[name]
-    only = {"metapeft", *NEVER_SLOWER, *FASTER.get(name, {})} if quick else None
+    only = {"metapeft", "uncompiled", *NEVER_SLOWER, *FASTER.get(name, {})} if quick else None
     apart = differences(workload, only)
     steps, missing = steps_of(workload, only)
     first = {who: counted(step) for who, step in steps.items()}  # not timed
     operations = {who: count for who, (count, _) in first.items()}
+    operations["metapeft"] = operations.get(
+        "uncompiled", operations["metapeft"]
+    )  # compiled ones are not seen
     rounding = {who: difference(found, first["metapeft"][1]) for who, (_, found) in first.items()}
     del first
     seconds: dict[str, list[float]] = {who: [] for who in steps}
@@ -144,14 +166,14 @@ def measure(name: str, repeats: int, least: float, quick: bool, memory: bool, th
             "times_metapeft": median / statistics.median(seconds["metapeft"]),
         }
         if memory and (not quick or who in ("metapeft", "higher")):
-            rows[who].update(peak(name, who, threads))
+            rows[who].update(peak(name, who, threads, in_use()))
         print(line(name, who, rows[who]), flush=True)
     for who, why in missing.items():
         rows[who] = {"absent": why}
         print(f"{name:22} {who:12} {why}", flush=True)
     return {
         "workload": vars(workload), "matrix_flops": max(rates), "repeats": rounds, "threads": threads, "rows": rows,
-        "environment": environment(),
+        "environment": environment(), "compiled": in_use() and workload.compiles,
     }  # fmt: skip
 
 
@@ -166,9 +188,10 @@ def line(name: str, who: str, row: dict[str, Any]) -> str:
     )
 
 
-def peak(name: str, who: str, threads: int) -> dict[str, Any]:
+def peak(name: str, who: str, threads: int, compiled: bool) -> dict[str, Any]:
     """`peak_bytes`: resident of one step above what was before, in a fresh process; `no_peak`: why it ended instead."""
     command = [sys.executable, "-m", "benchmarks.speed", "one", name, who, "--threads", str(threads)]
+    command += ["--compiled"] if compiled else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
@@ -177,10 +200,11 @@ def peak(name: str, who: str, threads: int) -> dict[str, Any]:
 
 
 @app.command
-def one(name: str, who: str, *, threads: int = 2) -> None:
+def one(name: str, who: str, *, threads: int = 2, compiled: bool = False) -> None:
     """Print the peak memory of one library's step on one workload, in bytes; one task has run before."""
     torch.set_num_threads(threads)
     keep_freed_memory()
+    use_compiled(compiled)
     workload = WORKLOADS[name]
     steps_of(replace(workload, tasks=1), {who})[0][who]()  # kernels are chosen, libraries loaded
     step = steps_of(workload, {who})[0][who]
@@ -199,6 +223,7 @@ def run(
     least: float = 20.0,
     threads: int = 2,
     memory: bool = True,
+    compiled: bool | None = None,
 ) -> None:
     """Measure workloads.
 
@@ -209,10 +234,12 @@ def run(
             the file says of other workloads stays.
         check: exit with 1 and a line for each ratio that falls short of its bar.
         only: names of workloads. repeats: rounds at least. least: seconds of them at least. threads: of torch.
-        memory: whether peaks are taken.
+        memory: whether peaks are taken. compiled: whether metapeft uses its compiled kernels; left out: if it can.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
+    use_compiled(compiler() is not None if compiled is None else compiled)
+    print(f"metapeft {'with' if in_use() else 'without'} compiled kernels", flush=True)
     unknown = set(only or ()) - set(WORKLOADS)
     if unknown:
         raise SystemExit(f"unknown workload {sorted(unknown)}: known are {', '.join(WORKLOADS)}")

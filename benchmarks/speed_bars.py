@@ -7,7 +7,7 @@ from typing import Any
 
 #: workload -> library -> how many times metapeft's time it has to take at least
 FASTER = {
-    "W1": {"higher": 5.0, "learn2learn": 3.0, "torchopt": 3.0},
+    "W1": {"higher": 5.0, "learn2learn": 3.0, "torchopt": 3.0, "uncompiled": 1.5},
     "W1 frozen": {"higher": 8.0},
     "MAML": {"higher": 1.3},
     "MAML batch statistics": {"higher": 1.3},
@@ -75,7 +75,8 @@ def _of_workload(name: str, measured: dict[str, Any]) -> Iterator[dict[str, Any]
             why = {"why": f"another gradient, by {apart:.1e} relative"}
             yield _row(name, who, "time", row["times_metapeft"], None) | why
             continue
-        yield _row(name, who, "time", row["times_metapeft"], bar) | _limit(row, own)
+        limit = {} if measured.get("compiled") else _limit(row, own)  # compiled kernels need fewer operations
+        yield _row(name, who, "time", row["times_metapeft"], bar) | limit
     if "rate" in own:
         yield _row(name, "matrix rate", "rate", own["rate"], RATES.get(measured["workload"]["backbone"]))
     other = measured["rows"].get("higher", {})

@@ -77,6 +77,11 @@ class Workload:
         return mp.EpisodeBatch(support_x=sx, support_y=sy, query_x=qx, query_y=qy, classes=classes)
 
     @property
+    def compiles(self) -> bool:
+        """Whether compiled kernels can stand for a part of it."""
+        return self.backbone == "conv4" and self.norm == "running"
+
+    @property
     def attached(self) -> bool:
         """Whether updates are factors beside the weights, and not the weights themselves."""
         return self.format not in ("full", "head")

@@ -2,6 +2,7 @@
 
 One thread, torch's profiler; the share of each kind is of the profiled operations' own time. Convolutions also have a
 rate, their counted floating-point operations a second over those of a float32 matrix product: what is left to gain.
+With compiled kernels (`--compiled`), which count as a kind, beside without.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import statistics
 import time
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
@@ -23,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.speed import backward_operations, matrix_rate
 from benchmarks.speed_peers import Step, metapeft
 from benchmarks.speed_problems import WORKLOADS
+from metapeft.compiled.switch import use_compiled
 from metapeft.environment import environment
 from metapeft.inner import descent
 
@@ -51,6 +54,8 @@ def kind_of(operation: str) -> str:
         >>> kind_of("aten::mkldnn_convolution"), kind_of("aten::view")
         ('convolutions', 'bookkeeping (views, autograd, Python)')
     """
+    if operation.lstrip("_").startswith(("Chain", "Gradients", "Change")):
+        return "compiled kernels"
     name = operation.removeprefix("aten::")
     if name == operation:
         return REST
@@ -89,16 +94,22 @@ def updates_share(step: Step) -> float:
 
 @app.default
 def main(
-    *, only: list[str] | None = None, json_file: Annotated[Path, Parameter(name="--json")] = RESULTS
+    *,
+    only: list[str] | None = None,
+    json_file: Annotated[Path, Parameter(name="--json")] = RESULTS,
+    compiled: bool = False,
 ) -> None:
     """Profile workloads.
 
     Args:
         only: names of workloads; W1, its frozen form and MAML if left out. json_file: where the shares go.
+        compiled: whether each is profiled with compiled kernels too.
     """
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
-    for name in only or ["W1", "W1 frozen", "MAML"]:
+    forms = {False: "", True: ", compiled"} if compiled else {False: ""}
+    for name, kernels in product(only or ["W1", "W1 frozen", "MAML"], forms):
+        use_compiled(kernels)
         workload = WORKLOADS[name]
         step = metapeft(workload.learner(workload.body()), workload.batch())
         step()
@@ -117,15 +128,17 @@ def main(
         shares = {kind: value / total for kind, value in own.most_common()}
         rates.append(matrix_rate())
         rate = convolution_operations(step) / (own["convolutions"] / 1e6) / max(rates)
-        found[name] = {
-            "median_s": statistics.median(times), "shares": shares, "convolution_rate": rate,
+        row: dict[str, Any] = {
+            "median_s": statistics.median(times), "shares": shares, "convolution_rate": None if kernels else rate,
             "updates_share": updates_share(step),
         }  # fmt: skip
-        print(f"{name}: {found[name]['median_s']:.2f} s, one thread")
+        found[f"{name}{forms[kernels]}"] = row
+        print(f"{name}{forms[kernels]}: {row['median_s']:.2f} s, one thread")
         for kind, share in shares.items():
             print(f"  {100 * share:5.1f} %  {kind}")
-        print(f"  {100 * found[name]['updates_share']:5.2f} %  updates of the inner variables")
-        print(f"  convolutions run at {100 * rate:.0f} % of the matrix rate")
+        print(f"  {100 * row['updates_share']:5.2f} %  updates of the inner variables")
+        if not kernels:
+            print(f"  convolutions run at {100 * rate:.0f} % of the matrix rate")
     content = {"workloads": found, "environment": environment()}
     json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

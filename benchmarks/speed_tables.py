@@ -78,14 +78,21 @@ def speed(path: Path) -> str:
         title = f"{name}{unlike_w1(name, measured['workload'])}"
         lines.append(f"| {title} | {time} | {' | '.join(times)} | {100 * own['rate']:.0f} % |")
     measured = list(found["workloads"].values())
+    compiled = any(each.get("compiled") for each in measured)
+    kernels = (
+        "metapeft with compiled kernels, where a column says uncompiled: it in plain torch. "
+        if compiled
+        else ""
+    )
     rounds, threads = ({each[key] for each in measured} for key in ("repeats", "threads"))
     commits, machines = (sorted({each["environment"][key] for each in measured}) for key in ("commit", "cpu"))
     note = (
-        "Time of one meta-step, and how many times as long the others take for the same gradient; medians (least to "
-        f"most) of {_range(rounds)} alternating repeats in one process that keeps freed memory, as training does, "
+        f"{kernels}Time of one meta-step, and how many times as long the others take for the same gradient; medians "
+        f"(least to most) of {_range(rounds)} alternating repeats in one process that keeps freed memory, as training does, "
         f"threads: {_range(threads)}. Matrix rate: "
-        "metapeft's counted floating-point operations a second over those of a float32 matrix product. W1: LoRA rank 4 "
-        "on Conv-4-64, 28x28, T = 16 tasks of 5-way 1-shot, 25 queries, K = 5 second-order steps; "
+        "metapeft's floating-point operations a second, counted where it is uncompiled, over those of a float32 "
+        "matrix product: compiled kernels do the same with fewer, so that it may exceed what the machine does. W1: "
+        "LoRA rank 4 on Conv-4-64, 28x28, T = 16 tasks of 5-way 1-shot, 25 queries, K = 5 second-order steps; "
         "where a line says no other numbers, they are these. Commit "
         f"{', '.join(commit[:9] for commit in commits)}, {', '.join(machines)}; from "
         f"`benchmarks/results/{path.name}`, by `python -m benchmarks.speed`."
@@ -129,14 +136,16 @@ def profile(path: Path) -> str:
     """Shares of a step's time by kind of operation."""
     found = _read(path)
     names = list(found["workloads"])
+    times = " | ".join(f"{found['workloads'][name]['median_s']:.2f} s" for name in names)
     kinds = list(dict.fromkeys(kind for name in names for kind in found["workloads"][name]["shares"]))
-    lines = [f"| | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
+    lines = [f"| | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}", f"| a step | {times} |"]
     for kind in kinds:
         shares = [found["workloads"][name]["shares"].get(kind, 0.0) for name in names]
         lines.append(f"| {kind} | {' | '.join(f'{100 * share:.0f} %' for share in shares)} |")
     rates = [found["workloads"][name].get("convolution_rate") for name in names]
-    if all(rates):
-        lines.append(f"| rate of the convolutions | {' | '.join(f'{100 * rate:.0f} %' for rate in rates)} |")
+    if any(rates):
+        shown = " | ".join("-" if rate is None else f"{100 * rate:.0f} %" for rate in rates)
+        lines.append(f"| rate of the convolutions | {shown} |")
     updates = [found["workloads"][name].get("updates_share") for name in names]
     if all(updates):
         shown = " | ".join(f"{100 * share:.1f} %" for share in updates)
