@@ -7,10 +7,9 @@
 Every ratio is one of medians of the same run: all libraries take turns in one process. A peer that is not
 installed has a row that says so. `rate` is the part of the machine's own matrix-product rate (float32, measured
 in the same run) that a library's counted floating-point operations come to; peak memory is that of a process of
-its own.
-Where there is a C++ compiler, metapeft runs with its compiled kernels, and "uncompiled" is metapeft in plain torch; both
-are credited with the operations of the latter, though the kernels need fewer. Freed memory stays with these processes,
-as it does while metapeft trains: for all libraries alike.
+its own. Where there is a C++ compiler, metapeft runs with its compiled kernels, and "uncompiled" is metapeft in
+plain torch; both are credited with the operations of the latter, though the kernels need fewer. Freed memory stays
+with these processes, as it does while metapeft trains: for all libraries alike.
 """
 
 from __future__ import annotations

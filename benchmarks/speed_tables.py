@@ -88,8 +88,8 @@ def speed(path: Path) -> str:
     commits, machines = (sorted({each["environment"][key] for each in measured}) for key in ("commit", "cpu"))
     note = (
         f"{kernels}Time of one meta-step, and how many times as long the others take for the same gradient; medians "
-        f"(least to most) of {_range(rounds)} alternating repeats in one process that keeps freed memory, as training does, "
-        f"threads: {_range(threads)}. Matrix rate: "
+        f"(least to most) of {_range(rounds)} alternating repeats in one process that keeps freed memory, as training "
+        f"does, threads: {_range(threads)}. Matrix rate: "
         "metapeft's floating-point operations a second, counted where it is uncompiled, over those of a float32 "
         "matrix product: compiled kernels do the same with fewer, so that it may exceed what the machine does. W1: "
         "LoRA rank 4 on Conv-4-64, 28x28, T = 16 tasks of 5-way 1-shot, 25 queries, K = 5 second-order steps; "

@@ -111,25 +111,27 @@ def test_a_file_keeps_what_it_says_of_workloads_that_are_not_measured_again(
 ) -> None:
     file = tmp_path / "speed.json"
     monkeypatch.setattr(speed, "measure", lambda name, *_: result(metapeft=1.0, higher=4.0))
-    speed.run(quick=True, json_file=file)
+    speed.run(quick=True, json_file=file, compiled=False)
     monkeypatch.setattr(speed, "measure", lambda name, *_: result(metapeft=1.0, higher=9.0))
-    speed.run(only=["W1 frozen"], json_file=file)
+    speed.run(only=["W1 frozen"], json_file=file, compiled=False)
     kept = json.loads(file.read_text())
     assert tuple(kept["workloads"]) == QUICK
     assert [row["workload"] for row in kept["rows"] if row["passed"] and row["ratio"] == 9.0] == ["W1 frozen"]
     assert kept["seconds"] >= 0
     assert [row["workload"] for row in kept["rows"] if row["passed"] is False] == ["W1"]
-    speed.run(only=["W1 frozen"], json_file=file, check=True)  # W1, which is short, is not measured now
+    speed.run(
+        only=["W1 frozen"], json_file=file, check=True, compiled=False
+    )  # W1, which is short, is not measured now
     monkeypatch.setattr(speed, "measure", lambda name, *_: result(metapeft=1.0, higher=7.0))
     with pytest.raises(SystemExit):
-        speed.run(only=["W1 frozen"], json_file=file, check=True)
+        speed.run(only=["W1 frozen"], json_file=file, check=True, compiled=False)
 
 
 def test_names_agree() -> None:
     assert set(QUICK) <= set(WORKLOADS)
     assert set(FASTER) <= set(WORKLOADS)
     assert set(RATES) <= {workload.backbone for workload in WORKLOADS.values()}
-    assert {who for bars in FASTER.values() for who in bars} <= set(PEERS)
+    assert {who for bars in FASTER.values() for who in bars} <= {*PEERS, "uncompiled"}
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -159,7 +161,7 @@ def test_the_seconds_of_a_commit_come_from_its_own_code(tmp_path: Path) -> None:
         "class W:\n    def body(self): return []\n    def learner(self, body): return body\n"
         "    def batch(self): return 1\nWORKLOADS = {'mine': W()}\n"
     )
-    found, peak = seconds(tmp_path, "mine", threads=1, steps=3)
+    found, peak = seconds(tmp_path, "mine", threads=1, steps=3, compiled=False)
     assert len(found) == 3
     assert peak > 50 << 20  # torch alone is more
 
