@@ -29,10 +29,11 @@ STEP = """
 import sys, time, torch
 from benchmarks.speed_peers import metapeft
 from benchmarks.speed_problems import WORKLOADS
-import metapeft
-name, threads, steps, compiled = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
-if compiled and hasattr(metapeft, "use_compiled"):
-    metapeft.use_compiled()
+name, threads, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+if sys.argv[4] == "True":
+    import metapeft
+    if hasattr(metapeft, "use_compiled"):
+        metapeft.use_compiled()
 torch.set_num_threads(threads)
 workload = WORKLOADS[name]
 step = metapeft(workload.learner(workload.body()), workload.batch())
