@@ -1,5 +1,5 @@
-// The same step where the input has few channels, as images have, and each task its own weights: one product of the
-// numbers under the kernel with the weights, then the pooling. No gradient goes to the input.
+// The same step where the input has few channels, as images have, and each task its own weights: the four outputs of a
+// tile stay in registers from the convolution to the pooling. No gradient goes to the input.
 //
 //     y = relu(pool(W_t * x) + shift)
 //
@@ -10,82 +10,108 @@
 
 namespace {
 
-// `(channels, 3, 3)` rows of outputs: the weights of a task with their outputs next to each other.
-template <class T> void turn_weights(const Shape& s, const T* weight, T* to) {
-    for (long i = 0; i < s.channels * 9; ++i)
-        for (long o = 0; o < s.outputs; ++o) to[i * s.outputs + o] = weight[o * s.channels * 9 + i];
-}
-
-// The numbers under the kernel, `a[tile, k][channel, 3x3]`.
-template <class T> void under_kernel(const Shape& s, const T* images, long start, long n, T* a) {
-    for (long t = 0; t < n; ++t) {
-        const T* image = images + (start + t) / s.tiles * s.image();
-        long places[16];
-        patch_places(s, (start + t) % s.tiles, places);
-        for (long c = 0; c < s.channels; ++c) {
-            T patch[16];
-            for (int i = 0; i < 16; ++i) patch[i] = places[i] < 0 ? T(0) : image[places[i] + c];
-            for (int k = 0; k < 4; ++k)
-                for (int tap = 0; tap < 9; ++tap)
-                    a[(k * s.channels + c) * 9 + tap] = patch[(k / 2 + tap / 3) * 4 + k % 2 + tap % 3];
-        }
-        a += 4 * s.channels * 9;
-    }
-}
-
+// What a thread works in: an image with a border of zeros, a task's weights `(channels, 3, 3, outputs)`.
 template <class T> struct Room {
-    T *weight, *taps, *outputs;
+    T *image, *weight;
+    long line;  // of the image
     Room(const Shape& s, Memory<T>& memory)
-        : weight(memory.take(s.channels * 9 * s.outputs)), taps(memory.take(BLOCK * 4 * s.channels * 9)),
-          outputs(memory.take(BLOCK * 4 * s.outputs)) {}
+        : image(memory.take((s.height + 2) * (s.width + 2) * s.channels)),
+          weight(memory.take(s.channels * 9 * s.outputs)), line((s.width + 2) * s.channels) {}
+
+    void read_image(const Shape& s, const T* from) {
+        std::fill_n(image, (s.height + 2) * line, T(0));
+        for (long y = 0; y < s.height; ++y)
+            std::copy_n(from + y * s.width * s.channels, s.width * s.channels, image + (y + 1) * line + s.channels);
+    }
+    void read_weight(const Shape& s, const T* from) {
+        for (long i = 0; i < s.channels * 9; ++i)
+            for (long o = 0; o < s.outputs; ++o) weight[i * s.outputs + o] = from[o * s.channels * 9 + i];
+    }
+    const T* corner(const Shape& s, long tile) const {
+        return image + tile / s.wide * 2 * line + tile % s.wide * 2 * s.channels;
+    }
 };
 
 // What a call works in, with sums as in chain.cpp.
 template <class T> struct Call {
     const Shape& s;
-    T *weights, *shifts, *room_;
+    T *weights, *shifts, *rooms;
     long size, used;
 
     Call(const Shape& s, T* base) : s(s) {
         Memory<T> memory(base), one(nullptr);
         weights = memory.take(s.segments() * s.channels * 9 * s.outputs);
         shifts = memory.take(s.segments() * s.outputs);
-        room_ = memory.take(0);
+        rooms = memory.take(0);
         Room<T> counted(s, one);
         size = one.used();
         used = memory.used() + s.threads * size;
     }
     Room<T> room() const {
-        Memory<T> memory(room_ + omp_get_thread_num() * size);
+        Memory<T> memory(rooms + omp_get_thread_num() * size);
         return Room<T>(s, memory);
     }
 };
 
-// `finish(task, place of the value, output, its four candidates)` after the product; for y and for a change of it.
+// `finish(place of the value, output, its four candidates)` for N vectors of outputs of a tile.
+template <class T, int N, class Finish>
+inline void tile_values(const Shape& s, const Room<T>& room, long tile, long output, long place, Finish finish) {
+    constexpr int L = Lanes<T>::count;
+    Vector<T> z[N][4] = {};
+    const T* corner = room.corner(s, tile);
+    for (long c = 0; c < s.channels; ++c)
+        for (int u = 0; u < 3; ++u)
+            for (int v = 0; v < 3; ++v) {
+                const T* weight = room.weight + (c * 9 + u * 3 + v) * s.outputs + output;
+                Vector<T> right[N];
+                for (int n = 0; n < N; ++n) right[n] = load(weight + n * L);
+                for (int k = 0; k < 4; ++k) {
+                    const T x = corner[(k / 2 + u) * room.line + (k % 2 + v) * s.channels + c];
+                    for (int n = 0; n < N; ++n) z[n][k] += x * right[n];
+                }
+            }
+    for (int n = 0; n < N; ++n) finish(place + n * L, output + n * L, z[n]);
+}
+
+// `finish(task, place of the value, output, its four candidates)` everywhere; for y and for a change of it.
 template <class T, class Finish>
 void convolved(const Shape& s, T* memory, const T* x, const T* weight, Finish finish) {
+    constexpr int N = VECTORS, L = Lanes<T>::count;
     const Call<T> call(s, memory);
-    const long depth = s.channels * 9;
 #pragma omp parallel num_threads(s.threads)
     {
         Room<T> room = call.room();
 #pragma omp for schedule(static)
         for (long number = 0; number < s.segments(); ++number) {
             const Segment segment(s, number);
-            turn_weights(s, weight + segment.task * s.outputs * depth, room.weight);
-            in_blocks(s, segment, [&](long start, long n) {
-                under_kernel(s, x + segment.row * s.image(), start, n, room.taps);
-                product<T>(4 * n, s.outputs, {depth, room.taps, depth, 1, room.weight, s.outputs}, {}, room.outputs,
-                           s.outputs, false);
-                for (long t = 0; t < n; ++t)
-                    for (long o = 0; o < s.outputs; o += Lanes<T>::count) {
-                        Vector<T> z[4];
-                        for (int k = 0; k < 4; ++k) z[k] = load(room.outputs + (4 * t + k) * s.outputs + o);
-                        finish(segment.task, (segment.row * s.tiles + start + t) * s.outputs + o, o, z);
-                    }
-            });
+            room.read_weight(s, weight + segment.task * s.outputs * s.channels * 9);
+            const auto own = [&](long place, long o, Vector<T>* z) { finish(segment.task, place, o, z); };
+            for (long row = segment.row; row < segment.row + segment.count; ++row) {
+                room.read_image(s, x + row * s.image());
+                for (long tile = 0; tile < s.tiles; ++tile) {
+                    const long place = (row * s.tiles + tile) * s.outputs;
+                    long o = 0;
+                    for (; o + N * L <= s.outputs; o += N * L) tile_values<T, N>(s, room, tile, o, place + o, own);
+                    for (; o < s.outputs; o += L) tile_values<T, 1>(s, room, tile, o, place + o, own);
+                }
+            }
         }
     }
+}
+
+// Gradients of the weights of one channel and one vector of outputs, over the tiles of an image.
+template <class T>
+inline void tap_gradients(const Shape& s, const Room<T>& room, const T* g, const uint8_t* code, long c, T* weight) {
+    Vector<T> sums[9] = {};
+    for (long tile = 0; tile < s.tiles; ++tile) {
+        Vector<T> parts[4];
+        spread(g + tile * s.outputs, code + tile * s.outputs, parts);
+        const T* corner = room.corner(s, tile) + c;
+        for (int tap = 0; tap < 9; ++tap)
+            for (int k = 0; k < 4; ++k)
+                sums[tap] += corner[(k / 2 + tap / 3) * room.line + (k % 2 + tap % 3) * s.channels] * parts[k];
+    }
+    for (int tap = 0; tap < 9; ++tap) add<T>(weight + tap * s.outputs, sums[tap]);
 }
 
 template <class T>
@@ -102,19 +128,14 @@ void gradients(const Shape& s, T* memory, const T* g, const uint8_t* code, const
             T* shift_sum = call.shifts + number * s.outputs;
             std::fill_n(weight_sum, depth * s.outputs, T(0));
             std::fill_n(shift_sum, s.outputs, T(0));
-            in_blocks(s, segment, [&](long start, long n) {
-                under_kernel(s, x + segment.row * s.image(), start, n, room.taps);
-                const long at = (segment.row * s.tiles + start) * s.outputs;
-                for (long t = 0; t < n; ++t)
-                    for (long o = 0; o < s.outputs; o += Lanes<T>::count) {
-                        Vector<T> z[4];
-                        spread(g + at + t * s.outputs + o, code + at + t * s.outputs + o, z);
-                        for (int k = 0; k < 4; ++k) store(room.outputs + (4 * t + k) * s.outputs + o, z[k]);
-                    }
-                product<T>(depth, s.outputs, {4 * n, room.taps, 1, depth, room.outputs, s.outputs}, {}, weight_sum,
-                           s.outputs, true);
-                if (to_shift) shift_gradient(s, n, g + at, code + at, shift_sum);
-            });
+            for (long row = segment.row; row < segment.row + segment.count; ++row) {
+                const long at = row * s.tiles * s.outputs;
+                room.read_image(s, x + row * s.image());
+                for (long o = 0; o < s.outputs; o += Lanes<T>::count)
+                    for (long c = 0; c < s.channels; ++c)
+                        tap_gradients(s, room, g + at + o, code + at + o, c, weight_sum + c * 9 * s.outputs + o);
+                if (to_shift) shift_gradient(s, s.tiles, g + at, code + at, shift_sum);
+            }
         }
 #pragma omp for schedule(static)
         for (long task = 0; task < s.tasks; ++task)
