@@ -14,7 +14,7 @@ from pathlib import Path
 log = logging.getLogger("metapeft")
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-_COMPILERS = ("c++", "g++", "clang++")
+_COMPILERS = ("g++", "c++")
 _HERE = Path(__file__).parent
 
 
@@ -36,7 +36,7 @@ def library() -> Path:
 
 
 def compiler() -> str | None:
-    """The C++ compiler: `$CXX`, else the first of c++, g++ and clang++ that is there; None where there is none."""
+    """The C++ compiler: `$CXX`, else g++ or c++; None where there is none. GCC is what the sources are written for."""
     asked = os.environ.get("CXX")
     return shutil.which(asked) if asked else next(filter(None, map(shutil.which, _COMPILERS)), None)
 
@@ -45,8 +45,8 @@ def _compile(path: Path) -> None:
     found = compiler()
     if found is None:
         raise OSError(
-            f"compiled kernels need a C++ compiler, and neither $CXX nor {', '.join(_COMPILERS)} is one here: install "
-            "g++ 12 or newer, or leave them out"
+            f"compiled kernels need a C++ compiler, and neither $CXX nor {' nor '.join(_COMPILERS)} is one here: "
+            "install g++ 12 or newer, or leave them out"
         )
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name

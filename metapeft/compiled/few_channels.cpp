@@ -36,7 +36,7 @@ template <class T> struct Room {
 template <class T> struct Call {
     const Shape& s;
     T *weights, *shifts, *rooms;
-    long size, used;
+    long size, used;  // of a room, and of all
 
     Call(const Shape& s, T* base) : s(s) {
         Memory<T> memory(base), one(nullptr);
@@ -141,11 +141,11 @@ void gradients(const Shape& s, T* memory, const T* g, const uint8_t* code, const
         for (long task = 0; task < s.tasks; ++task)
             for (long o = 0; o < s.outputs; ++o) {
                 T shift = 0;
-                for (long i = 0; i < depth; ++i) to_weight[(task * s.outputs + o) * depth + i] = 0;
+                T* weight = to_weight + (task * s.outputs + o) * depth;
+                std::fill_n(weight, depth, T(0));
                 for (long piece = task * s.pieces; piece < (task + 1) * s.pieces; ++piece) {
                     shift += call.shifts[piece * s.outputs + o];
-                    for (long i = 0; i < depth; ++i)
-                        to_weight[(task * s.outputs + o) * depth + i] += call.weights[(piece * depth + i) * s.outputs + o];
+                    for (long i = 0; i < depth; ++i) weight[i] += call.weights[(piece * depth + i) * s.outputs + o];
                 }
                 if (to_shift) to_shift[task * s.outputs + o] = shift;
             }
