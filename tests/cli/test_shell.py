@@ -169,14 +169,14 @@ def test_a_run_does_not_go_on_with_another_setting_be_it_the_default(tmp_path, c
 @pytest.mark.slow
 def test_a_job_killed_ten_times_ends_the_same(tmp_path):
     """Three kills land in a stage of their own, after a random step that was seen; seven come after random times."""
-    given = [*options(30, 60, 4), "--methods", "metapeft", "--methods", "sr+lora"]
+    given = [*options(30, 150, 4), "--methods", "metapeft", "--methods", "sr+lora"]
     folder, draw = tmp_path / "killed", random.Random(0)
     command = [sys.executable, "-m", "metapeft", "train", "--out", str(folder)]
     # before the first checkpoint, after the one at step 25, and in what is retrained from the first stage's end
     for stage, steps, end, more_kills in (
         ("sr/run", (1, 10), 30, 2),
-        ("metapeft", (26, 40), 60, 2),
-        ("sr-continued/run", (1, 30), 60, 3),
+        ("metapeft", (26, 40), 150, 2),
+        ("sr-continued/run", (1, 30), 150, 3),  # so long that whoever watches may be late
     ):
         for kill in range(1 + more_kills):
             more = ["--resume", "--quiet"] if (folder / "config.json").exists() else given
