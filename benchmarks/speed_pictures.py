@@ -82,5 +82,5 @@ def memory_of(who: str, workload: dict[str, Any], row: dict[str, Any]) -> float 
     """
     if "peak_bytes" not in row:
         return None
-    together = workload["tasks"] if who in ("metapeft", "vmap") else 1
+    together = workload["tasks"] if who in ("metapeft", "uncompiled", "vmap") else 1
     return float(row["peak_bytes"]) / 2**20 / together
