@@ -252,9 +252,9 @@ def note_other_processes(before: int, processes: Processes) -> None:
         )
 
 
-def as_begun(compiled: bool) -> bool:
+def as_begun(compiled: bool, processes: Processes) -> bool:
     """Whether a run goes on with compiled kernels: as it was begun, for its bits; where that differs, it is said."""
-    if compiled != in_use():
+    if processes.main and compiled != in_use():
         _log.warning(
             "this run was begun %s compiled kernels, and goes on so", "with" if compiled else "without"
         )

@@ -289,4 +289,4 @@ class BilevelTrainer:
         if (chosen := tree.get("chunking")) is not None:
             self.gradient.chunking = Chunking(**chosen)
         fitting.note_other_processes(tree.get("processes", 1), self.processes)
-        self.compiled = fitting.as_begun(bool(tree.get("compiled")))
+        self.compiled = fitting.as_begun(bool(tree.get("compiled")), self.processes)

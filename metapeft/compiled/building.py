@@ -44,9 +44,10 @@ def compiler() -> str | None:
 def _compile(path: Path) -> None:
     found = compiler()
     if found is None:
+        asked = os.environ.get("CXX")
+        missing = f"$CXX, {asked!r}, is no program" if asked else f"there is no {' and no '.join(_COMPILERS)}"
         raise OSError(
-            f"compiled kernels need a C++ compiler, and neither $CXX nor {' nor '.join(_COMPILERS)} is one here: "
-            "install g++ 12 or newer, or leave them out"
+            f"compiled kernels need a C++ compiler, and {missing} here: install g++ 12 or newer, or leave them out"
         )
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
@@ -61,7 +62,7 @@ def _compile(path: Path) -> None:
 
 
 def _key() -> str:
-    """What the library depends on, as a name: sources, flags, and what the processor can do."""
+    """What the library is made for, as a name: sources, flags, and what the processor can do."""
     parts = [path.read_bytes() for path in sorted(_HERE.glob("*.?pp"))]
     parts += [" ".join(_FLAGS).encode(), platform.machine().encode(), _abilities().encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

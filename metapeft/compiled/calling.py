@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from metapeft.compiled.switch import loaded
 
 #: types of numbers that the kernels are compiled for
 DTYPES = (torch.float32, torch.float64)
+#: `TERMS` of shape.hpp: ranks are filled up to multiples of it
+TERMS = 4
 
 
 _NAMES = ("tasks", "images", "channels", "outputs", "height", "width", "terms", "kernels", "threads")
@@ -33,7 +38,7 @@ def sizes(x: Tensor, tasks: int, outputs: int, terms: int, kernels: int) -> Size
 def call(name: str, size: Sizes, dtype: torch.dtype, *tensors: Tensor | None) -> None:
     """Run a function of the library; None is NULL. Its memory comes from torch, so that too little is said as ever."""
     counted = _function("few_memory" if name.startswith("few_") else "memory", dtype)(ctypes.byref(size))
-    memory = torch.empty(counted, dtype=dtype)
+    memory = torch.empty(counted, dtype=dtype, device="cpu")  # whatever torch's default is
     pointers = [None if value is None else ctypes.c_void_p(value.data_ptr()) for value in (memory, *tensors)]
     _function(name, dtype)(ctypes.byref(size), *pointers)
 
@@ -49,6 +54,12 @@ def _function(name: str, dtype: torch.dtype) -> ctypes._FuncPointer:
     found = loaded()[f"{name}_{str(dtype).removeprefix('torch.')}"]
     found.restype = ctypes.c_int64 if name.endswith(("memory", "lanes")) else None
     return found
+
+
+def has_tangent(value: Tensor) -> bool:
+    """Whether it carries a tangent of torch's forward mode."""
+    unpack: Callable[[Tensor], Any] = forward_ad.unpack_dual
+    return unpack(value).tangent is not None
 
 
 def in_rows(x: Tensor) -> Tensor:

@@ -89,8 +89,8 @@ void backward(const Shape& s, T* memory, const T* g, const uint8_t* code, const 
 }
 
 // Gradients of `<x', to_x> + <W', to_weight> + <down', to_down> + <up', to_up> + <shift', to_shift>` of `backward`: in
-// to_g what a change of x, W, down, up and shift by the primed does to y. x', W' and shift' may be NULL, W' is NULL
-// where tasks share W, and what is not asked for is NULL.
+// to_g what a change of x, W, down, up and shift by the primed does to y. x', W' and shift' may be NULL, down' and up'
+// may not; W' is NULL where tasks share W or there is a low-rank update, and what is not asked for is NULL.
 template <class T>
 void second(const Shape& s, T* memory, const T* x_, const T* weight_, const T* down_, const T* up_, const T* shift_,
             const T* g, const uint8_t* code, const T* x, const T* weight, const T* down, const T* up, const T* low,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metapeft.compiled.calling import Sizes, call, in_rows, pooled_rows, sizes
+from metapeft.compiled.calling import TERMS, Sizes, call, in_rows, pooled_rows, sizes
 from metapeft.updates.convolution import Spatial, by_task
 from metapeft.updates.function import Function, wanted
 
@@ -50,7 +50,7 @@ class _Chain(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         size = _sizes(x, weight, down)
         y, code = pooled_rows(x, size.outputs), pooled_rows(x, size.outputs, torch.uint8)
-        rank = -(-size.terms // 4) * 4
+        rank = -(-size.terms // TERMS) * TERMS
         low = x.new_empty(x.shape[0], y.shape[2] * y.shape[3], 4, rank)
         call("forward", size, x.dtype, x, weight, down, up, shift, y, code, low)
         return y, code, low
@@ -100,7 +100,8 @@ class _Gradients(Function):
     @staticmethod
     def backward(ctx: Any, *changes: Tensor | None) -> tuple[Tensor | None, ...]:
         g, x, weight, down, up, shift, code, low = ctx.saved_tensors
-        shared_weight_changes = changes[1] is not None and weight.shape[0] == 1
+        shared = weight.shape[0] == 1 and (down.shape[0] > 1 or down.shape[1] > 0)
+        shared_weight_changes = changes[1] is not None and shared
         if torch.is_grad_enabled() or shared_weight_changes:
             needed = ctx.needs_input_grad[:6]
             return (*_plain_gradients((g, x, weight, down, up, shift), changes, needed), None, None, None)
@@ -124,7 +125,7 @@ class _Gradients(Function):
 
 
 def _empty(likes: tuple[Tensor, ...], wants: tuple[bool, ...]) -> list[Tensor | None]:
-    """Tensors for what is wanted; down and up (2 and 3) come together."""
+    """Tensors for what is wanted; down and up, the third and fourth, come together."""
     together = wants[2] or wants[3]
     asked = (*wants[:2], together, together, wants[4])
     return [torch.empty_like(like) if want else None for like, want in zip(likes, asked)]

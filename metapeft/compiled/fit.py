@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from metapeft.compiled.calling import DTYPES, lanes
+from metapeft.compiled.calling import DTYPES, has_tangent, lanes
 from metapeft.compiled.chain import OPTIONS, chain
 from metapeft.compiled.few_channels import few_channel_chain
 from metapeft.compiled.switch import in_use
@@ -68,13 +64,17 @@ def _layers_fit(convolution: nn.Conv2d, pool: nn.MaxPool2d) -> bool:
 
 def _tensors_fit(x: Tensor, weight: Tensor, update: Update | None, *more: Tensor) -> bool:
     """On a CPU, in a type that is compiled, in whole registers, and to be differentiated in reverse mode only."""
-    known = x.device.type == "cpu" and x.dtype in DTYPES and weight.dtype == x.dtype
-    if not known or torch.is_autocast_enabled("cpu") or transforms_are_active():
+    if x.dtype not in DTYPES or torch.is_autocast_enabled("cpu") or transforms_are_active():
         return False
-    if weight.shape[0] % lanes(x.dtype) or min(x.shape[2:]) < 2 or not x.shape[0]:
+    if (
+        weight.shape[0] % lanes(x.dtype)
+        or weight.shape[1] != x.shape[1]
+        or min(x.shape[2:]) < 2
+        or not x.shape[0]
+    ):
         return False
     if update is not None and update.per_input:
         return False
-    factors = () if update is None else update.factors.values()
-    unpack: Callable[[Tensor], Any] = forward_ad.unpack_dual
-    return all(unpack(value).tangent is None for value in (x, weight, *more, *factors))
+    tensors = (x, weight, *more, *(() if update is None else update.factors.values()))
+    alike = all(value.dtype == x.dtype and value.device.type == "cpu" for value in tensors)
+    return alike and not any(map(has_tangent, tensors))

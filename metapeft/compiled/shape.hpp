@@ -29,7 +29,7 @@ struct Shape : Sizes {
     long segments() const { return tasks * pieces; }
     long image() const { return height * width * channels; }
     long kernel() const { return POINTS * channels * outputs; }
-    bool shared() const { return kernels == 1; }
+    bool shared() const { return kernels == 1 && (tasks > 1 || terms > 0); }  // one task's kernel is its own
 };
 
 struct Segment {

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from metapeft.compiled import building
 
-_on = False
+_on = False  # for all threads of the process
 _loaded: ctypes.CDLL | None = None
 
 

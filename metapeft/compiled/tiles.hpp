@@ -206,7 +206,7 @@ template <class T> void shift_gradient(const Shape& s, long n, const T* g, const
         }
 }
 
-// The four outputs of a tile from `m[f][tile][output]` (none: 0), and `e up` beside them.
+// The four outputs of a tile from `m[f][tile][output]`.
 template <class T>
 inline void outputs_of(const Shape& s, long n, long t, long o, const T* m, Vector<T>* out) {
     Vector<T> points[POINTS];
@@ -214,6 +214,7 @@ inline void outputs_of(const Shape& s, long n, long t, long o, const T* m, Vecto
     output_transform(points, out);
 }
 
+// The low-rank part of them, `e up`.
 template <class T>
 inline void add_thin(const Shape& s, long t, long o, const T* e, const T* up, Vector<T>* out) {
     for (long j = 0; j < s.rank; ++j) {
@@ -232,7 +233,8 @@ template <class T> inline void pool(const Vector<T>* z, Vector<T> shift, T* y, u
         most = larger ? z[k] : most;
         which = larger ? Mask{} + k : which;
     }
-    most += shift + (z[0] + z[1] + z[2] + z[3]) * T(0);  // NaN stays NaN
+    most += shift;
+    for (int k = 0; k < 4; ++k) most += z[k] * T(0);  // what is not finite is not lost: it becomes NaN
     which = most <= T(0) ? Mask{} + OFF : which;
     store(y, most <= T(0) ? Vector<T>{} : most);
     *reinterpret_cast<typename Lanes<T>::Codes*>(code) = __builtin_convertvector(which, typename Lanes<T>::Codes);

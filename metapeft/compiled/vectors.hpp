@@ -1,4 +1,4 @@
-// Vectors as wide as the machine's registers, and the one matrix product that everything here goes through.
+// Vectors as wide as the machine's registers, and a matrix product.
 #pragma once
 
 #include <cstdint>

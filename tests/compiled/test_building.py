@@ -35,7 +35,9 @@ TOUCHES = 'for last; do :; done; echo x >> "$0.calls"; echo library > "$last"'
 
 def test_no_compiler_is_a_sentence(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(OSError, match=r"need a C\+\+ compiler.*install g\+\+ 12 or newer, or leave them out"):
+    with pytest.raises(
+        OSError, match=r"need a C\+\+ compiler, and \$CXX.*install g\+\+ 12 or newer, or leave them out"
+    ):
         use_compiled()
     assert not in_use()
     monkeypatch.delenv("CXX")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from metapeft.compiled import calling
 from metapeft.compiled.chain import chain, plain_chain
 from metapeft.compiled.few_channels import few_channel_chain
 
@@ -24,7 +26,7 @@ LOW_RANK = [
     (4, 1, 16, 16, 5, 8, 6, 1),  # more than one block of terms
     (2, 3, 16, 16, 2, 9, 0, 1),  # no update
 ]
-OWN = [(3, 4, 32, 48, 6, 9, 0, 3), (1, 2, 16, 16, 4, 4, 0, 1)]
+OWN = [(3, 4, 32, 48, 6, 9, 0, 3), (1, 5, 16, 16, 6, 4, 0, 1)]
 FEW = [(2, 3, 1, 16, 7, 6, 0, 2), (3, 2, 3, 80, 8, 5, 0, 3), (1, 3, 2, 32, 4, 4, 0, 1)]
 
 
@@ -73,7 +75,7 @@ def inner_of(case: tuple[int, ...]) -> list[int]:
     *_, rank, kernels = case
     if case[2] < 8:
         return [1, 4]
-    return [0, 2, 3, 4] if rank else [0, 1, 4] if kernels > 1 else [0, 4]
+    return [0, 2, 3, 4] if rank else [0, 1, 4] if kernels == case[0] else [0, 4]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -170,6 +172,36 @@ def test_numbers_that_are_not_finite_are_not_lost(case: tuple[int, ...]) -> None
     y = step(*given)
     assert torch.equal(y.isnan().flatten(1).any(1), torch.arange(len(y)) == 1)  # that image, no other
     assert torch.equal(y[1].isnan().any(0), plain_chain(*given)[1].isnan().any(0)) or y[1].isnan().any()
+
+
+def test_a_task_s_own_kernel_never_takes_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one task's alone, which looks like one that tasks share."""
+    monkeypatch.setattr("metapeft.compiled.chain._plain_gradients", None)
+    for case in (*LOW_RANK, *OWN):
+        derivatives(chain, arguments(case), inner_of(case))
+
+
+@pytest.mark.parametrize("case", [LOW_RANK[0], FEW[0]], ids=str)
+def test_large_numbers_that_are_finite_stay_so(case: tuple[int, ...]) -> None:
+    step = few if case[2] < 8 else chain
+    x, weight, down, up, shift = (value.detach() for value in arguments(case, torch.float32))
+    given = torch.full_like(x, 1e37), torch.zeros_like(weight), down * 0, up * 0, shift * 0
+    given[1][:, :, 0, 1, 1] = 1.0
+    found, expected = step(*given), plain_chain(*given)
+    assert bool(expected.isfinite().all())
+    torch.testing.assert_close(found, expected)
+
+
+def test_memory_is_the_cpu_s_whatever_the_default_device_is() -> None:
+    given = [value.detach() for value in arguments(LOW_RANK[0])]
+    expected = chain(*given)
+    with torch.device("meta"):
+        assert torch.equal(chain(*given), expected)
+
+
+def test_terms_are_those_of_the_sources() -> None:
+    header = (Path(calling.__file__).parent / "shape.hpp").read_text()
+    assert f"constexpr int TERMS = {calling.TERMS};" in header
 
 
 def test_ties_go_to_the_first_and_zeros_are_off() -> None:

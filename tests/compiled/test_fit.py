@@ -205,6 +205,16 @@ def test_hooks_are_not_passed_over(ran: Counter[str]) -> None:
     assert not ran
 
 
+@pytest.mark.parametrize(("own", "given"), [(3, 1), (1, 3), (1, 16), (16, 1)])
+def test_another_number_of_channels_is_refused_as_ever(own: int, given: int) -> None:
+    """Also after a batch that was right, when nothing is checked any more."""
+    model = mp.attach(randomised(mp.backbones.conv4(ways=5, channels=own, width=16, size=SIZE)), mp.LoRA(2))
+    factors = random_factors(model, TASKS)
+    model(images(channels=own), factors)
+    with pytest.raises(ValueError, match="does not run on inputs of shape"):
+        model(images(channels=given), factors)
+
+
 def test_off_is_off(ran: Counter[str]) -> None:
     model = mp.attach(body(), mp.LoRA(2))
     with compiled_used(False):
