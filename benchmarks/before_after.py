@@ -31,9 +31,9 @@ from benchmarks.speed_peers import metapeft
 from benchmarks.speed_problems import WORKLOADS
 name, threads, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 if sys.argv[4] == "True":
-    import metapeft
-    if hasattr(metapeft, "use_compiled"):
-        metapeft.use_compiled()
+    import metapeft as mp
+    if hasattr(mp, "use_compiled"):
+        mp.use_compiled()
 torch.set_num_threads(threads)
 workload = WORKLOADS[name]
 step = metapeft(workload.learner(workload.body()), workload.batch())
