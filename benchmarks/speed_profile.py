@@ -127,9 +127,10 @@ def main(
         total = sum(own.values())
         shares = {kind: value / total for kind, value in own.most_common()}
         rates.append(matrix_rate())
-        rate = convolution_operations(step) / (own["convolutions"] / 1e6) / max(rates)
+        spent = own["convolutions"] / 1e6
+        rate = None if kernels else convolution_operations(step) / spent / max(rates)
         row: dict[str, Any] = {
-            "median_s": statistics.median(times), "shares": shares, "convolution_rate": None if kernels else rate,
+            "median_s": statistics.median(times), "shares": shares, "convolution_rate": rate,
             "updates_share": updates_share(step),
         }  # fmt: skip
         found[f"{name}{forms[kernels]}"] = row
@@ -137,7 +138,7 @@ def main(
         for kind, share in shares.items():
             print(f"  {100 * share:5.1f} %  {kind}")
         print(f"  {100 * row['updates_share']:5.2f} %  updates of the inner variables")
-        if not kernels:
+        if rate is not None:
             print(f"  convolutions run at {100 * rate:.0f} % of the matrix rate")
     content = {"workloads": found, "environment": environment()}
     json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
