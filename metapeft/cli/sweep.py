@@ -123,10 +123,10 @@ def _options(config: TrainConfig, place: Place, method: str, seed: int) -> dict[
     methods = (method,) if needs is None else (needs, method)
     check_method(method, methods)
     own = replace(config, methods=methods, seed=seed, threads=place.processors)
-    said = plain_config(
-        own
-    ).items()  # what is off is left out: a sweep of before there was such an option goes on
-    return {name: value for name, value in said if value is not None and value is not False}
+    # what is off is left out too: a sweep that was begun before there was such an option goes on
+    return {
+        name: value for name, value in plain_config(own).items() if value is not None and value is not False
+    }
 
 
 def _write(out: Path, options: dict[str, dict[str, Any]]) -> None:

@@ -18,12 +18,11 @@ DTYPES = (torch.float32, torch.float64)
 #: `TERMS` of shape.hpp: ranks are filled up to multiples of it
 TERMS = 4
 
-
 _NAMES = ("tasks", "images", "channels", "outputs", "height", "width", "terms", "kernels", "threads")
 
 
 class Sizes(ctypes.Structure):
-    """`struct Sizes` of tiles.hpp."""
+    """`struct Sizes` of shape.hpp."""
 
     _fields_ = [(name, ctypes.c_int64) for name in _NAMES]
 
