@@ -11,7 +11,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(
-    r'__version__ = "(.+)"', (ROOT / "metapeft" / "__init__.py").read_text(encoding="utf-8")
+    r'__version__ = "(.+)"', (ROOT / "metapeft" / "base" / "version.py").read_text(encoding="utf-8")
 ).group(1)
 
 CORE = [

@@ -21,9 +21,9 @@ from cyclopts import App, Parameter
 
 import metapeft as mp
 from benchmarks.speed_problems import WORKLOADS
-from metapeft.environment import environment
-from metapeft.groups import Groups
-from metapeft.pretraining import Pretraining
+from metapeft.training.image_groups import Groups
+from metapeft.training.pretraining import Pretraining
+from metapeft.training.runs.environment import environment
 
 app = App(help=__doc__, version_flags=[])
 RESULTS = Path(__file__).parent / "results" / "allocator.json"

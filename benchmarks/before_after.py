@@ -20,7 +20,7 @@ from typing import Any
 
 from cyclopts import App
 
-from metapeft.environment import environment
+from metapeft.training.runs.environment import environment
 
 app = App(help=__doc__, version_flags=[])
 ROOT = Path(__file__).parents[1]

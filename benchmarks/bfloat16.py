@@ -20,8 +20,8 @@ from benchmarks.few_shot import RESULTS as ROWS_FOLDER
 from benchmarks.few_shot import splits, sr_start
 from benchmarks.speed import timed
 from benchmarks.speed_problems import WORKLOADS
-from metapeft.environment import environment
-from metapeft.precision import has_bfloat16
+from metapeft.base.machine.precision import has_bfloat16
+from metapeft.training.runs.environment import environment
 
 app = App(help=__doc__, version_flags=[])
 RESULTS = Path(__file__).parent / "results" / "bfloat16.json"

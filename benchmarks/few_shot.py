@@ -22,10 +22,11 @@ from cyclopts import App
 
 import metapeft as mp
 from benchmarks.rows import OUTER_STEPS, ROWS, SHARE, TASKS, Setting, budget, build, controlled
-from metapeft.checkpoint import load, save
-from metapeft.environment import environment
-from metapeft.retraining import softmax_of, training_styles
-from metapeft.trainer import BilevelTrainer
+from metapeft.episodes.shift import training_styles
+from metapeft.training.pretraining import softmax_of
+from metapeft.training.runs.checkpoint import load, save
+from metapeft.training.runs.environment import environment
+from metapeft.training.trainer import BilevelTrainer
 
 app = App(help=__doc__, version_flags=[])
 RESULTS = Path(__file__).parent / "results" / "few_shot"

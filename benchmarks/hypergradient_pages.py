@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from metapeft.report.drawing import series_colour
+from metapeft.experiments.report.drawing import series_colour
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "hypergradients.json"

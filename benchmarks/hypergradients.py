@@ -32,10 +32,10 @@ from torch import Tensor
 
 import metapeft as mp
 from benchmarks.hypergradient_pages import RESULT, write_pages
-from metapeft.environment import environment
 from metapeft.hypergradients import CG, Exact, MultiStep, Neumann, Recompute, Truncated
 from metapeft.hypergradients.problem import Result
-from metapeft.learner import Learner
+from metapeft.learner.learner import Learner
+from metapeft.training.runs.environment import environment
 
 STEPS = (1, 5, 20, 100)
 WIDTH, RANK, TASKS = 16, 2, 4

@@ -23,7 +23,7 @@ from cyclopts import App, Parameter
 
 import metapeft as mp
 from benchmarks.speed_problems import W1
-from metapeft.environment import environment
+from metapeft.training.runs.environment import environment
 
 app = App(help=__doc__, version_flags=[])
 RESULTS = Path(__file__).parent / "results" / "processes.json"

@@ -10,8 +10,8 @@ from torch import nn
 
 import metapeft as mp
 from metapeft.generators.control import OtherTask
-from metapeft.learner import Learner
-from metapeft.tuning import calibrated_scale, grid, tune
+from metapeft.learner.learner import Learner
+from metapeft.training.tuning import calibrated_scale, grid, tune
 
 
 @dataclass(frozen=True)

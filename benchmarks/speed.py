@@ -34,11 +34,11 @@ from benchmarks.speed_bars import FASTER, NEVER_SLOWER, OTHER_GRADIENT, bars, sh
 from benchmarks.speed_peers import LACKS, PEERS, Step, absent, metapeft
 from benchmarks.speed_pictures import draw
 from benchmarks.speed_problems import QUICK, WORKLOADS, Workload, plain
-from metapeft.allocator import keep_freed_memory
-from metapeft.compiled.building import compiler
-from metapeft.compiled.switch import compiled_used, in_use, use_compiled
-from metapeft.environment import environment
-from metapeft.memory import peak_bytes
+from metapeft.base.machine.freed_memory import keep_freed_memory
+from metapeft.base.machine.memory import peak_bytes
+from metapeft.training.runs.environment import environment
+from metapeft.updates.layers.compiled.compiler import compiler
+from metapeft.updates.layers.compiled.switch import compiled_used, in_use, use_compiled
 
 app = App(help=__doc__, version_flags=[])
 

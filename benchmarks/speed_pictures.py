@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from metapeft.report.drawing import series_colour
+from metapeft.experiments.report.drawing import series_colour
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -25,9 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.speed import backward_operations, matrix_rate
 from benchmarks.speed_peers import Step, metapeft
 from benchmarks.speed_problems import WORKLOADS
-from metapeft.compiled.switch import use_compiled
-from metapeft.environment import environment
 from metapeft.inner import descent
+from metapeft.training.runs.environment import environment
+from metapeft.updates.layers.compiled.switch import use_compiled
 
 app = App(help=__doc__, version_flags=[])
 RESULTS = Path(__file__).parent / "results" / "profile.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed_bars import short as sentences
-from metapeft.cli.tables import percent
+from metapeft.experiments.tables import percent
 
 
 def _read(path: Path) -> Any:

@@ -18,7 +18,7 @@ import torch
 from cyclopts import App
 
 import metapeft as mp
-from metapeft.environment import environment
+from metapeft.training.runs.environment import environment
 
 app = App(help=__doc__, version_flags=[])
 RESULTS = Path(__file__).parent / "results" / "start.json"

@@ -10,9 +10,9 @@ import torch
 from cyclopts import App
 
 from benchmarks.speed_tables import of_speed, speed
-from metapeft.cli.tables import accuracy, percent, protocol_line
+from metapeft.base.intervals import mean_interval
 from metapeft.episodes.protocol import Protocol
-from metapeft.intervals import mean_interval
+from metapeft.experiments.tables import accuracy, percent, protocol_line
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

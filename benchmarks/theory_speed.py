@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metapeft.environment import environment
+from metapeft.training.runs.environment import environment
 from theory.problems import Array, LinearSetting
 from theory.sweeps import METHODS, OUTER_STEPS, RATE, RUNS, STEPS, SWEEPS, TUNE_RATE, linear_sweeps, settings
 

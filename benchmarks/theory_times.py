@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from metapeft.environment import environment
+from metapeft.training.runs.environment import environment
 from theory.figures import names
 
 app = App(help=__doc__, version_flags=[])

@@ -6,47 +6,215 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from metapeft.base.version import __version__
 
-# Folders that can be extended. Each has a `registry`, and its Python names are also names of this package.
+if TYPE_CHECKING:
+    from metapeft import (
+        backbones,
+        datasets,
+        episodes,
+        generators,
+        heads,
+        hypergradients,
+        inner,
+        methods,
+        updates,
+    )
+    from metapeft.base.errors import DataError, NotFiniteInput, NumericalError, RunError
+    from metapeft.base.machine.freed_memory import keep_freed_memory
+    from metapeft.datasets.by_name import load_dataset
+    from metapeft.datasets.folder import read_folder
+    from metapeft.datasets.glyph_pairs import read_glyph_pairs
+    from metapeft.datasets.glyphs import read_glyphs
+    from metapeft.datasets.images import ImageData, Preprocess
+    from metapeft.datasets.miniimagenet import read_miniimagenet
+    from metapeft.datasets.omniglot import read_omniglot
+    from metapeft.datasets.rotated import Rotated
+    from metapeft.datasets.sinusoid import Sinusoid, read_sinusoid
+    from metapeft.episodes.augment import Augment
+    from metapeft.episodes.episode import Episode, EpisodeBatch
+    from metapeft.episodes.listing import dump, verify
+    from metapeft.episodes.protocol import Protocol
+    from metapeft.episodes.sampler import EpisodeSampler
+    from metapeft.episodes.shift import Shift
+    from metapeft.experiments import report
+    from metapeft.generators.control import OtherTask
+    from metapeft.generators.generator import Generator
+    from metapeft.generators.mapping_net import MappingNet
+    from metapeft.heads.centroids import PrototypeInit, Prototypes
+    from metapeft.heads.head import Head
+    from metapeft.heads.layers import Learned, Zero
+    from metapeft.heads.logistic import Logistic
+    from metapeft.heads.neighbours import KNN
+    from metapeft.heads.ridge import Ridge, WeightedRidge
+    from metapeft.hypergradients.cg import CG
+    from metapeft.hypergradients.direct import Direct
+    from metapeft.hypergradients.envelope import Envelope
+    from metapeft.hypergradients.exact import Exact
+    from metapeft.hypergradients.finite_difference import AutoLoRA, FiniteDifference
+    from metapeft.hypergradients.first_order import FirstOrder
+    from metapeft.hypergradients.forward import Forward
+    from metapeft.hypergradients.implicit import IndefiniteHessian, NotConverged
+    from metapeft.hypergradients.multi_step import MultiStep
+    from metapeft.hypergradients.neumann import Neumann
+    from metapeft.hypergradients.problem import Engine, Problem, Result, hypergradient, resolve
+    from metapeft.hypergradients.recompute import Recompute
+    from metapeft.hypergradients.reptile import Reptile
+    from metapeft.hypergradients.unroll import Truncated, Unroll
+    from metapeft.learner.adapted_tasks import Adapted
+    from metapeft.learner.learner import Learner
+    from metapeft.training.evaluation import compare, evaluate
+    from metapeft.training.pretraining import calibrate, pretrain
+    from metapeft.training.runs.learner_in_run import load, save
+    from metapeft.training.trainer import BilevelTrainer
+    from metapeft.updates.attach_model import attach
+    from metapeft.updates.attached import AttachedModel
+    from metapeft.updates.formats.cp import CP
+    from metapeft.updates.formats.decomposition import decompose
+    from metapeft.updates.formats.full import Full
+    from metapeft.updates.formats.lora import LoRA
+    from metapeft.updates.formats.ranking import ranks
+    from metapeft.updates.formats.selection import Softmax, at_ranks, costs
+    from metapeft.updates.formats.tensor_ring import TensorRing
+    from metapeft.updates.layers.compiled.switch import use_compiled
+    from metapeft.updates.peft_export import export_peft
+    from metapeft.updates.peft_import import import_peft, load_base
+
+# Folders that can be extended: the names in their tables are also names of this package.
 _FOLDERS = ("updates", "episodes", "datasets", "heads", "generators", "hypergradients")
-# Folders that are used through their own name: mp.inner.SGD, mp.methods.maml, mp.backbones.conv4.
-_NAMESPACES = ("inner", "methods", "backbones", "report", *_FOLDERS)
+# Packages that are used through their own name: mp.inner.SGD, mp.methods.maml, mp.backbones.conv4.
+_NAMESPACES = {name: name for name in ("inner", "methods", "backbones", *_FOLDERS)} | {
+    "report": "experiments.report"
+}
 _NAMES = {
-    "NumericalError": "errors",
-    "NotFiniteInput": "errors",
-    "DataError": "errors",
-    "RunError": "errors",
-    "Learner": "learner",
-    "Adapted": "adapted",
-    "BilevelTrainer": "trainer",
-    "pretrain": "pretraining",
-    "keep_freed_memory": "allocator",
-    "use_compiled": "compiled.switch",
-    "calibrate": "pretraining",
-    "evaluate": "evaluation",
-    "compare": "evaluation",
-    "load": "loading",
-    "save": "loading",
+    "NumericalError": "base.errors",
+    "NotFiniteInput": "base.errors",
+    "DataError": "base.errors",
+    "RunError": "base.errors",
+    "keep_freed_memory": "base.machine.freed_memory",
+    "use_compiled": "updates.layers.compiled.switch",
+    "Learner": "learner.learner",
+    "Adapted": "learner.adapted_tasks",
+    "BilevelTrainer": "training.trainer",
+    "pretrain": "training.pretraining",
+    "calibrate": "training.pretraining",
+    "evaluate": "training.evaluation",
+    "compare": "training.evaluation",
+    "load": "training.runs.learner_in_run",
+    "save": "training.runs.learner_in_run",
 }
 
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    if name in _NAMESPACES:
-        return importlib.import_module(f"metapeft.{name}")
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"metapeft.{_NAMES[name]}"), name)
-    for folder in _FOLDERS:
-        registry = importlib.import_module(f"metapeft.{folder}").registry
-        if name in registry:
-            return registry.attribute(name)
-    raise AttributeError(f"module 'metapeft' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in _NAMESPACES:
+            return importlib.import_module(f"metapeft.{_NAMESPACES[name]}")
+        if name in _NAMES:
+            return getattr(importlib.import_module(f"metapeft.{_NAMES[name]}"), name)
+        for folder in _FOLDERS:
+            registry = importlib.import_module(f"metapeft.{folder}.table").registry
+            if name in registry:
+                return registry.attribute(name)
+        raise AttributeError(f"module 'metapeft' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    names = {*_NAMESPACES, *_NAMES, "__version__"}
-    for folder in _FOLDERS:
-        names.update(importlib.import_module(f"metapeft.{folder}").registry)
-    return sorted(names)
+    return sorted(__all__)
+
+
+__all__ = [
+    "Adapted",
+    "AttachedModel",
+    "Augment",
+    "AutoLoRA",
+    "BilevelTrainer",
+    "CG",
+    "CP",
+    "DataError",
+    "Direct",
+    "Engine",
+    "Envelope",
+    "Episode",
+    "EpisodeBatch",
+    "EpisodeSampler",
+    "Exact",
+    "FiniteDifference",
+    "FirstOrder",
+    "Forward",
+    "Full",
+    "Generator",
+    "Head",
+    "ImageData",
+    "IndefiniteHessian",
+    "KNN",
+    "Learned",
+    "Learner",
+    "LoRA",
+    "Logistic",
+    "MappingNet",
+    "MultiStep",
+    "Neumann",
+    "NotConverged",
+    "NotFiniteInput",
+    "NumericalError",
+    "OtherTask",
+    "Preprocess",
+    "Problem",
+    "Protocol",
+    "PrototypeInit",
+    "Prototypes",
+    "Recompute",
+    "Reptile",
+    "Result",
+    "Ridge",
+    "Rotated",
+    "RunError",
+    "Shift",
+    "Sinusoid",
+    "Softmax",
+    "TensorRing",
+    "Truncated",
+    "Unroll",
+    "WeightedRidge",
+    "Zero",
+    "__version__",
+    "at_ranks",
+    "attach",
+    "backbones",
+    "calibrate",
+    "compare",
+    "costs",
+    "datasets",
+    "decompose",
+    "dump",
+    "episodes",
+    "evaluate",
+    "export_peft",
+    "generators",
+    "heads",
+    "hypergradient",
+    "hypergradients",
+    "import_peft",
+    "inner",
+    "keep_freed_memory",
+    "load",
+    "load_base",
+    "load_dataset",
+    "methods",
+    "pretrain",
+    "ranks",
+    "read_folder",
+    "read_glyph_pairs",
+    "read_glyphs",
+    "read_miniimagenet",
+    "read_omniglot",
+    "read_sinusoid",
+    "report",
+    "resolve",
+    "save",
+    "updates",
+    "use_compiled",
+    "verify",
+]

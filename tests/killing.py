@@ -9,7 +9,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from metapeft.specs import digest
+from metapeft.base.state import digest
 
 
 def last_step(folder: Path) -> int:

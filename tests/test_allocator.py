@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft import allocator
-from metapeft.allocator import freed_memory_kept, keep_freed_memory
+from metapeft.base.machine import freed_memory as allocator
+from metapeft.base.machine.freed_memory import freed_memory_kept, keep_freed_memory
 
 SCRIPT = """
 import ctypes, sys, torch
 from contextlib import nullcontext
-from metapeft.allocator import freed_memory_kept, keep_freed_memory
-from metapeft.memory import _resident
+from metapeft.base.machine.freed_memory import freed_memory_kept, keep_freed_memory
+from metapeft.base.machine.memory import _resident
 mode = sys.argv[1]
 if mode == "for good":
     keep_freed_memory()

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from metapeft import cgroups, memory
-from metapeft.cgroups import rooms
+from metapeft.base.machine import control_groups as cgroups
+from metapeft.base.machine import memory
+from metapeft.base.machine.control_groups import rooms
 
 FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

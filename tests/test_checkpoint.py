@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import metapeft as mp
-from metapeft import checkpoint
+from metapeft.training.runs import checkpoint
 
 DTYPES = sorted(checkpoint._DTYPES, key=str)
 

@@ -10,9 +10,11 @@ import torch
 import torch.distributed as dist
 
 import metapeft as mp
-from metapeft import distributed, placement, precision
-from metapeft.distributed import Processes
-from metapeft.placement import usable
+from metapeft.base.machine import devices as placement
+from metapeft.base.machine import precision
+from metapeft.base.machine import processes as distributed
+from metapeft.base.machine.devices import usable
+from metapeft.base.machine.processes import Processes
 from tests.trainer.helpers import learner
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

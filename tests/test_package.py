@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import metapeft as mp
-from metapeft._registry import Registry
+from metapeft.base.registry import Registry
 
 ROOT = Path(mp.__file__).parent.parent
 FOLDERS = [

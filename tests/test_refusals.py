@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 import metapeft as mp
+from metapeft.base.errors import RunError
 from metapeft.cli import run
-from metapeft.config import TrainConfig
-from metapeft.errors import RunError
+from metapeft.experiments.config import TrainConfig
 
 
 def learner(method: str = "maml") -> mp.Learner:
@@ -207,7 +207,7 @@ def test_an_adapter_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
         written.append(str(path))
         Path(path).write_bytes(content)
 
-    monkeypatch.setattr("metapeft.updates.peft.write_atomically", full)
+    monkeypatch.setattr("metapeft.updates.peft_export.write_atomically", full)
     with pytest.raises(RunError, match="No space left"):
         adapted.export_peft(tmp_path / "adapter")
     assert written

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft import environment
-from metapeft.runs import Run
+from metapeft.training.runs import environment
+from metapeft.training.runs.run import Run
 
 HOLD = (
-    "import sys, time\nfrom metapeft.runs import Run\nrun = Run.open(sys.argv[1])\n"
+    "import sys, time\nfrom metapeft.training.runs.run import Run\nrun = Run.open(sys.argv[1])\n"
     "print('held', flush=True)\ntime.sleep(60)\n"
 )
 

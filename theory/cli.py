@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from metapeft.whole_numbers import Whole
+from metapeft.base.whole_numbers import Whole
 
 
 def one_thread() -> None:

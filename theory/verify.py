@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from metapeft.environment import environment
+from metapeft.training.runs.environment import environment
 from theory.checks import BEYOND, Check, CheckFunction, all_checks
 
 

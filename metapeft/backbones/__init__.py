@@ -7,33 +7,31 @@ that they hold: importing a submodule sets its name on the package, and would hi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metapeft._registry import Registry
+from metapeft.backbones.table import registry
 
-registry = Registry(
-    __name__,
-    "backbone",
-    attributes={
-        "conv4": "convolutional",
-        "resnet12": "residual",
-        "mixer": "mlp_mixer",
-        "vit": "vision_transformer",
-        "mlp": "perceptron",
-    },
-    names={
-        "conv4": "conv4",
-        "resnet12": "resnet12",
-        "mixer": "mixer",
-        "vit": "vit",
-        "mlp": "mlp",
-    },
-)
+if TYPE_CHECKING:
+    from metapeft.backbones.convolutional import conv4
+    from metapeft.backbones.mlp_mixer import mixer
+    from metapeft.backbones.perceptron import mlp
+    from metapeft.backbones.residual import resnet12
+    from metapeft.backbones.vision_transformer import vit
+else:
 
-
-def __getattr__(name: str) -> Any:
-    return registry.attribute(name)
+    def __getattr__(name: str) -> Any:
+        return registry.attribute(name)
 
 
 def __dir__() -> list[str]:
     return sorted(registry)
+
+
+__all__ = [
+    "conv4",
+    "mixer",
+    "mlp",
+    "registry",
+    "resnet12",
+    "vit",
+]

@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 import metapeft
-from metapeft.cli import named
+from metapeft.cli import named_options as named
 from metapeft.cli.config_file import from_file
 
 app = App(

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from metapeft.cli import named
+from metapeft.cli import named_options as named
 from metapeft.cli.train import start
-from metapeft.config import BenchConfig
+from metapeft.experiments.config import BenchConfig
 
 _DEFAULT = BenchConfig()
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cyclopts import App
 
+from metapeft.base.whole_numbers import Whole
 from metapeft.datasets.shell_options import reader_options
-from metapeft.whole_numbers import Whole
 
 app = App(name="episodes", help="Write or check the index lists of a protocol.", help_format="plaintext")
 

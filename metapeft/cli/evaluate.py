@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metapeft.config import AutocastOrOff, DtypeName
-from metapeft.whole_numbers import Whole
+from metapeft.base.whole_numbers import Whole
+from metapeft.experiments.config import AutocastOrOff, DtypeName
 
 
 def evaluate(
@@ -65,8 +65,8 @@ def evaluate(
         Compute with compiled kernels where they fit.
     """
     import metapeft as mp
-    from metapeft.cli.loading import chosen_steps, data_and_sizes, loaded
-    from metapeft.compiled.switch import compiled_used
+    from metapeft.cli.trained_run import chosen_steps, data_and_sizes, loaded
+    from metapeft.updates.layers.compiled.switch import compiled_used
 
     learner = loaded(run, checkpoint, device, dtype, autocast)
     found, sizes = data_and_sizes(run, data, root, split, ways, shots)

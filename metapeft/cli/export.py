@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metapeft.config import AutocastOrOff, DtypeName
-from metapeft.whole_numbers import Whole
+from metapeft.base.whole_numbers import Whole
+from metapeft.experiments.config import AutocastOrOff, DtypeName
 
 
 def export(
@@ -59,8 +59,8 @@ def export(
         Type of the forwards that adapt; default that of the run.
     """
     import metapeft as mp
-    from metapeft.cli.loading import chosen_steps, data_and_sizes, loaded
-    from metapeft.updates.peft import new_folder
+    from metapeft.cli.trained_run import chosen_steps, data_and_sizes, loaded
+    from metapeft.updates.peft_export import new_folder
 
     if episode < 0:
         raise ValueError(f"episode={episode}: episodes are counted from 0")

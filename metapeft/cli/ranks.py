@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metapeft.whole_numbers import Whole
+from metapeft.base.whole_numbers import Whole
 
 
 def ranks(run: Path, *, total: Whole | None = None, checkpoint: str | None = None) -> int:

@@ -16,12 +16,12 @@ def report(run: Path) -> int:
     """
     from rich.console import Console
 
-    from metapeft.cli.tables import tables
+    from metapeft.base.errors import stored_in
     from metapeft.cli.train import configured
-    from metapeft.errors import stored_in
-    from metapeft.experiment import samplers
-    from metapeft.report.main_job import write
-    from metapeft.runs import Run
+    from metapeft.experiments.main_job import samplers
+    from metapeft.experiments.results_page import write
+    from metapeft.experiments.tables import tables
+    from metapeft.training.runs.run import Run
 
     with Run.open(run, writable=False) as opened:
         config = configured(opened.config.get("train"))

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from metapeft.cli import named
-from metapeft.config import SweepConfig, TrainConfig
-from metapeft.sweeping import Place
-from metapeft.whole_numbers import Whole
+from metapeft.base.whole_numbers import Whole
+from metapeft.cli import named_options as named
+from metapeft.cli.sweep_jobs import Place
+from metapeft.experiments.config import SweepConfig, TrainConfig
 
 _DEFAULT, _HERE = SweepConfig(), Place()
 
@@ -42,8 +42,8 @@ def sweep(
     """
     from rich.console import Console
 
-    from metapeft.checkpoint import write_atomically
-    from metapeft.sweeping import collected, launch
+    from metapeft.base.files import write_atomically
+    from metapeft.cli.sweep_jobs import collected, launch
 
     for option, instead in (("seed", "seeds"), ("threads", "processors")):
         if option in named.options():
@@ -99,7 +99,7 @@ def _submitted(
     out: Path, names: list[str], done: Callable[[str, str | None], None], console: Any
 ) -> list[str]:
     """Those that were submitted and have not ended; `done` is told of the others, which the next call starts again."""
-    from metapeft.sweeping import keep_numbers, numbers_of, standing
+    from metapeft.cli.sweep_jobs import keep_numbers, numbers_of, standing
 
     numbers, waiting = numbers_of(out), []
     for name in [name for name in names if name in numbers]:
@@ -117,7 +117,7 @@ def _submitted(
 def _options(config: TrainConfig, place: Place, method: str, seed: int) -> dict[str, Any]:
     """The options of one job; a method that builds on another is trained beside it."""
     from metapeft.cli.train import plain_config
-    from metapeft.comparison import METHODS, check_method
+    from metapeft.experiments.compared_methods import METHODS, check_method
 
     needs = METHODS[method].needs if method in METHODS else None
     methods = (method,) if needs is None else (needs, method)
@@ -131,8 +131,8 @@ def _options(config: TrainConfig, place: Place, method: str, seed: int) -> dict[
 
 def _write(out: Path, options: dict[str, dict[str, Any]]) -> None:
     """Keep the options of every job; those of an earlier call have to be the same."""
-    from metapeft.checkpoint import write_atomically
-    from metapeft.errors import RunError
+    from metapeft.base.errors import RunError
+    from metapeft.base.files import write_atomically
 
     if out.is_dir() and any(out.iterdir()) and not (out / "jobs").is_dir():
         raise RunError(f"{out} is no folder of a sweep and not empty: choose a new or an empty one")
@@ -156,7 +156,7 @@ def _summary(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, di
 
     import torch
 
-    from metapeft.intervals import mean_interval
+    from metapeft.base.intervals import mean_interval
 
     def one(values: list[float]) -> dict[str, float | None]:
         mean, half = mean_interval(torch.tensor(values, dtype=torch.float64))
@@ -168,7 +168,7 @@ def _summary(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, di
 def _table(summary: dict[str, dict[str, Any]], seeds: int) -> Any:
     from rich.table import Table
 
-    from metapeft.cli.tables import percent
+    from metapeft.experiments.tables import percent
 
     result = Table(title=f"accuracy in %, mean over {seeds} seed(s) ± half-width of its 95 % t-interval")
     columns = list(next(iter(summary.values())))

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from metapeft.cli import named
-from metapeft.config import TrainConfig
+from metapeft.cli import named_options as named
+from metapeft.experiments.config import TrainConfig
 
 _DEFAULT = TrainConfig()
 _MEANT = {"device": "cpu", "dtype": "float32"}
@@ -59,10 +59,11 @@ def start(
         raise ValueError("--resume needs --out, the run folder to go on with")
     from rich.console import Console
 
-    from metapeft import placement, shared_run
-    from metapeft.compiled.switch import compiled_used
-    from metapeft.distributed import processes, restarts
-    from metapeft.experiment import prepared
+    from metapeft.base.machine import devices as placement
+    from metapeft.base.machine.processes import processes, restarts
+    from metapeft.experiments.main_job import prepared
+    from metapeft.training.runs import shared as shared_run
+    from metapeft.updates.layers.compiled.switch import compiled_used
 
     begun = time.monotonic()
     together, (restarted, allowed) = processes(), restarts()
@@ -115,7 +116,7 @@ def configured(
         RunError: a folder that is no run of this command, or whose settings cannot be read.
         ValueError: a given setting that differs from the stored one.
     """
-    from metapeft.errors import RunError
+    from metapeft.base.errors import RunError
 
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     if not isinstance(stored, dict) or not set(stored) <= names:
@@ -146,7 +147,7 @@ def configured(
 
 
 def _list() -> int:
-    from metapeft.comparison import METHODS
+    from metapeft.experiments.compared_methods import METHODS
 
     for name, method in METHODS.items():
         print(f"{name:16}{method.about}")
@@ -158,12 +159,14 @@ def _run(
 ) -> int:
     import torch
 
-    from metapeft import experiment, placement, sinusoids
-    from metapeft.allocator import keep_freed_memory
-    from metapeft.checkpoint import write_atomically
-    from metapeft.cli.tables import tables
-    from metapeft.report.main_job import write
-    from metapeft.results import as_json
+    from metapeft.base.files import write_atomically
+    from metapeft.base.machine import devices as placement
+    from metapeft.base.machine.freed_memory import keep_freed_memory
+    from metapeft.experiments import main_job as experiment
+    from metapeft.experiments import sinusoids
+    from metapeft.experiments.results import as_json
+    from metapeft.experiments.results_page import write
+    from metapeft.experiments.tables import tables
 
     keep_freed_memory()
     if config.threads:

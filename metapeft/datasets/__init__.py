@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metapeft._registry import Registry
+from metapeft.datasets.table import registry
 
-registry = Registry(
-    __name__,
-    "data set",
-    attributes={
-        "load_dataset": "loading",
-        "ImageData": "images",
-        "Preprocess": "images",
-        "Rotated": "rotated",
-        "read_omniglot": "omniglot",
-        "read_miniimagenet": "miniimagenet",
-        "read_folder": "folder",
-        "read_glyphs": "glyphs",
-        "read_glyph_pairs": "glyph_pairs",
-        "read_sinusoid": "sinusoid",
-        "Sinusoid": "sinusoid",
-    },
-    names={
-        "omniglot": "read_omniglot",
-        "miniimagenet": "read_miniimagenet",
-        "folder": "read_folder",
-        "glyphs": "read_glyphs",
-        "glyph-pairs": "read_glyph_pairs",
-        "sinusoid": "read_sinusoid",
-    },
-)
+if TYPE_CHECKING:
+    from metapeft.datasets.by_name import load_dataset
+    from metapeft.datasets.folder import read_folder
+    from metapeft.datasets.glyph_pairs import read_glyph_pairs
+    from metapeft.datasets.glyphs import read_glyphs
+    from metapeft.datasets.images import ImageData, Preprocess
+    from metapeft.datasets.miniimagenet import read_miniimagenet
+    from metapeft.datasets.omniglot import read_omniglot
+    from metapeft.datasets.rotated import Rotated
+    from metapeft.datasets.sinusoid import Sinusoid, read_sinusoid
+else:
 
-
-def __getattr__(name: str) -> Any:
-    return registry.attribute(name)
+    def __getattr__(name: str) -> Any:
+        return registry.attribute(name)
 
 
 def __dir__() -> list[str]:
     return sorted(registry)
+
+
+__all__ = [
+    "ImageData",
+    "Preprocess",
+    "Rotated",
+    "Sinusoid",
+    "load_dataset",
+    "read_folder",
+    "read_glyph_pairs",
+    "read_glyphs",
+    "read_miniimagenet",
+    "read_omniglot",
+    "read_sinusoid",
+    "registry",
+]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from metapeft.base.errors import DataError
 from metapeft.datasets.store import Images
-from metapeft.errors import DataError
 
 
 def decoded(file: Path, size: int, channels: int) -> Images:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metapeft.base import counter
+from metapeft.base.errors import DataError
 from metapeft.datasets.decoding import decoded
 from metapeft.datasets.images import SPLITS, ImageData, check_split, statistics
 from metapeft.datasets.store import Images, cached_images, progress, signature
-from metapeft.episodes import counter
-from metapeft.errors import DataError
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _CHUNK = 200

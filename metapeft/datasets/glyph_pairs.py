@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metapeft.base import counter
 from metapeft.datasets.glyphs import read_glyphs
 from metapeft.datasets.images import ImageData
-from metapeft.episodes import counter
 
 # past the code points, which the glyphs' own keys come from
 _POSITION = np.array([0x110000], dtype=np.uint64)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from metapeft.errors import DataError
+from metapeft.base.errors import DataError
 
 # DejaVu 2.37 and STIX 1.1, in every face that matplotlib ships.
 FACES = (

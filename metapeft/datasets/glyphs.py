@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metapeft.base import counter
 from metapeft.datasets.glyph_shapes import CANVAS, all_faces
 from metapeft.datasets.images import ImageData, check_split
-from metapeft.episodes import counter
 
 # Of the training split with the default options, measured on all of its pixels.
 MEAN, DEVIATION = (0.15250,), (0.31614,)

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from metapeft.base.errors import DataError
 from metapeft.datasets.decoding import decoded
 from metapeft.datasets.images import ImageData, check_split
 from metapeft.datasets.miniimagenet_rows import PER_CLASS, read_rows
 from metapeft.datasets.published import table
 from metapeft.datasets.store import Images, cached_images, data_root, progress, signature
-from metapeft.errors import DataError
 
 # Mean and deviation of the training split at 84x84, measured on all of its pixels.
 MEAN, DEVIATION = (0.47099, 0.45027, 0.40530), (0.27171, 0.26478, 0.27849)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from metapeft.base.errors import DataError
 from metapeft.datasets.published import SHORT, lines_hash, table
-from metapeft.errors import DataError
 
 PER_CLASS = 600
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from metapeft.base import counter
 from metapeft.datasets import omniglot_files, omniglot_published
 from metapeft.datasets.images import SPLITS, ImageData, check_split, statistics
 from metapeft.datasets.published import table
 from metapeft.datasets.rotated import TURNS
 from metapeft.datasets.store import Images, cached_images, progress
-from metapeft.episodes import counter
 
 SIDE = 105
 _TRAINING_CHARACTERS = 1200

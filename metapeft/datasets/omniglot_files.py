@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from metapeft.base.errors import DataError
 from metapeft.datasets.store import Images, data_root, signature
-from metapeft.errors import DataError
 
 SETS = ("images_background", "images_evaluation")
 DRAWINGS = 20  # of a character

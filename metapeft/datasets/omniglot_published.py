@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from metapeft.base.errors import DataError
 from metapeft.datasets.omniglot_files import ADDRESS, DRAWINGS, SETS, SHA256, Source
 from metapeft.datasets.published import SHORT, lines_hash, table
 from metapeft.datasets.store import Images
-from metapeft.errors import DataError
 
 Hashes = Mapping[str, tuple[str, str]]
 

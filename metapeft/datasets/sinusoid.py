@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metapeft.arguments import number
+from metapeft.base import counter
+from metapeft.base.arguments import number
 from metapeft.datasets.images import check_split, split_hash
-from metapeft.episodes import counter
 
 
 class Sinusoid:

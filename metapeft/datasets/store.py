@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metapeft.errors import DataError
+from metapeft.base.errors import DataError
 
 Images = NDArray[np.uint8]
 log = logging.getLogger(__name__)

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metapeft._registry import Registry
+from metapeft.episodes.table import registry
 
-registry = Registry(
-    __name__,
-    "episode tool",
-    attributes={
-        "Episode": "episode",
-        "EpisodeBatch": "episode",
-        "EpisodeSampler": "sampler",
-        "Protocol": "protocol",
-        "dump": "listing",
-        "verify": "listing",
-        "Shift": "shift",
-        "Augment": "augment",
-    },
-    names={},
-)
+if TYPE_CHECKING:
+    from metapeft.episodes.augment import Augment
+    from metapeft.episodes.episode import Episode, EpisodeBatch
+    from metapeft.episodes.listing import dump, verify
+    from metapeft.episodes.protocol import Protocol
+    from metapeft.episodes.sampler import EpisodeSampler
+    from metapeft.episodes.shift import Shift
+else:
 
-
-def __getattr__(name: str) -> Any:
-    return registry.attribute(name)
+    def __getattr__(name: str) -> Any:
+        return registry.attribute(name)
 
 
 def __dir__() -> list[str]:
     return sorted(registry)
+
+
+__all__ = [
+    "Augment",
+    "Episode",
+    "EpisodeBatch",
+    "EpisodeSampler",
+    "Protocol",
+    "Shift",
+    "dump",
+    "registry",
+    "verify",
+]

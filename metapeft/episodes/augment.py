@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metapeft.arguments import flag, number
-from metapeft.episodes import counter
+from metapeft.base import counter
+from metapeft.base.arguments import flag, number
 
 
 class Augment:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metapeft.checkpoint import write_atomically
+from metapeft.base.errors import DataError
+from metapeft.base.files import write_atomically
 from metapeft.episodes.protocol import Protocol
 from metapeft.episodes.sampler import EpisodeSampler
-from metapeft.errors import DataError
 
 FORMAT = "metapeft episodes 1"
 _PARTS = ("classes", "support_index", "query_index")

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metapeft.arguments import flag
+from metapeft.base import counter
+from metapeft.base.arguments import flag
 from metapeft.datasets.rotated import Rotated
-from metapeft.episodes import counter
 from metapeft.episodes.episode import Episode, EpisodeBatch
 from metapeft.episodes.shift import checked_change, resolved_shift
 from metapeft.episodes.sizes import Sizes
@@ -30,7 +30,7 @@ class EpisodeSampler:
     """`sampler[i]` is episode `i`, `sampler.batch(start, count)` episodes `start .. start + count - 1`.
 
     A pure function of its arguments and `i`: classes, and images within a class, are drawn uniformly without
-    replacement and in random order by a counter-based hash (`metapeft.episodes.counter`); no image occurs
+    replacement and in random order by a counter-based hash (`metapeft.base.counter`); no image occurs
     twice in an episode. A map-style data set for torch's `DataLoader`: with `batch_size=None`, or with
     `collate_fn=EpisodeBatch.stack`.
 

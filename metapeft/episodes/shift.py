@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metapeft.episodes import counter
+from metapeft.base import counter
 from metapeft.episodes.shift_kinds import KINDS
 
 # A kind belongs to one split, so that validation and test episodes have styles that training never showed.
@@ -94,3 +94,9 @@ def checked_change(name: str, change: Any) -> Any:
     if change is not None and not callable(change):
         raise ValueError(f"{name} must be a callable (images, seeds) -> images, not {change!r}")
     return change
+
+
+def training_styles() -> Shift:
+    """Half of the training images or episodes are plain, the others in one of the training split's styles."""
+    styles = OF_SPLIT["train"]
+    return Shift([*["plain"] * len(styles), *styles])

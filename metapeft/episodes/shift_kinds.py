@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metapeft.episodes import counter
+from metapeft.base import counter
 
 Kind = Callable[[Tensor, counter.Words], Tensor]
 

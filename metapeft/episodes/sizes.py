@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from metapeft.episodes import counter
+from metapeft.base import counter
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metapeft._registry import Registry
+from metapeft.generators.table import registry
 
-registry = Registry(
-    __name__,
-    "generator",
-    attributes={"Generator": "generator", "MappingNet": "mapping_net", "OtherTask": "control"},
-    names={"mapping-net": "MappingNet"},
-)
+if TYPE_CHECKING:
+    from metapeft.generators.control import OtherTask
+    from metapeft.generators.generator import Generator
+    from metapeft.generators.mapping_net import MappingNet
+else:
 
-
-def __getattr__(name: str) -> Any:
-    return registry.attribute(name)
+    def __getattr__(name: str) -> Any:
+        return registry.attribute(name)
 
 
 def __dir__() -> list[str]:
     return sorted(registry)
+
+
+__all__ = [
+    "Generator",
+    "MappingNet",
+    "OtherTask",
+    "registry",
+]

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metapeft._registry import Registry
+from metapeft.heads.table import registry
 
-registry = Registry(
-    __name__,
-    "head",
-    attributes={
-        "Head": "head",
-        "Learned": "linear",
-        "Zero": "linear",
-        "PrototypeInit": "linear",
-        "Prototypes": "closed_form",
-        "Ridge": "closed_form",
-        "WeightedRidge": "regression",
-        "Logistic": "regression",
-        "KNN": "closed_form",
-    },
-    names={
-        "learned": "Learned",
-        "zero": "Zero",
-        "prototype-init": "PrototypeInit",
-        "prototypes": "Prototypes",
-        "ridge": "Ridge",
-        "weighted-ridge": "WeightedRidge",
-        "logistic": "Logistic",
-        "knn": "KNN",
-    },
-)
+if TYPE_CHECKING:
+    from metapeft.heads.centroids import PrototypeInit, Prototypes
+    from metapeft.heads.head import Head
+    from metapeft.heads.layers import Learned, Zero
+    from metapeft.heads.logistic import Logistic
+    from metapeft.heads.neighbours import KNN
+    from metapeft.heads.ridge import Ridge, WeightedRidge
+else:
 
-
-def __getattr__(name: str) -> Any:
-    return registry.attribute(name)
+    def __getattr__(name: str) -> Any:
+        return registry.attribute(name)
 
 
 def __dir__() -> list[str]:
     return sorted(registry)
+
+
+__all__ = [
+    "Head",
+    "KNN",
+    "Learned",
+    "Logistic",
+    "PrototypeInit",
+    "Prototypes",
+    "Ridge",
+    "WeightedRidge",
+    "Zero",
+    "registry",
+]

@@ -69,3 +69,6 @@ def class_means(features: Tensor, rows: Tensor) -> Tensor:
     """Mean features of each class, `(T, N, F)`; 0 for a class that does not occur."""
     count = rows.sum(1).clamp_min(1.0).unsqueeze(-1)
     return torch.bmm(rows.transpose(1, 2), features) / count
+
+
+HEAD = ("head.weight", "head.bias")

@@ -2,58 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metapeft._registry import Registry
+from metapeft.hypergradients.table import registry
 
-registry = Registry(
-    __name__,
-    "hypergradient",
-    attributes={
-        "hypergradient": "problem",
-        "Problem": "problem",
-        "Result": "problem",
-        "Engine": "problem",
-        "resolve": "problem",
-        "Unroll": "unroll",
-        "Truncated": "unroll",
-        "Recompute": "recompute",
-        "MultiStep": "multi_step",
-        "Forward": "forward",
-        "FirstOrder": "first_order",
-        "Envelope": "envelope",
-        "Direct": "direct",
-        "FiniteDifference": "finite_difference",
-        "AutoLoRA": "finite_difference",
-        "Neumann": "neumann",
-        "CG": "cg",
-        "Exact": "exact",
-        "Reptile": "reptile",
-        "NotConverged": "implicit",
-        "IndefiniteHessian": "implicit",
-    },
-    names={
-        "unroll": "Unroll",
-        "truncated": "Truncated",
-        "recompute": "Recompute",
-        "multi-step": "MultiStep",
-        "forward": "Forward",
-        "first-order": "FirstOrder",
-        "envelope": "Envelope",
-        "direct": "Direct",
-        "finite-difference": "FiniteDifference",
-        "autolora": "AutoLoRA",
-        "neumann": "Neumann",
-        "cg": "CG",
-        "exact": "Exact",
-        "reptile": "Reptile",
-    },
-)
+if TYPE_CHECKING:
+    from metapeft.hypergradients.cg import CG
+    from metapeft.hypergradients.direct import Direct
+    from metapeft.hypergradients.envelope import Envelope
+    from metapeft.hypergradients.exact import Exact
+    from metapeft.hypergradients.finite_difference import AutoLoRA, FiniteDifference
+    from metapeft.hypergradients.first_order import FirstOrder
+    from metapeft.hypergradients.forward import Forward
+    from metapeft.hypergradients.implicit import IndefiniteHessian, NotConverged
+    from metapeft.hypergradients.multi_step import MultiStep
+    from metapeft.hypergradients.neumann import Neumann
+    from metapeft.hypergradients.problem import Engine, Problem, Result, hypergradient, resolve
+    from metapeft.hypergradients.recompute import Recompute
+    from metapeft.hypergradients.reptile import Reptile
+    from metapeft.hypergradients.unroll import Truncated, Unroll
+else:
 
-
-def __getattr__(name: str) -> Any:
-    return registry.attribute(name)
+    def __getattr__(name: str) -> Any:
+        return registry.attribute(name)
 
 
 def __dir__() -> list[str]:
     return sorted(registry)
+
+
+__all__ = [
+    "AutoLoRA",
+    "CG",
+    "Direct",
+    "Engine",
+    "Envelope",
+    "Exact",
+    "FiniteDifference",
+    "FirstOrder",
+    "Forward",
+    "IndefiniteHessian",
+    "MultiStep",
+    "Neumann",
+    "NotConverged",
+    "Problem",
+    "Recompute",
+    "Reptile",
+    "Result",
+    "Truncated",
+    "Unroll",
+    "hypergradient",
+    "registry",
+    "resolve",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from metapeft.hypergradients.pieces import finish, gradient, outer_value
+from metapeft.hypergradients.checked_result import finish, gradient, outer_value
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.inner.loop import leaves, starting_point
 from metapeft.inner.solver import Solver

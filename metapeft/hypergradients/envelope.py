@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from metapeft.hypergradients.pieces import finish, gradient, outer_value
+from metapeft.hypergradients.checked_result import finish, gradient, outer_value
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.inner.loop import constants, leaves, plain_steps, starting_point
 from metapeft.inner.solver import Solver

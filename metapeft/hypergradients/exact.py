@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metapeft.errors import NumericalError
+from metapeft.base.errors import NumericalError
 from metapeft.hypergradients.implicit import Implicit, Solution, System, check_count, check_damping, relative
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metapeft.hypergradients.pieces import finish, gradient, outer_value, refuse_batch_solver
+from metapeft.hypergradients.checked_result import finish, gradient, outer_value, refuse_batch_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.hypergradients.recompute import added, pull_back
 from metapeft.inner.loop import constants, inner_gradients, leaves, plain_steps, starting_point

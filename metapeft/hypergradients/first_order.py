@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from metapeft.hypergradients.pieces import (
+from metapeft.hypergradients.checked_result import (
     finish,
     gradient,
     outer_value,

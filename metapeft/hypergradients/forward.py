@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metapeft.hypergradients.pieces import finish, outer_value, refuse_rigid_solver
+from metapeft.hypergradients.checked_result import finish, outer_value, refuse_rigid_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.hypergradients.unroll import reached
 from metapeft.inner.loop import constants, leaves, plain_steps, starting_point

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metapeft.hypergradients.pieces import check_finite, finish, gradient, outer_value
+from metapeft.hypergradients.checked_result import check_finite, finish, gradient, outer_value
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.inner.loop import check_value, constants, leaves, plain_steps, starting_point
 from metapeft.inner.solver import Solver, Tensors

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from metapeft.hypergradients.pieces import (
+from metapeft.hypergradients.checked_result import (
     finish,
     gradient,
     outer_value,

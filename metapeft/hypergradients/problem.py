@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metapeft.hypergradients import registry
+from metapeft.hypergradients.table import registry
 from metapeft.inner.fixed_point import as_solver
 from metapeft.inner.loop import Batches, Start
 from metapeft.inner.solver import Solver, Tensors
@@ -196,3 +196,8 @@ def hypergradient(
     """
     problem = Problem(outer, inner, u, w0, solver, method, data, task_axis, has_aux)
     return resolve(method)(problem)
+
+
+def unreachable(engine: object, inner: Solver | None) -> dict[str, str]:
+    """What an engine cannot reach (`"starts"`, `"rates"`), with the reason; {} for a user's function."""
+    return engine.unreachable(inner) if isinstance(engine, Engine) else {}

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metapeft.hypergradients.pieces import finish, gradient, outer_value, refuse_rigid_solver
+from metapeft.hypergradients.checked_result import finish, gradient, outer_value, refuse_rigid_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.inner.loop import Path, inner_gradients, leaves, plain_steps, starting_point
+from metapeft.inner.nested_tensors import rebuild, tensors
 from metapeft.inner.solver import Tensors, distinct
-from metapeft.inner.tree import rebuild, tensors
 
 Adjoints = list[Tensor | None]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from metapeft.hypergradients.pieces import finish, outer_value
+from metapeft.hypergradients.checked_result import finish, outer_value
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.hypergradients.recompute import pull_back
 from metapeft.inner.loop import constants, leaves, plain_steps, starting_point

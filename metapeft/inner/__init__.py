@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metapeft._registry import Registry
+from metapeft.inner.table import registry
 
-registry = Registry(
-    __name__,
-    "inner solver",
-    attributes={
-        "Solver": "solver",
-        "solve": "loop",
-        "Descent": "descent",
-        "SGD": "descent",
-        "Step": "fixed_point",
-        "FixedPoint": "fixed_point",
-        "Momentum": "momentum",
-        "Nesterov": "momentum",
-        "Adam": "adam",
-        "AdamW": "adam",
-        "LBFGS": "lbfgs",
-        "Proximal": "proximal",
-        "Projected": "proximal",
-        "Higher": "higher_optimizer",
-        "Ridge": "closed_form",
-        "Logistic": "closed_form",
-        "Softmax": "multiclass",
-        "ridge": "closed_form",
-        "logistic": "closed_form",
-        "softmax_regression": "multiclass",
-        "positive": "constraints",
-        "from_positive": "constraints",
-        "box": "constraints",
-        "from_box": "constraints",
-        "simplex": "constraints",
-        "from_simplex": "constraints",
-    },
-    names={
-        "sgd": "SGD",
-        "momentum": "Momentum",
-        "nesterov": "Nesterov",
-        "adam": "Adam",
-        "adamw": "AdamW",
-        "lbfgs": "LBFGS",
-    },
-)
+if TYPE_CHECKING:
+    from metapeft.inner.adam import Adam, AdamW
+    from metapeft.inner.closed_form import Logistic, Ridge, logistic, ridge
+    from metapeft.inner.constraints import box, from_box, from_positive, from_simplex, positive, simplex
+    from metapeft.inner.descent import SGD, Descent
+    from metapeft.inner.fixed_point import FixedPoint, Step
+    from metapeft.inner.higher_optimizer import Higher
+    from metapeft.inner.lbfgs import LBFGS
+    from metapeft.inner.loop import solve
+    from metapeft.inner.momentum import Momentum, Nesterov
+    from metapeft.inner.multiclass import Softmax, softmax_regression
+    from metapeft.inner.proximal import Projected, Proximal
+    from metapeft.inner.solver import Solver
+else:
 
-
-def __getattr__(name: str) -> Any:
-    return registry.attribute(name)
+    def __getattr__(name: str) -> Any:
+        return registry.attribute(name)
 
 
 def __dir__() -> list[str]:
     return sorted(registry)
+
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "Descent",
+    "FixedPoint",
+    "Higher",
+    "LBFGS",
+    "Logistic",
+    "Momentum",
+    "Nesterov",
+    "Projected",
+    "Proximal",
+    "Ridge",
+    "SGD",
+    "Softmax",
+    "Solver",
+    "Step",
+    "box",
+    "from_box",
+    "from_positive",
+    "from_simplex",
+    "logistic",
+    "positive",
+    "registry",
+    "ridge",
+    "simplex",
+    "softmax_regression",
+    "solve",
+]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metapeft.errors import NumericalError
+from metapeft.base.errors import NumericalError
 
 Slope = Callable[..., Tensor]
 

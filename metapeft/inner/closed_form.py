@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metapeft.errors import NumericalError
+from metapeft.base.errors import NumericalError
 from metapeft.inner.argmin import argmin, newton
 from metapeft.inner.descent import Setting, check_setting, value_of
 from metapeft.inner.solver import Solver, Tensors, check_steps

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metapeft.errors import NumericalError
+from metapeft.base.errors import NumericalError
 from metapeft.inner.solver import Bound, Solver, Tensors
 
 Objective = Callable[..., Any]

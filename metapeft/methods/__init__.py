@@ -2,58 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metapeft._registry import Registry
+from metapeft.methods.table import registry
 
-registry = Registry(
-    __name__,
-    "method",
-    attributes={
-        "maml": "full_updates",
-        "meta_sgd": "full_updates",
-        "fomaml": "full_updates",
-        "reptile": "full_updates",
-        "imaml": "full_updates",
-        "anil": "full_updates",
-        "boil": "full_updates",
-        "protonet": "recipes",
-        "r2d2": "recipes",
-        "centroids": "recipes",
-        "sr_lora": "recipes",
-        "lora_ml": "recipes",
-        "autolora": "recipes",
-        "metalora_cp": "recipes",
-        "metalora_tr": "recipes",
-        "metapeft": "recipes",
-        "mamlpp": "maml_plus_plus",
-        "annealing": "maml_plus_plus",
-    },
-    names={
-        "maml": "maml",
-        "meta-sgd": "meta_sgd",
-        "fomaml": "fomaml",
-        "reptile": "reptile",
-        "imaml": "imaml",
-        "anil": "anil",
-        "boil": "boil",
-        "protonet": "protonet",
-        "r2d2": "r2d2",
-        "centroids": "centroids",
-        "sr-lora": "sr_lora",
-        "lora-ml": "lora_ml",
-        "autolora": "autolora",
-        "metalora-cp": "metalora_cp",
-        "metalora-tr": "metalora_tr",
-        "metapeft": "metapeft",
-        "maml++": "mamlpp",
-    },
-)
+if TYPE_CHECKING:
+    from metapeft.methods.full_updates import anil, boil, fomaml, imaml, maml, meta_sgd, reptile
+    from metapeft.methods.maml_plus_plus import annealing, mamlpp
+    from metapeft.methods.recipes import (
+        autolora,
+        centroids,
+        lora_ml,
+        metalora_cp,
+        metalora_tr,
+        metapeft,
+        protonet,
+        r2d2,
+        sr_lora,
+    )
+else:
 
-
-def __getattr__(name: str) -> Any:
-    return registry.attribute(name)
+    def __getattr__(name: str) -> Any:
+        return registry.attribute(name)
 
 
 def __dir__() -> list[str]:
     return sorted(registry)
+
+
+__all__ = [
+    "anil",
+    "annealing",
+    "autolora",
+    "boil",
+    "centroids",
+    "fomaml",
+    "imaml",
+    "lora_ml",
+    "maml",
+    "mamlpp",
+    "meta_sgd",
+    "metalora_cp",
+    "metalora_tr",
+    "metapeft",
+    "protonet",
+    "r2d2",
+    "registry",
+    "reptile",
+    "sr_lora",
+]

@@ -8,9 +8,9 @@ from torch import nn
 
 from metapeft.hypergradients.cg import CG
 from metapeft.inner.descent import SGD
-from metapeft.learner import Learner
-from metapeft.methods.building import recipe, solver
-from metapeft.updates.full import Full
+from metapeft.learner.learner import Learner
+from metapeft.methods.common import recipe, solver
+from metapeft.updates.formats.full import Full
 
 
 def maml(

@@ -10,8 +10,8 @@ from torch import nn
 
 from metapeft.hypergradients.multi_step import MultiStep
 from metapeft.inner.descent import SGD
-from metapeft.learner import Learner
-from metapeft.methods.building import solver
+from metapeft.learner.learner import Learner
+from metapeft.methods.common import solver
 from metapeft.methods.recipes import maml
 
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from metapeft.inner.descent import SGD
 from metapeft.inner.solver import Solver
-from metapeft.learner import Learner
-from metapeft.methods.building import learns_rates as learns_rates
-from metapeft.methods.building import mapping_net
-from metapeft.methods.building import recipe as recipe
-from metapeft.methods.building import solver as solver
+from metapeft.learner.learner import Learner
+from metapeft.methods.common import learns_rates as learns_rates
+from metapeft.methods.common import mapping_net
+from metapeft.methods.common import recipe as recipe
+from metapeft.methods.common import solver as solver
 from metapeft.methods.full_updates import anil as anil
 from metapeft.methods.full_updates import boil as boil
 from metapeft.methods.full_updates import fomaml as fomaml
@@ -24,10 +24,10 @@ from metapeft.methods.full_updates import imaml as imaml
 from metapeft.methods.full_updates import maml as maml
 from metapeft.methods.full_updates import meta_sgd as meta_sgd
 from metapeft.methods.full_updates import reptile as reptile
-from metapeft.updates.cp import CP
-from metapeft.updates.format import Format
-from metapeft.updates.lora import LoRA
-from metapeft.updates.tensor_ring import TensorRing
+from metapeft.updates.formats.cp import CP
+from metapeft.updates.formats.format import Format
+from metapeft.updates.formats.lora import LoRA
+from metapeft.updates.formats.tensor_ring import TensorRing
 
 
 def protonet(backbone: nn.Module, *, norm: str = "running", **options: Any) -> Learner:

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metapeft._registry import Registry
+from metapeft.updates.table import registry
 
-registry = Registry(
-    __name__,
-    "update format or selection",
-    attributes={
-        "attach": "attaching",
-        "AttachedModel": "attached",
-        "Full": "full",
-        "LoRA": "lora",
-        "CP": "cp",
-        "TensorRing": "tensor_ring",
-        "decompose": "decomposition",
-        "Softmax": "selection",
-        "costs": "selection",
-        "at_ranks": "selection",
-        "ranks": "ranking",
-        "export_peft": "peft",
-        "import_peft": "peft_import",
-        "load_base": "peft_import",
-    },
-    names={"full": "Full", "lora": "LoRA", "cp": "CP", "tensor-ring": "TensorRing", "softmax": "Softmax"},
-)
+if TYPE_CHECKING:
+    from metapeft.updates.attach_model import attach
+    from metapeft.updates.attached import AttachedModel
+    from metapeft.updates.formats.cp import CP
+    from metapeft.updates.formats.decomposition import decompose
+    from metapeft.updates.formats.full import Full
+    from metapeft.updates.formats.lora import LoRA
+    from metapeft.updates.formats.ranking import ranks
+    from metapeft.updates.formats.selection import Softmax, at_ranks, costs
+    from metapeft.updates.formats.tensor_ring import TensorRing
+    from metapeft.updates.peft_export import export_peft
+    from metapeft.updates.peft_import import import_peft, load_base
+else:
 
-
-def __getattr__(name: str) -> Any:
-    return registry.attribute(name)
+    def __getattr__(name: str) -> Any:
+        return registry.attribute(name)
 
 
 def __dir__() -> list[str]:
     return sorted(registry)
+
+
+__all__ = [
+    "AttachedModel",
+    "CP",
+    "Full",
+    "LoRA",
+    "Softmax",
+    "TensorRing",
+    "at_ranks",
+    "attach",
+    "costs",
+    "decompose",
+    "export_peft",
+    "import_peft",
+    "load_base",
+    "ranks",
+    "registry",
+]

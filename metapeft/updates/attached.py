@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metapeft.updates import check, inputs
 from metapeft.updates import factors as _factors
-from metapeft.updates.call import Call, Holder, Statistics
-from metapeft.updates.dropout import Dropping
+from metapeft.updates import first_batch_check as check
+from metapeft.updates import inputs
+from metapeft.updates.formats.site import Site
 from metapeft.updates.inputs import Preprocess
-from metapeft.updates.kept import Recording, Replay
-from metapeft.updates.masks import Masks
+from metapeft.updates.layers.call import Call, Holder, Statistics
+from metapeft.updates.layers.dropout import Dropping
+from metapeft.updates.layers.masks import Masks
+from metapeft.updates.layers.recording import Recording, Replay
 from metapeft.updates.merge import merge
 from metapeft.updates.skeleton import build, let_keep
-from metapeft.updates.targets import Site
 
 Factors = Mapping[str, Tensor]
 
@@ -262,3 +263,17 @@ class AttachedModel:
         finally:
             self.holder.call = None
         return inputs.output_tensor(output, call.rows)
+
+
+def check_model(model: object) -> None:
+    """Raise ValueError for what `attach` did not make.
+
+    Example:
+        >>> check_model(torch.nn.Linear(2, 2))
+        Traceback (most recent call last):
+        ValueError: model is of type Linear: mp.attach(backbone, format) makes what is needed
+    """
+    if not isinstance(model, AttachedModel):
+        raise ValueError(
+            f"model is of type {type(model).__name__}: mp.attach(backbone, format) makes what is needed"
+        )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.targets import Site
+from metapeft.updates.formats.site import Site
 
 
 def copied(

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from metapeft.arguments import by_name
-from metapeft.updates.call import Update
-from metapeft.updates.targets import Site
+from metapeft.base.arguments import by_name
+from metapeft.updates.formats.site import Site
+from metapeft.updates.layers.call import Update
 
 Sites = Mapping[str, Site]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metapeft.memory import is_out_of_memory
+from metapeft.base.machine.memory import is_out_of_memory
 
 Preprocess = Callable[[Tensor], Tensor]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from metapeft.updates import factors as _factors
 from metapeft.updates import inputs
-from metapeft.updates.call import Statistics
-from metapeft.updates.normalization import is_batch_norm
+from metapeft.updates.layers.call import Statistics
+from metapeft.updates.layers.normalization import is_batch_norm
 
 if TYPE_CHECKING:
     from metapeft.updates.attached import AttachedModel

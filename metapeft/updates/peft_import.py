@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from metapeft.updates.format import Format
-from metapeft.updates.full import Full
-from metapeft.updates.lora import LoRA
-from metapeft.updates.peft import block_diagonal
-from metapeft.updates.targets import find_sites, is_gpt2_linear
+from metapeft.updates.formats.format import Format
+from metapeft.updates.formats.full import Full
+from metapeft.updates.formats.lora import LoRA
+from metapeft.updates.leaf import is_gpt2_linear
+from metapeft.updates.peft_export import block_diagonal
+from metapeft.updates.targets import find_sites
 
 _PREFIX = "base_model.model."
 _SUFFIXES = {

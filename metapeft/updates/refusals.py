@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from metapeft.updates.format import Format
+from metapeft.updates.formats.format import Format
 
 if TYPE_CHECKING:
-    from metapeft.updates.targets import Leaf
+    from metapeft.updates.leaf import Leaf
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

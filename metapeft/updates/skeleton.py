@@ -8,23 +8,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from metapeft.updates import layers
-from metapeft.updates.call import Call, Holder
-from metapeft.updates.chains import Chain, chains
-from metapeft.updates.dropout import announce, in_training
-from metapeft.updates.layout import Key, Layout, spread
-from metapeft.updates.normalization import batch_norm, is_batch_norm
-from metapeft.updates.targets import Leaf, Site, is_gpt2_linear, leaves
-from metapeft.updates.vectorized import own_forward
+from metapeft.updates.formats.site import Site
+from metapeft.updates.layers import by_kind
+from metapeft.updates.layers.call import Call, Holder
+from metapeft.updates.layers.chains import Chain, chains
+from metapeft.updates.layers.dropout import announce, in_training
+from metapeft.updates.layers.layout import Key, Layout, spread
+from metapeft.updates.layers.normalization import batch_norm, is_batch_norm
+from metapeft.updates.layers.vectorized import own_forward
+from metapeft.updates.leaf import Leaf, is_gpt2_linear, leaves
 
-_EXACT: dict[type[nn.Module], layers.Run] = {
-    nn.Linear: layers.linear,
-    nn.Conv1d: layers.convolution,
-    nn.Conv2d: layers.convolution,
-    nn.Embedding: layers.embedding,
-    nn.LayerNorm: layers.layer_norm,
-    nn.RMSNorm: layers.rms_norm,
-    nn.GroupNorm: layers.group_norm,
+_EXACT: dict[type[nn.Module], by_kind.Run] = {
+    nn.Linear: by_kind.linear,
+    nn.Conv1d: by_kind.convolution,
+    nn.Conv2d: by_kind.convolution,
+    nn.Embedding: by_kind.embedding,
+    nn.LayerNorm: by_kind.layer_norm,
+    nn.RMSNorm: by_kind.rms_norm,
+    nn.GroupNorm: by_kind.group_norm,
 }
 
 
@@ -140,7 +141,7 @@ def _teach(leaf: Leaf, local: dict[str, str], holder: Holder) -> None:
         holder: where the forward finds the run that is going on.
     """
     module, clone = leaf.module, share(leaf.module)
-    run = layers.linear if is_gpt2_linear(module) else _EXACT.get(type(module))
+    run = by_kind.linear if is_gpt2_linear(module) else _EXACT.get(type(module))
     plain = module.forward
 
     def updated(call: Call, visit: tuple[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from metapeft.updates.format import Format, Geometry
+from metapeft.updates.formats.format import Format, Geometry
+from metapeft.updates.formats.site import Site
+from metapeft.updates.leaf import Leaf, is_gpt2_linear, leaves
 from metapeft.updates.refusals import refuse_update
 
 log = logging.getLogger("metapeft")
@@ -19,29 +21,6 @@ log = logging.getLogger("metapeft")
 Pattern = str | type[nn.Module]
 Formats = Format | None | Mapping[Pattern, Format | None]
 Targets = Pattern | Sequence[Pattern]
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A module that owns parameters: its name, and its parameters by their name inside it."""
-
-    name: str
-    module: nn.Module
-    parameters: dict[str, nn.Parameter]
-
-    @property
-    def is_layer(self) -> bool:
-        """False for a module that owns a loose parameter beside layers of its own (a ViT and its tokens)."""
-        return sum(1 for _ in self.module.parameters()) == len(set(map(id, self.parameters.values())))
-
-
-@dataclass(frozen=True)
-class Site:
-    """A parameter that carries an update."""
-
-    parameter: str
-    format: Format
-    geometry: Geometry
 
 
 @dataclass
@@ -67,25 +46,6 @@ class Rule:
         parts = name.split(".")
         texts = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
         return False if any(fnmatch.fnmatchcase(text, pattern) for text in texts) else None
-
-
-def leaves(backbone: nn.Module) -> Iterator[Leaf]:
-    """Every module that owns parameters; `MultiheadAttention` is one leaf with its output projection."""
-    inside_attention: set[nn.Module] = set()
-    for name, module in backbone.named_modules():
-        if module in inside_attention:
-            continue
-        own = dict(module.named_parameters(recurse=False))
-        if isinstance(module, nn.MultiheadAttention):
-            own = dict(module.named_parameters())
-            inside_attention.update(module.modules())
-        if own:
-            yield Leaf(name, module, own)
-
-
-def is_gpt2_linear(module: nn.Module) -> bool:
-    """Whether the module is the `Conv1D` of transformers' GPT-2: a linear layer that stores `(in, out)`."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
 def find_classifier(backbone: nn.Module, classifier: str | None) -> str | None:

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import metapeft
-from metapeft import experiment, precision
+from metapeft.base.machine import precision
 from metapeft.cli import run, train
-from metapeft.config import TrainConfig
 from metapeft.datasets.images import ImageData
-from metapeft.runs import Run
+from metapeft.experiments import main_job as experiment
+from metapeft.experiments.config import TrainConfig
+from metapeft.training.runs.run import Run
 
 SMALL = [
     *("--ways", "3", "--queries", "2", "--width", "4", "--pretrain-steps", "2", "--steps", "2"),

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from metapeft.cli import run, train
-from metapeft.config import TrainConfig
-from metapeft.runs import Run
+from metapeft.experiments.config import TrainConfig
+from metapeft.training.runs.run import Run
 
 
 @pytest.mark.parametrize("text", ["8", "8 gigs", "0GiB"])

@@ -10,11 +10,11 @@ import time
 import pytest
 
 import metapeft as mp
+from metapeft.base.errors import RunError
 from metapeft.cli import run
 from metapeft.cli.train import configured, plain_config
-from metapeft.comparison import METHODS
-from metapeft.config import BenchConfig, TrainConfig
-from metapeft.errors import RunError
+from metapeft.experiments.compared_methods import METHODS
+from metapeft.experiments.config import BenchConfig, TrainConfig
 from tests.killing import contents, last_step, wait_for
 
 

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 
 from metapeft.cli import run
-from metapeft.sweeping import Job
+from metapeft.cli.sweep_jobs import Job
 
 pytest.importorskip("submitit", reason="pip install 'metapeft[slurm]'")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from metapeft.updates.layers.compiled import compiler as building
 
-from metapeft.compiled import building
-from metapeft.compiled.switch import compiled_used, use_compiled
+from metapeft.updates.layers.compiled.switch import compiled_used, use_compiled
 
 
 @pytest.fixture(scope="session")

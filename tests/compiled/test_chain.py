@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from metapeft.updates.layers.compiled import calling
 from torch import Tensor
 
-from metapeft.compiled import calling
-from metapeft.compiled.chain import chain, plain_chain
-from metapeft.compiled.few_channels import few_channel_chain
+from metapeft.updates.layers.compiled.chain import chain, plain_chain
+from metapeft.updates.layers.compiled.few_channels import few_channel_chain
 
 pytestmark = pytest.mark.usefixtures("compiled", "threads")
 
@@ -176,7 +176,7 @@ def test_numbers_that_are_not_finite_are_not_lost(case: tuple[int, ...]) -> None
 
 def test_a_task_s_own_kernel_never_takes_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does one task's alone, which looks like one that tasks share."""
-    monkeypatch.setattr("metapeft.compiled.chain._plain_gradients", None)
+    monkeypatch.setattr("metapeft.updates.layers.compiled.chain._plain_gradients", None)
     for case in (*LOW_RANK, *OWN):
         derivatives(chain, arguments(case), inner_of(case))
 

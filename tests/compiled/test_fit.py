@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from metapeft.updates.layers.compiled import fit
 from torch import Tensor, nn
 
 import metapeft as mp
-from metapeft.compiled import fit
-from metapeft.compiled.switch import compiled_used
+from metapeft.updates.layers.compiled.switch import compiled_used
 from tests.updates.helpers import FORMATS, randn, random_factors, randomised
 
 pytestmark = pytest.mark.usefixtures("compiled")

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from metapeft.updates.layers.compiled import fit
 
 import metapeft as mp
 from benchmarks.speed import differences, steps_of
 from benchmarks.speed_problems import W1
+from metapeft.base.state import digest
 from metapeft.cli import run as shell
-from metapeft.compiled import fit
-from metapeft.compiled.switch import compiled_used, in_use
-from metapeft.specs import digest
+from metapeft.updates.layers.compiled.switch import compiled_used, in_use
 from tests.trainer.helpers import PLAN, sampler
 
 ENGINES: dict[str, Any] = {
@@ -140,7 +140,7 @@ def test_a_run_of_kernels_that_cannot_be_had_is_refused(
 ) -> None:
     with compiled_used(True):
         trainer().fit(sampler(), 4, run_dir=tmp_path / "x", stop_at=2)
-    monkeypatch.setattr("metapeft.compiled.switch._loaded", None)
+    monkeypatch.setattr("metapeft.updates.layers.compiled.switch._loaded", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(OSError, match=r"need a C\+\+ compiler"):
@@ -200,7 +200,7 @@ def test_the_main_job_of_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_job_without_a_compiler_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("metapeft.compiled.switch._loaded", None)
+    monkeypatch.setattr("metapeft.updates.layers.compiled.switch._loaded", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert shell(["train", "--out", str(tmp_path / "run"), "--compiled", "--quiet"]) == 2

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import metapeft as mp
+from metapeft.base import counter
 from metapeft.datasets import glyph_shapes, glyphs
-from metapeft.episodes import counter
 
 SPLITS = ("train", "val", "test")
 

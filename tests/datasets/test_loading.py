@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 import metapeft as mp
-from metapeft.episodes import counter
+from metapeft.base import counter
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from metapeft.base.errors import DataError
 from metapeft.datasets import store
-from metapeft.errors import DataError
 
 CONTENT = np.arange(5 * 12, dtype=np.uint8).reshape(5, 1, 3, 4)
 

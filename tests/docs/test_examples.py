@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.hypergradient_pages import FIGURE, PAGE, RESULT, by_engine, filled
-from metapeft.hypergradients import registry
+from metapeft.hypergradients.table import registry
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from metapeft.episodes import counter
+from metapeft.base import counter
 
 
 def test_mix_is_splitmix64() -> None:

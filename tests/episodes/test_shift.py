@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import metapeft as mp
-from metapeft.episodes import counter
+from metapeft.base import counter
 from metapeft.episodes.shift import OF_SPLIT
 from metapeft.episodes.shift_kinds import KINDS
 from tests.episodes.helpers import same

@@ -19,7 +19,7 @@ from metapeft.hypergradients import (
     Truncated,
     hypergradient,
 )
-from metapeft.hypergradients import registry as engines
+from metapeft.hypergradients.table import registry as engines
 from metapeft.inner import SGD, solve
 from tests.hypergradients.quadratics import assert_close, quadratic
 

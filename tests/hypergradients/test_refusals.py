@@ -17,7 +17,7 @@ from metapeft.hypergradients import (
     Truncated,
     hypergradient,
 )
-from metapeft.hypergradients import registry as engines
+from metapeft.hypergradients.table import registry as engines
 from metapeft.inner import SGD
 
 NAMES = [name for name in engines.names if name != "direct"]

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metapeft.episodes import counter
-from metapeft.learner import Learner
+from metapeft.base import counter
+from metapeft.learner.learner import Learner
 from tests.learner.plain import Net, Plain, Tensors
 
 RATES = {"maps": 0.3, "units": 0.4}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import metapeft as mp
-from metapeft import derived
-from metapeft.fixed_layers import FixedLayers
+from metapeft.learner.fixed_layers import FixedLayers
+from metapeft.learner import bilevel as derived
 from tests.learner.helpers import assert_same, images
 from tests.learner.plain import plain_gradients
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import metapeft as mp
 from metapeft.episodes.episode import EpisodeBatch
-from metapeft.learner import Learner
+from metapeft.learner.learner import Learner
 from tests.learner.plain import Net
 
 FORMATS = {"full": mp.Full(), "lora": mp.LoRA(2), "cp": mp.CP(2), "tr": mp.TensorRing(2)}

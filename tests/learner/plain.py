@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metapeft.learner import Learner
+from metapeft.learner.learner import Learner
 
 Tensors = dict[str, Tensor]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import metapeft as mp
 from metapeft.episodes.episode import EpisodeBatch
-from metapeft.item_masks import ItemMasks
+from metapeft.learner.dropout_masks import ItemMasks
 from tests.learner.dropping import DropNet, dropped_gradients
 from tests.learner.helpers import CLOSED_HEADS, FORMATS, INNER_HEADS, assert_same, grid, images, learner_of
 

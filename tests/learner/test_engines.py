@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import metapeft as mp
-from metapeft import derived
+from metapeft.learner import bilevel as derived
 from tests.learner.helpers import assert_same, images, learner_of, stir
 from tests.learner.plain import Net
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import metapeft as mp
+from metapeft.base.finite import refuse_not_finite
 from metapeft.episodes.episode import EpisodeBatch
-from metapeft.finite import refuse_not_finite
-from metapeft.outer_step import From
-from metapeft.runs import Run
+from metapeft.training.outer_gradient import From
+from metapeft.training.runs.run import Run
 from tests.learner.helpers import images, learner_of
 
 SGD = mp.inner.SGD

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft import derived
+from metapeft.learner import bilevel as derived
 from tests.learner.fixing import ENGINES, OFF, check_gradient, counted, names
 from tests.learner.helpers import FORMATS, assert_same, grid, images, stir
 from tests.learner.plain import Net, plain_gradients

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import metapeft as mp
-from metapeft.chunking import Chunking
+from metapeft.training.chunking import Chunking
 from tests.learner.fixing import ENGINES, OFF, check_gradient, counted, direct, names
 from tests.learner.helpers import CLOSED_HEADS, FORMATS, INNER_HEADS, assert_same, grid, images, stir
 from tests.learner.plain import Net, plain_gradients

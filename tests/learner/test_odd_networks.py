@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metapeft as mp
-from metapeft.items import Items
+from metapeft.learner.items import Items
 from tests.learner.fixing import OFF, SGD, direct, names
 from tests.learner.helpers import assert_same, images, stir
 

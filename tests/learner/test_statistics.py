@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 import metapeft as mp
-from metapeft.accumulation import accumulated
-from metapeft.buffers import move_buffers
+from metapeft.training.accumulation import accumulated
+from metapeft.training.running_statistics import move_buffers
 from tests.learner.helpers import assert_same, images, learner_of
 from tests.learner.plain import Net
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import metapeft as mp
-from metapeft.report import (
+from metapeft.experiments.report import (
     Figure,
     Section,
     Table,
@@ -29,7 +29,7 @@ from metapeft.report import (
     rank_bars,
     write_report,
 )
-from metapeft.report.line_plot import smooth
+from metapeft.experiments.report.line_plot import smooth
 
 HOSTILE = '<script>alert("x")</script> & $x_1$ {{ 7*7 }}'
 TASK = {

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 import metapeft as mp
+from metapeft.base.state import digest
 from metapeft.datasets.images import ImageData
-from metapeft.specs import digest
 
 STEPS = 12
 PLAN: dict[str, Any] = {

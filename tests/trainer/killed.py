@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import metapeft as mp
-from metapeft.specs import digest
+from metapeft.base.state import digest
 from tests.trainer.helpers import learner, sampler, trainer
 
 #: of each kind of learner, the times that its run is killed, and its steps

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 import metapeft as mp
-from metapeft.distributed import _leave, restarts
-from metapeft.specs import digest
+from metapeft.base.machine.processes import _leave, restarts
+from metapeft.base.state import digest
 from tests.trainer.helpers import PLAN, sampler, trainer
 
 STEPS, TASKS = 6, 5  # five tasks on two processes: three and two

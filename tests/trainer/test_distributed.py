@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import metapeft as mp
-from metapeft.accumulation import accumulated
-from metapeft.distributed import Processes
-from metapeft.fitting import refuse_processes
-from metapeft.outer_step import averaged
-from metapeft.runs import Run
+from metapeft.base.machine.processes import Processes
+from metapeft.training.accumulation import accumulated
+from metapeft.training.checks import refuse_processes
+from metapeft.training.outer_gradient import averaged
+from metapeft.training.runs.run import Run
 from tests.trainer.helpers import learner, sampler
 from tests.trainer.ranks import TASKS, train
 from tests.trainer.test_trainer import problem

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import metapeft as mp
+from metapeft.base.intervals import mean_interval
 from metapeft.datasets.images import ImageData
 from metapeft.generators.control import OtherTask
-from metapeft.intervals import mean_interval
-from metapeft.tuning import calibrated_scale, grid, inner_steps, tune
+from metapeft.training.tuning import calibrated_scale, grid, inner_steps, tune
 from tests.trainer.helpers import learner, sampler
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft import specs
-from metapeft.specs import digest
+from metapeft.base.stored_settings import as_json
+from metapeft.base.state import digest
+from metapeft.learner import settings as specs
 from tests.trainer.helpers import PLAN, dropping, learner, sampler, trainer
 
 
@@ -51,7 +52,7 @@ def test_a_learner_comes_back(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["conv4", "resnet12", "mixer", "vit", "mlp"])
 def test_backbones_know_how_they_were_made(name: str) -> None:
     body = bodies()[name]
-    made = specs.as_json(specs.of_backbone(body))
+    made = as_json(specs.of_backbone(body))
     again = mp.backbones.registry.resolve(made["name"])(**made["arguments"])
     assert digest(dict(again.state_dict())) == digest(dict(body.state_dict()))
     assert specs.of_backbone(copy.deepcopy(body)) == specs.of_backbone(body)

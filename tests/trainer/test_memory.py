@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import metapeft as mp
-from metapeft import chunking, outer_step
-from metapeft.byte_units import parse_bytes
-from metapeft.chunking import Chunking, choose
-from metapeft.distributed import Processes
-from metapeft.runs import Run
-from metapeft.specs import digest
-from metapeft.tuning import calibrated_scale
+from metapeft.base.machine.byte_units import parse_bytes
+from metapeft.base.machine.processes import Processes
+from metapeft.base.state import digest
+from metapeft.training import chunking
+from metapeft.training import outer_gradient as outer_step
+from metapeft.training.chunking import Chunking, choose
+from metapeft.training.runs.run import Run
+from metapeft.training.tuning import calibrated_scale
 from tests.trainer.helpers import PLAN, learner, sampler, trainer
 from tests.trainer.test_trainer import problem
 

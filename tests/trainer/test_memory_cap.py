@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 
-from metapeft.memory import free_bytes, peak_bytes
+from metapeft.base.machine.memory import free_bytes, peak_bytes
 
 SCRIPT = """
 import sys, torch
 from pathlib import Path
 import metapeft as mp
-from metapeft.memory import _resident, held_bytes
+from metapeft.base.machine.memory import _resident, held_bytes
 
 torch.set_num_threads(1)
 learner = mp.methods.maml(mp.backbones.conv4(ways=5, channels=1, width=32, size=28, seed=0), norm="running")
@@ -45,6 +45,6 @@ def test_a_training_keeps_to_its_cap(room: int) -> None:
 
 def test_what_the_c_library_holds_free_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[None] = []
-    monkeypatch.setattr("metapeft.allocator.give_back", lambda: given.append(None))
+    monkeypatch.setattr("metapeft.base.machine.freed_memory.give_back", lambda: given.append(None))
     assert free_bytes(torch.device("cpu")) > 0
     assert given

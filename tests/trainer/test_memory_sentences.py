@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft.runs import Run
+from metapeft.training.runs.run import Run
 from tests.trainer.helpers import learner, sampler
 from tests.trainer.test_memory import ERRORS
 

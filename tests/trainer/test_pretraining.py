@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 import metapeft as mp
-from metapeft.chunking import Chunking
-from metapeft.groups import GroupSampler
-from metapeft.pretraining import Pretraining
-from metapeft.runs import Run
-from metapeft.specs import digest
+from metapeft.base.state import digest
+from metapeft.training.chunking import Chunking
+from metapeft.training.image_groups import GroupSampler
+from metapeft.training.pretraining import Pretraining
+from metapeft.training.runs.run import Run
 from tests.trainer.helpers import data
 
 
@@ -112,7 +112,7 @@ def short_in_step_2(folder: Path, monkeypatch: pytest.MonkeyPatch, dies: bool) -
     with monkeypatch.context() as patch:
         patch.setattr(Pretraining, "hypergradient", limited)
         patch.setattr(GroupSampler, "batch", stopping)
-        patch.setattr("metapeft.outer_step.choose", lambda *_: Chunking())
+        patch.setattr("metapeft.training.outer_gradient.choose", lambda *_: Chunking())
         if not dies:
             return mp.pretrain(body(), data(), 5, memory="8GiB", run_dir=folder, **FOUR)[0]
         with pytest.raises(ZeroDivisionError):

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import metapeft as mp
-from metapeft import progress
+from metapeft.training import progress_bar as progress
 from tests.trainer.helpers import learner, sampler
 
 

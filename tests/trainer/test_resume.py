@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft.runs import Run
-from metapeft.specs import digest
+from metapeft.base.state import digest
+from metapeft.training.runs.run import Run
 from tests.killing import contents, last_step, wait_for
 from tests.trainer import killed
 from tests.trainer.helpers import PLAN, STEPS, go_on, learner, sampler, trainer

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft.runs import Run
-from metapeft.specs import digest
+from metapeft.base.state import digest
+from metapeft.training.runs.run import Run
 from tests.trainer.helpers import PLAN, learner, sampler, trainer
 
 

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metapeft as mp
-from metapeft.episodes import counter
+from metapeft.base import counter
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.copying import viewed
 from metapeft.updates.inputs import mapped
-from metapeft.updates.masks import Masks
+from metapeft.updates.layers.masks import Masks
 from tests.updates.helpers import FORMATS, assert_close, randn, random_factors, randomised, task
 
 TASKS, ITEMS = 3, 2

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metapeft as mp
-from metapeft.updates import dropout
 from metapeft.updates.copying import viewed
-from metapeft.updates.masks import Masks
+from metapeft.updates.layers import dropout
+from metapeft.updates.layers.masks import Masks
 from tests.updates.helpers import randn, random_factors
 from tests.updates.test_dropout import ITEMS, KEYS, TASKS, Functional, dropped_and_plain, networks
 

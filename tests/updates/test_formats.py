@@ -14,7 +14,7 @@ from tensorly.tr_tensor import tr_to_tensor
 from torch import Tensor, nn
 
 import metapeft as mp
-from metapeft.updates.format import Format, Geometry
+from metapeft.updates.formats.format import Format, Geometry
 from tests.updates.helpers import assert_close, generator, randn
 
 GEOMETRIES = {

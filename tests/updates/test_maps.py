@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metapeft.updates.bilinear_convolution import Convolution, convolve2d
-from metapeft.updates.bilinear_map import bilinear
-from metapeft.updates.convolution import _grouped, by_task, spatial
-from metapeft.updates.pooling import max_pool
-from metapeft.updates.thin_convolution import Products, ShiftedSum, convolve_thin
+from metapeft.updates.layers.bilinear_convolution import Convolution, convolve2d
+from metapeft.updates.layers.bilinear_map import bilinear
+from metapeft.updates.layers.convolution import _grouped, by_task, spatial
+from metapeft.updates.layers.pooling import max_pool
+from metapeft.updates.layers.thin_convolution import Products, ShiftedSum, convolve_thin
 
 # torch compiles its own formulas of forward mode
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -118,7 +118,7 @@ def test_products(kind: Any) -> None:
 def test_without_what_torch_keeps_to_itself_functions_are_called_its_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("metapeft.updates.function._transforms_are_active", None)
+    monkeypatch.setattr("metapeft.updates.layers.function._transforms_are_active", None)
     test_products("planes")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metapeft.updates.moments import moments
+from metapeft.updates.layers.moments import moments
 
 # torch compiles its own formulas of forward mode
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from metapeft.environment import environment
+from metapeft.training.runs.environment import environment
 from theory.bridge import results
 from theory.bridge.study import METHODS, TUNING_SEED, Study, choose_rates, run
 from theory.bridge.tasks import Family, family

@@ -17,7 +17,7 @@ from torch import nn
 import metapeft as mp
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.hypergradients import CG
-from metapeft.learner import Learner
+from metapeft.learner.learner import Learner
 from theory.problems import Array, Statistics, square_root
 
 PROXIMAL_STEPS = 150  # iMAML's inner descent, which has to converge; its rate is 1 / (largest eigenvalue)

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import torch
 
-from metapeft.intervals import mean_interval
+from metapeft.base.intervals import mean_interval
 from theory.bridge.study import METHODS, Cell
 from theory.plots import COLOURS, NAMES, panels
 

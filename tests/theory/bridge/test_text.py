@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft.errors import DataError
+from metapeft.base.errors import DataError
 from theory.bridge import text
 from theory.bridge.text import HELD_OUT, Features, read_features, sentences, split_classes
 

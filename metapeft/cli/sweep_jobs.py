@@ -1,0 +1,211 @@
+"""Many runs of `metapeft train`, one a method and seed, on a SLURM cluster or on this machine, and their table.
+
+Jobs are submitit's: it writes the batch script, submits the array, keeps each job's log, and starts processes here
+where there is no cluster. A job is a run folder like any other; what is there already is gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from metapeft.base.errors import RunError
+from metapeft.base.files import write_atomically
+from metapeft.base.machine.byte_units import parse_bytes
+from metapeft.base.whole_numbers import Whole
+
+Cluster = Literal["local", "slurm"]
+_NUMBERS = "submitted.json"
+_ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "TIMEOUT",
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where jobs run, and what each of them gets.
+
+    Parameters
+    ----------
+    cluster
+        slurm, or local: processes on this machine.
+    processors
+        Of a job; torch takes as many threads in it.
+    job_memory
+        Of a job, such as 8GiB: what SLURM reserves.
+    minutes
+        A job may take.
+    parallel
+        Jobs at once.
+    partition
+        Of SLURM; default its own.
+    """
+
+    cluster: Cluster = "local"
+    processors: Whole = 2
+    job_memory: str = "8GiB"
+    minutes: Whole = 60
+    parallel: Whole = 1
+    partition: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("processors", "minutes", "parallel"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: allowed is a whole number of at least 1")
+        parse_bytes(self.job_memory, "job_memory")
+        if self.partition is not None and self.cluster != "slurm":
+            raise ValueError(f"partition={self.partition!r} has no effect with cluster={self.cluster!r}")
+
+    def executor(self, folder: Path) -> Any:
+        """Submitit's executor, with its scripts and logs in a folder.
+
+        Raises:
+            ImportError: submitit is missing. ValueError: no SLURM here.
+        """
+        try:
+            import submitit
+        except ImportError as error:
+            raise ImportError("sweeps need submitit: pip install 'metapeft[slurm]'") from error
+        try:
+            # as often as SLURM takes a job's processors away, it is to go on
+            made = submitit.AutoExecutor(folder, cluster=self.cluster, slurm_max_num_timeout=sys.maxsize)
+        except RuntimeError as error:
+            raise ValueError(f"cluster={self.cluster!r}: {error}") from error
+        made.update_parameters(
+            name="metapeft", timeout_min=self.minutes, cpus_per_task=self.processors,
+            mem_gb=math.ceil(parse_bytes(self.job_memory, "job_memory") / 2**30),
+        )  # fmt: skip
+        if self.cluster == "slurm":
+            made.update_parameters(slurm_array_parallelism=self.parallel)
+            if self.partition is not None:
+                made.update_parameters(slurm_partition=self.partition)
+        return made
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, or the rest of it: `metapeft --config OPTIONS train --out FOLDER`, when it is called.
+
+    Raises:
+        RunError: it ended with another exit code than 0; its log says why.
+    """
+
+    options: str
+    folder: str
+
+    def __call__(self) -> None:
+        from metapeft.cli import run
+
+        begun = ["--resume"] if (Path(self.folder) / "config.json").exists() else []
+        code = run(["--config", self.options, "train", "--out", self.folder, "--quiet", *begun])
+        if code:
+            raise RunError(f"{self.folder} ended with exit code {code}")
+
+    def checkpoint(self) -> Any:
+        """What SLURM is to start again after it took the processors away or the time was up: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def launch(
+    folder: Path, tasks: Iterable[str], place: Place, done: Callable[[str, str | None], None]
+) -> list[str]:
+    """Start the jobs whose options lie in `folder/NAME.json`, with `folder/NAME` as run folder.
+
+    Args:
+        tasks: their names. done: called for each job that ended, with its name and what went wrong (None: nothing).
+
+    Returns: the numbers of the jobs on the cluster; on this machine all of them have ended.
+    """
+    folder = folder.resolve()
+    executor = place.executor(folder / "jobs")
+    names = list(tasks)
+    jobs = [Job(str(folder / f"{name}.json"), str(folder / name)) for name in names]
+    if place.cluster == "slurm":
+        with executor.batch():
+            begun = [executor.submit(job) for job in jobs]
+        given = {name: str(one.job_id) for name, one in zip(names, begun)}
+        keep_numbers(folder, numbers_of(folder) | given)
+        return list(given.values())
+    waiting, numbers = list(zip(names, jobs)), []
+    running: dict[str, Any] = {}
+    while waiting or running:
+        while waiting and len(running) < place.parallel:
+            name, job = waiting.pop(0)
+            running[name] = executor.submit(job)
+            numbers.append(str(running[name].job_id))
+        time.sleep(0.2)
+        for name in [name for name, one in running.items() if one.done()]:
+            error = running.pop(name).exception()
+            done(name, None if error is None else str(error).strip().splitlines()[-1])
+    return numbers
+
+
+def numbers_of(folder: Path) -> dict[str, str]:
+    """The numbers of the jobs that were submitted and not yet reported as ended, by name.
+
+    Raises:
+        RunError: a file that cannot be read.
+    """
+    path = folder / "jobs" / _NUMBERS
+    if not path.exists():
+        return {}
+    try:
+        return {str(name): str(number) for name, number in json.loads(path.read_text("utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+
+
+def keep_numbers(folder: Path, numbers: dict[str, str]) -> None:
+    """Write what `numbers_of` reads."""
+    write_atomically(folder / "jobs" / _NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
+
+
+def standing(folder: Path, number: str) -> tuple[str, bool]:
+    """How a submitted job stands, and whether it has ended; of one that ended without its results, why.
+
+    SLURM's accounting (`sacct`) is asked; where it is not there, a job without a result counts as waiting.
+    """
+    import submitit
+
+    job: Any = submitit.SlurmJob(folder.resolve() / "jobs", number)
+    if job.paths.result_pickle.exists():
+        error = job.exception()
+        return ("done" if error is None else str(error).strip().splitlines()[-1]), True
+    state = str(job.state).upper()
+    return state, state.startswith(_ENDED)
+
+
+def collected(folder: Path, tasks: Iterable[tuple[str, str]]) -> dict[str, dict[str, list[float]]]:
+    """Accuracies by method and column, a number a seed, of the jobs `(name, method)` that have ended.
+
+    Raises:
+        RunError: results that cannot be read.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, method in tasks:
+        path = folder / name / "results.json"
+        if not path.exists():
+            continue
+        try:
+            columns = json.loads(path.read_text(encoding="utf-8"))["rows"][method]["columns"]
+            own = found.setdefault(method, {})
+            for column, cell in columns.items():
+                own.setdefault(column, []).append(float(cell["accuracy"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} is damaged: {error}") from error
+    return found

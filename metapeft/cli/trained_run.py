@@ -1,0 +1,88 @@
+"""The learner that a command of the shell runs: from a run folder, where and as exactly as asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metapeft.experiments.config import AutocastOrOff, DtypeName
+
+if TYPE_CHECKING:
+    from metapeft.learner.learner import Learner
+
+
+def loaded(
+    run: Path,
+    checkpoint: str | None,
+    device: str | None = None,
+    dtype: DtypeName | None = None,
+    autocast: AutocastOrOff | None = None,
+) -> Learner:
+    """The learner of a run.
+
+    Args:
+        run, checkpoint: as `mp.load` takes them.
+        device: None for the CPU. dtype: None for the run's. autocast: None for the run's, `"off"` for none.
+
+    Raises:
+        ValueError: a device that is not here, an autocast that does not go with the dtype.
+        RunError: no such run.
+    """
+    from metapeft.base.machine.devices import ask, options
+    from metapeft.base.machine.precision import check_autocast
+    from metapeft.training.runs.learner_in_run import load
+
+    given = options(device, dtype, None if autocast == "off" else autocast)
+    learner = load(run, checkpoint=checkpoint, device=given["device"])
+    if given["dtype"] is not None:
+        learner.to(dtype=given["dtype"])
+    if autocast is not None:
+        learner.autocast = given["autocast"]
+    check_autocast(learner.autocast, next(iter(learner.model.parameters.values())))
+    ask(device, None if learner.autocast is None else "bfloat16")
+    return learner
+
+
+def data_and_sizes(
+    run: Path, data: str | None, root: Path | None, split: str, ways: int | None, shots: int | None
+) -> tuple[Any, tuple[Any, ...]]:
+    """The data set of a command, and ways and shots: what it was given or, where it was not, those of the run.
+
+    Raises:
+        ValueError: a run on data of the user's own, where the command names none.
+    """
+    import metapeft as mp
+    from metapeft.base.errors import stored_in
+    from metapeft.datasets.table import registry
+    from metapeft.training.runs.run import Run
+
+    with Run.open(run, writable=False) as folder, stored_in(folder.folder / "config.json"):
+        spec = (folder.config.get("episodes") or {}).get("sampler") or {}
+        loaded = (spec.get("data") or {}).get("loaded") or {}
+    options = {name: value for name, value in loaded.items() if name not in ("name", "split")}
+    if data is None:
+        if loaded.get("name") not in registry.names:
+            raise ValueError(f"{run} was trained on data of your own: name a data set by --data")
+        data = loaded["name"]
+    elif data != loaded.get("name"):
+        options = {}
+    if root is not None:
+        options["root"] = root
+    found = mp.load_dataset(data, split=split, **options)
+    own = (
+        tuple(size) if isinstance(size, list) else size
+        for size in (spec.get("ways", 5), spec.get("shots", 1))
+    )
+    return found, tuple(mine if given is None else given for mine, given in zip(own, (ways, shots)))
+
+
+def chosen_steps(run: Path, shift: bool) -> int | None:
+    """The inner steps that the main job chose on validation episodes for a method's folder in its own; else None."""
+    run = run.resolve()
+    try:
+        results = json.loads((run.parent / "results.json").read_text(encoding="utf-8"))
+        steps = results["rows"][run.name]["chosen"]["shifted" if shift else "plain"]["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return steps if isinstance(steps, int) else None

@@ -1,0 +1,53 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from typing import Any
+
+from metapeft.datasets.table import registry
+
+
+def load_dataset(
+    name: str, root: str | os.PathLike[str] | None = None, split: str = "train", **options: Any
+) -> Any:
+    """A data set by its name; the options of each are those of its reader, `metapeft.datasets.read_<name>`.
+
+    Args:
+        name: `"glyphs"` and `"glyph-pairs"` (embedded, no download), `"omniglot"`, `"miniimagenet"`, `"folder"` or
+            `"sinusoid"`.
+        root: where the data lies; None: `$METAPEFT_DATA/<its folder>`.
+        split: `"train"`, `"val"` or `"test"`.
+        **options: the reader's own, such as `size=28`.
+
+    Returns:
+        An `ImageData`; for `"sinusoid"` a family of regression tasks. Both go into an `EpisodeSampler`.
+
+    Raises:
+        ValueError: for unknown names and options, with the nearest known one.
+        DataError: for data that is missing, incomplete or damaged; says what to put where.
+
+    Example:
+        >>> load_dataset("omniglot", sise=28)
+        Traceback (most recent call last):
+        ...
+        ValueError: data set 'omniglot' has no option 'sise': it has split_by, size, rotations, validation, \
+download; did you mean 'size'?
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"name={name!r}: the name of a data set is needed, such as 'omniglot'")
+    reader = registry.resolve(name)
+    known = [option for option in inspect.signature(reader).parameters if option not in ("root", "split")]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"data set {name!r} has no option {option!r}: it has {', '.join(known) or 'none'}{hint}"
+            )
+    data = reader(root, split, **options)
+    # how to read it again, for run folders
+    data.loaded = {"name": name, "root": None if root is None else os.fspath(root), "split": split, **options}
+    return data

@@ -1,0 +1,31 @@
+"""The table of datasets: adding one is its file and its line here."""
+
+from __future__ import annotations
+
+from metapeft.base.registry import Registry
+
+registry = Registry(
+    "metapeft.datasets",
+    "data set",
+    attributes={
+        "load_dataset": "by_name",
+        "ImageData": "images",
+        "Preprocess": "images",
+        "Rotated": "rotated",
+        "read_omniglot": "omniglot",
+        "read_miniimagenet": "miniimagenet",
+        "read_folder": "folder",
+        "read_glyphs": "glyphs",
+        "read_glyph_pairs": "glyph_pairs",
+        "read_sinusoid": "sinusoid",
+        "Sinusoid": "sinusoid",
+    },
+    names={
+        "omniglot": "read_omniglot",
+        "miniimagenet": "read_miniimagenet",
+        "folder": "read_folder",
+        "glyphs": "read_glyphs",
+        "glyph-pairs": "read_glyph_pairs",
+        "sinusoid": "read_sinusoid",
+    },
+)

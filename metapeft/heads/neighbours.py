@@ -1,0 +1,61 @@
+"""Votes of the nearest support items, for evaluation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from metapeft.heads.head import Head, Tensors, one_hot
+
+
+@dataclass(frozen=True)
+class KNN(Head):
+    """Votes of the k nearest support items by Euclidean distance; ties go to the nearer items. For evaluation only.
+
+    Source: the evaluation of MetaLoRA (Wang & Zhao 2025), k = 5 and 10.
+
+    Args:
+        k: how many neighbours vote; all items where the support set has fewer.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[[0.0], [2.0]]])
+        >>> KNN(k=1).logits(x, KNN(k=1).start(x, torch.tensor([[0, 1]]), ways=2)).argmax(-1)
+        tensor([[0, 1]])
+    """
+
+    k: int = 5
+    differentiable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"k={self.k!r}: the number of neighbours is a whole number of at least 1")
+
+    def start(
+        self,
+        features: Tensor,
+        y: Tensor,
+        ways: int,
+        mask: Tensor | None = None,
+        learned: Tensors | None = None,
+    ) -> dict[str, Tensor]:
+        rows = one_hot(y, ways, mask, features)
+        return {"head.features": features, "head.labels": rows}
+
+    def logits(self, features: Tensor, tensors: Tensors) -> Tensor:
+        known, labels = tensors["head.features"], tensors["head.labels"]
+        distance = torch.cdist(features, known)
+        present = labels.sum(-1) > 0
+        distance = distance.masked_fill(~present.unsqueeze(1), math.inf)
+        k = min(self.k, known.shape[1])
+        nearest, index = distance.topk(k, dim=-1, largest=False)
+        # a later neighbour's vote is smaller by less than any difference of whole votes
+        votes = (1.0 - torch.arange(k, device=features.device) / (k * k + 1.0)).to(features)
+        votes = votes * nearest.isfinite()
+        own = labels.unsqueeze(1).expand(-1, features.shape[1], -1, -1)
+        chosen = own.gather(2, index.unsqueeze(-1).expand(*index.shape, labels.shape[-1]))
+        return (chosen * votes.unsqueeze(-1)).sum(2)

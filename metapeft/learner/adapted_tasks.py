@@ -1,0 +1,135 @@
+"""A learner's answer to support sets: adapted tasks that predict, merge and export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from metapeft.learner.items import Items
+from metapeft.learner.objectives import Objectives
+from metapeft.updates.inputs import mapped, sizes
+
+if TYPE_CHECKING:
+    from metapeft.learner.learner import Learner
+
+
+class Adapted:
+    """Tasks that a learner has adapted to; made by `Learner.adapt` and `Learner.adapt_many`.
+
+    It reads the learner's weights, and so is valid until the learner is trained on.
+
+    Attributes:
+        factors: name -> `(T or 1, ...)`, selection applied (seeds per input are not in it).
+        head: the head's tensors `(T, ...)`; empty for the backbone's own classifier.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        objectives: Objectives,
+        w: dict[str, Tensor],
+        derived: dict[str, Tensor],
+        alone: bool = False,
+    ) -> None:
+        self.learner, self.objectives, self.alone = learner, objectives, alone
+        # layers that were kept are of the support set, and not read again
+        self.derived = {name: value for name, value in derived.items() if not name.startswith("kept.")}
+        with torch.no_grad():
+            self.factors = objectives.factors(w, derived)
+            self.head = objectives.head(w, derived)
+        # a head in closed form is computed once, here
+        self.w = {**w, **self.head}
+
+    @torch.no_grad()
+    def __call__(self, x: Any) -> Tensor:
+        """Logits `(T, B, N)` of inputs with leaves `(T, B, ...)`; one task: `(B, N)` of `(B, ...)`."""
+        given = mapped(x, lambda value: value.unsqueeze(0)) if self.alone else x
+        query = self.learner.prepared(Items(given, None))
+        if (given_tasks := sizes(query.x)[0]) != self.objectives.tasks:
+            raise ValueError(
+                f"x holds {given_tasks} task(s), this was adapted to {self.objectives.tasks}: leaves are (T, B, ...), "
+                "those of .task(i) (B, ...)"
+            )
+        logits = self.objectives.for_query(query).predict(self.w, self.derived)
+        return logits[0] if self.alone else logits
+
+    def task(self, index: int) -> Adapted:
+        """One of the tasks, 0 .. T - 1, on its own; ValueError for a number that none has."""
+        tasks = self.objectives.tasks
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < tasks:
+            raise ValueError(f"index={index!r}: there are tasks 0 to {tasks - 1}")
+        one = slice(index, index + 1)
+
+        def pick(values: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value if value.shape[0] == 1 else value[one] for name, value in values.items()}
+
+        support = self.objectives.support
+        items = Items(
+            mapped(support.x, lambda value: value[one]),
+            None if support.y is None else support.y[one],
+            None if support.mask is None else support.mask[one],
+        )
+        objectives = Objectives(self.learner, items, None, self.objectives.ways, training=False)
+        return Adapted(self.learner, objectives, pick(self.w), pick(self.derived), alone=True)
+
+    def merged(self) -> nn.Module:
+        """This one task as a plain `nn.Module` in eval mode, `W0 + Delta` and the head inside.
+
+        Raises:
+            ValueError: several tasks (take `.task(i)`), seeds per input, and what `model.merged` refuses.
+        """
+        self._check_one_update("merged()")
+        model, support = self.learner.model, self.objectives.support
+        if model.norm == "support":
+            mask = None if support.mask is None else support.mask[0]
+            plain = model.merged(self.single_factors(), mapped(support.x, lambda value: value[0]), mask=mask)
+        else:
+            plain = model.merged(self.single_factors())
+        if self.head:
+            plain = with_head(plain, model.classifier, self.head)
+        return plain
+
+    def single_factors(self) -> dict[str, Tensor]:
+        """This one task's factors, without the task axis."""
+        self._check_one_update("single_factors()")
+        return {name: value[0] for name, value in self.factors.items()}
+
+    def export_peft(self, folder: str | Path) -> None:
+        """Write an adapter folder that PEFT loads; see `metapeft.updates.peft_export.export_peft`."""
+        from metapeft.updates.peft_export import export_peft
+
+        self._check_one_update("export_peft()")
+        learner, own = self.learner, self.learner.source
+        like = {**own.parameters, **dict(own.module.named_buffers())}
+        module = learner.model.module
+        state = {**learner.model.parameters, **dict(module.named_buffers())}
+        weights = {name: value.detach().to(like[name]) for name, value in state.items()}
+        head = {name: value[0] for name, value in self.head.items()} or None
+        export_peft(own, self.single_factors(), folder, weights=weights, head=head)
+
+    def _check_one_update(self, what: str) -> None:
+        if self.learner.per_input:
+            raise ValueError(
+                f'{what} wants one update, but this learner generates a seed for each input: use per="task"'
+            )
+        if not self.alone:
+            raise ValueError(f"{what} is about one task: take one of them first, adapted.task(0).{what}")
+
+
+def with_head(plain: nn.Module, classifier: str | None, head: dict[str, Tensor]) -> nn.Module:
+    """Put one task's head `(1, N, F)`, `(1, N)` in the place of the classifier, or behind the backbone."""
+    if "head.weight" not in head:
+        raise ValueError("a nearest-neighbour head cannot be merged into a module")
+    weight, bias = head["head.weight"][0], head["head.bias"][0]
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    if classifier is None:
+        return nn.Sequential(plain, layer).eval()
+    owner, _, name = classifier.rpartition(".")
+    setattr(plain.get_submodule(owner), name, layer)
+    return plain.eval()

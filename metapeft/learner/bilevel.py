@@ -1,0 +1,206 @@
+"""A learner's hypergradient: its objectives as a bilevel problem, handed to an engine.
+
+What depends on `(u, batch)` but not on `w` (generated seeds, the start of an adapted head, the features of a body
+that no inner step changes) is computed once and handed to the engine as further entries of u with a task axis;
+their gradients are pulled back once. This equals the direct form, in which every objective computes them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from metapeft.heads.head import HEAD
+from metapeft.hypergradients.envelope import Envelope
+from metapeft.hypergradients.first_order import FirstOrder
+from metapeft.hypergradients.forward import Forward
+from metapeft.hypergradients.multi_step import MultiStep
+from metapeft.hypergradients.problem import Problem, Result, unreachable
+from metapeft.hypergradients.reptile import Reptile
+from metapeft.hypergradients.table import registry
+from metapeft.inner.solver import Bound, Solver
+from metapeft.learner import fixed_layers
+from metapeft.learner.checks import full_weights
+from metapeft.learner.fixed_layers import FixedLayers
+from metapeft.learner.objectives import Objectives
+
+if TYPE_CHECKING:
+    from metapeft.learner.learner import Learner
+
+Tensors = Mapping[str, Tensor]
+PREFIX = "derived."
+OF_BODY = ("weights.", "factors.", "selection.")  # outer variables that act in the backbone
+
+
+class Completed(Solver):
+    """A solver that also reads outer variables which are not trained, such as rates learned earlier.
+
+    Args:
+        solver: the solver itself. constants: what it reads beside the problem's u.
+    """
+
+    def __init__(self, solver: Solver, constants: Tensors) -> None:
+        self.solver, self.constants, self.steps = solver, dict(constants), solver.steps
+        self.differentiable = solver.differentiable  # type: ignore[misc]
+
+    @property
+    def anchored(self) -> bool:
+        return self.solver.anchored
+
+    def init(self, u: Tensors, w: Tensors) -> dict[str, Any]:
+        return self.solver.init({**self.constants, **u}, w)
+
+    def step(
+        self, k: int, u: Tensors, w: dict[str, Tensor], grads: Any, state: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self.solver.step(k, {**self.constants, **u}, w, grads, state)
+
+    def objective(self, inner: Bound, u: Tensors, w: Tensors, start: Tensors) -> Tensor:
+        return self.solver.objective(inner, {**self.constants, **u}, w, start)
+
+    def with_task_axis(self, task_axis: bool) -> Completed:
+        return Completed(self.solver.with_task_axis(task_axis), self.constants)
+
+    def settings(self) -> dict[str, Any]:
+        return self.solver.settings()
+
+
+def hypergradient(
+    learner: Learner, objectives: Objectives, w0: Tensors | None = None, direct_form: bool | None = None
+) -> Result:
+    """The outer value of a batch and its gradient for everything that the learner trains.
+
+    Args:
+        objectives: of the batch, in training.
+        w0: a start of the inner variables other than the learner's own, `(T, ...)`; a constant.
+        direct_form: whether the objectives compute what is derived each time they are called; None: only
+            where the engine's cost grows with the number of entries of u (forward mode).
+
+    Raises:
+        ValueError: an outer variable that no loss reaches.
+        NumericalError: an objective or a gradient that is not finite.
+    """
+    if learner.generator is not None:
+        _ = objectives.generator_features  # constants, taken before any engine transforms the weights
+    outer_u = {name: value.detach().requires_grad_() for name, value in learner.trained.items()}
+    if direct_form or (direct_form is None and isinstance(learner.engine, Forward)):
+        found = learner.engine(_direct_problem(learner, objectives, w0, outer_u))
+        return _result(found, dict(found.grads), objectives)
+    with torch.enable_grad():
+        derived = objectives.derive(outer_u, kept=registry.made(learner.engine))
+    layers = fixed_layers.of(objectives) if any(name.startswith("kept.") for name in derived) else None
+    lost = _constants(learner, objectives, w0, layers)
+    tied = {name: value for name, value in derived.items() if value.requires_grad and name not in lost}
+    constant = {name: value.detach() for name, value in derived.items() if name not in tied}
+    del derived  # with the graphs of what gets no gradient
+    only_derived = learner.only_derived
+    if layers is not None:
+        of_body = {name for name in outer_u if name.startswith(OF_BODY)}
+        only_derived = only_derived | (of_body - layers.behind)
+    u = {name: value for name, value in outer_u.items() if name not in only_derived}
+
+    def read(u: Tensors) -> dict[str, Tensor]:
+        return {**constant, **{name: u[PREFIX + name] for name in tied}}
+
+    entries = {PREFIX + name: value for name, value in tied.items()}
+    problem = _problem(learner, objectives, w0, {**u, **entries}, read, layers is not None)
+    found = learner.engine(problem)
+    return _result(found, _pulled_back(found.grads, tied, outer_u), objectives)
+
+
+def _problem(
+    learner: Learner, objectives: Objectives, w0: Tensors | None, u: Tensors, read: Any, kept: bool
+) -> Problem:
+    """The bilevel problem, where `read(u)` gives what is derived; `kept`: outputs of fixed layers are among it."""
+    # the objectives read what is adapted from w, and of what is derived what is kept and seeds that stay as they are
+    reads = kept or (learner.generator is not None and not set(learner.seeds) <= set(learner.adapted))
+
+    def start(u: Tensors) -> dict[str, Tensor]:
+        return dict(w0) if w0 is not None else _displaced(learner, u, objectives.start(u, read(u)))
+
+    def outer(u: Tensors, w: Tensors) -> Any:
+        return objectives.outer(u, w, read(u) if reads else {})
+
+    def inner(u: Tensors, w: Tensors) -> Tensor:
+        return objectives.inner(u, w, read(u) if reads else {})
+
+    solver = learner.inner
+    fixed = {
+        n: v for n, v in learner.variables.items() if n.startswith("rates.") and n not in learner.trained
+    }
+    return Problem(
+        outer=outer,
+        inner=None if solver is None else inner,
+        u=u,
+        w0=start,
+        solver=Completed(solver, fixed) if solver is not None and fixed else solver,
+        method=learner.method,
+        task_axis=True,
+        has_aux=True,
+    )
+
+
+def _direct_problem(
+    learner: Learner, objectives: Objectives, w0: Tensors | None, u: Mapping[str, Tensor]
+) -> Problem:
+    """The problem in which everything derived is a function of u wherever it is read."""
+    return _problem(learner, objectives, w0, u, lambda u: objectives.derive(u, kept=False), False)
+
+
+def _displaced(learner: Learner, u: Tensors, start: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The start; for Reptile, a Full update's as a displacement of its outer weight, of value 0."""
+    if not isinstance(learner.engine, Reptile):
+        return start
+    return {**start, **{n: start[n] + (u[w] - u[w].detach()) for n, w in full_weights(learner).items()}}
+
+
+def _constants(
+    learner: Learner, objectives: Objectives, w0: Tensors | None, layers: FixedLayers | None
+) -> set[str]:
+    """What is derived but gets no gradient: starts that the engine does not reach, or that `w0` replaces.
+
+    Where inner gradients are constants, so are seeds per input that only the inner objective reads.
+    """
+    engine, lost = learner.engine, set()
+    if w0 is not None or isinstance(engine, Reptile) or "starts" in unreachable(engine, learner.inner):
+        lost = {f"seed.{name}" for name in learner.adapted} | (set(HEAD) if learner.adapts_head else set())
+    constant = isinstance(engine, FirstOrder | Envelope)  # inner gradients
+    constant |= isinstance(engine, MultiStep) and not engine.second_order
+    if constant and not objectives.outer_reads_support:
+        lost |= {f"support.{name}" for name in learner.seeds}
+    if layers is not None:
+        lost |= {f"seed.{name}" for name in learner.seeds} - layers.behind
+        if constant or isinstance(engine, Reptile):
+            lost |= fixed_layers.inner_alone(objectives, layers)
+    return lost
+
+
+def _pulled_back(grads: Tensors, tied: Tensors, outer_u: Tensors) -> dict[str, Tensor]:
+    """Gradients of the outer variables, with those of the derived entries pulled back to them once."""
+    pulled: dict[str, Tensor | None] = dict.fromkeys(outer_u)
+    if tied:
+        upper = [grads[PREFIX + name] for name in tied]
+        found = torch.autograd.grad(list(tied.values()), list(outer_u.values()), upper, allow_unused=True)
+        pulled = dict(zip(outer_u, found))
+    total: dict[str, Tensor] = {}
+    for name in outer_u:
+        parts = [part for part in (grads.get(name), pulled[name]) if part is not None]
+        if not parts:
+            raise ValueError(
+                f"no loss reaches the outer variable {name!r} in this learner: take its group out of outer"
+            )
+        total[name] = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    return total
+
+
+def _result(found: Result, grads: dict[str, Tensor], objectives: Objectives) -> Result:
+    statistics = {
+        name: (mean.detach(), variance.detach(), count)
+        for name, (mean, variance, count) in objectives.statistics.items()
+    }
+    accuracy = {name: value for name, value in found.aux.items() if name != "logits"}
+    log = {**found.log, **accuracy, "statistics": statistics}
+    return Result(found.value, grads, found.w, found.residual, log, found.aux)

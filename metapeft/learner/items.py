@@ -1,0 +1,155 @@
+"""Some inputs of every task with their labels, and what is measured on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metapeft.base.finite import refuse_not_finite
+from metapeft.updates.attached import AttachedModel
+from metapeft.updates.inputs import join, leaves, mapped, sizes
+
+
+@dataclass(frozen=True)
+class Items:
+    """Inputs `x` with leaves `(T, B, ...)`, labels `y (T, B, ...)`, `mask (T, B)`: True for items that count.
+
+    Example:
+        >>> items = Items(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64))
+        >>> items.count, items.with_items(items).count
+        (3, 6)
+    """
+
+    x: Any
+    y: Tensor | None
+    mask: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        return leaves(self.x)[0].shape[1]
+
+    @property
+    def regression(self) -> bool:
+        """Whether the labels are numbers, not classes."""
+        return self.y is not None and self.y.is_floating_point()
+
+    def with_items(self, other: Items) -> Items:
+        """These items followed by those of `other`."""
+        y = None if self.y is None or other.y is None else torch.cat([self.y, other.y], 1)
+        if self.mask is None and other.mask is None:
+            return Items(join(self.x, other.x), y)
+        masks = [_mask(part) for part in (self, other)]
+        return Items(join(self.x, other.x), y, torch.cat(masks, 1))
+
+
+def _mask(items: Items) -> Tensor:
+    if items.mask is not None:
+        return items.mask
+    like = leaves(items.x)[0]
+    return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
+
+
+def checked(items: Items, name: str) -> Items:
+    """The items, if labels and mask have the axes of the inputs; raises ValueError otherwise.
+
+    Args:
+        items: what a user passed.
+        name: `"support"` or `"query"`, for messages.
+    """
+    tasks, count = sizes(items.x, f"{name}_x")
+    for field, value in (("y", items.y), ("mask", items.mask)):
+        refuse_no_tensor(value, f"{name}_{field}")
+    for field, value in (("y", items.y), ("mask", items.mask)):
+        if value is not None and tuple(value.shape[:2]) != (tasks, count):
+            raise ValueError(
+                f"{name}_{field} has shape {tuple(value.shape)}, but {name}_x holds {tasks} tasks of {count} "
+                f"inputs: its shape starts with ({tasks}, {count})"
+            )
+    if items.mask is not None and items.mask.dtype != torch.bool:
+        raise ValueError(
+            f"{name}_mask is {items.mask.dtype}: allowed is torch.bool, True for items that count"
+        )
+    if items.mask is not None and not bool(items.mask.any(1).all()):
+        raise ValueError(f"{name}_mask is False everywhere in a task: at least one of its items has to count")
+    if items.y is not None and not items.regression and items.y.dtype not in _INTEGERS:
+        raise ValueError(f"{name}_y is {items.y.dtype}: labels are integers, regression targets floats")
+    return items
+
+
+def refuse_no_tensor(value: object, name: str) -> None:
+    """Raise ValueError for what is neither a tensor nor None.
+
+    Example:
+        >>> refuse_no_tensor([0, 1], "support_y")
+        Traceback (most recent call last):
+        ValueError: support_y is of type list: a tensor is needed, such as torch.tensor(...) of it
+    """
+    if value is not None and not isinstance(value, Tensor):
+        raise ValueError(
+            f"{name} is of type {type(value).__name__}: a tensor is needed, such as torch.tensor(...) of it"
+        )
+
+
+def moved(items: Items, model: AttachedModel, name: str) -> Items:
+    """Checked items on the model's device: uint8 images, other floats and targets in its floats.
+
+    Raises:
+        ValueError: what `checked` refuses.
+        NotFiniteInput: NaN or infinity in inputs or targets.
+    """
+    y, like = checked(items, name).y, next(model.backbone.parameters())
+    refuse_not_finite(items.x, f"{name}_x")
+    if y is not None:
+        refuse_not_finite(y, f"{name}_y")
+        y = y.to(like) if items.regression else y.to(like.device, torch.int64)
+    mask = None if items.mask is None else items.mask.to(like.device)
+    dtypes = {value.dtype for value in model.backbone.parameters()}
+    x = items.x
+    if len(dtypes) == 1:
+        x = mapped(x, lambda value: value.to(like.dtype) if value.is_floating_point() else value)
+    return Items(model.prepared(x, f"{name}_x"), y, mask)
+
+
+def number_of_ways(y: Tensor, ways: int | None) -> int:
+    """N of the labels y: `ways` if it fits them, None for the largest label + 1; 1 for regression.
+
+    Raises:
+        ValueError: no tensor, no labels, labels below 0, or not below `ways`.
+    """
+    refuse_no_tensor(y, "support_y")
+    if not y.numel():
+        raise ValueError(f"support_y has shape {tuple(y.shape)}: at least one labelled input is needed")
+    if y.is_floating_point():
+        return 1
+    least, most = int(y.min()), int(y.max())
+    found = most + 1 if ways is None else ways
+    if least < 0 or most >= found:
+        raise ValueError(
+            f"support_y has labels {least} to {most}: {found} ways are labelled 0 to {found - 1}"
+        )
+    return found
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def refuse_labels(items: Items, ways: int | None, name: str) -> None:
+    """Raise ValueError for class labels, one an item, that are not 0 .. ways - 1, or below 0 where ways are not known.
+
+    Example:
+        >>> refuse_labels(Items(torch.zeros(1, 2, 4), torch.tensor([[0, 7]])), 5, "query")
+        Traceback (most recent call last):
+        ValueError: query_y has labels 0 to 7: 5 ways are labelled 0 to 4
+    """
+    if items.y is None or items.regression or items.y.dim() != 2:
+        return
+    labels = items.y if items.mask is None else items.y[items.mask]
+    least, most = (int(value) for value in labels.aminmax())
+    if least < 0 or (ways is not None and most >= ways):
+        wanted = (
+            "classes are labelled from 0 on" if ways is None else f"{ways} ways are labelled 0 to {ways - 1}"
+        )
+        raise ValueError(f"{name}_y has labels {least} to {most}: {wanted}")

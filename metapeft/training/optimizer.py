@@ -1,0 +1,101 @@
+"""The optimiser of the outer variables and the schedule of its rate, both of them torch's."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def resolve_schedule(
+    schedule: str | Callable[[torch.optim.Optimizer, int], Any] | None,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+) -> Any:
+    """The scheduler that `schedule` stands for: None, `"cosine"`, or what a function `(optimizer, steps)` gives.
+
+    Raises:
+        ValueError: any other string, or a scheduler that does not count steps.
+    """
+    if schedule is None:
+        return None
+    if callable(schedule):
+        made = schedule(optimizer, steps)
+        if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError(
+                "schedule gives a ReduceLROnPlateau, which wants a validation score at every step: take one that "
+                "counts steps, such as CosineAnnealingLR"
+            )
+        return made
+    if schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    raise ValueError(
+        f'schedule={schedule!r}: allowed are None, "cosine", or a function (optimizer, steps) -> scheduler'
+    )
+
+
+def parameter_groups(trained: Mapping[str, Tensor], lr: float | Mapping[str, float]) -> list[dict[str, Any]]:
+    """One parameter group a rate, in the order of the outer variables.
+
+    Args:
+        lr: of all, or `{group: rate}` by the first part of the variables' names; `"default"` for the rest.
+
+    Raises:
+        ValueError: a rate that is no number of at least 0, a group that is not trained, a variable without a rate.
+
+    Example:
+        >>> trained = {"weights.w": torch.zeros(1), "rates.r": torch.ones(1)}
+        >>> parameter_groups(trained, {"rates": 0.1, "default": 1.0})
+        [{'params': [tensor([0.])], 'lr': 1.0}, {'params': [tensor([1.])], 'lr': 0.1}]
+    """
+    rates = dict(lr) if isinstance(lr, Mapping) else {"default": lr}
+    known = {name.partition(".")[0] for name in trained}
+    for group, rate in rates.items():
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            raise ValueError(f"lr={rate!r}: an outer rate is a finite number of at least 0")
+        if group != "default" and group not in known:
+            raise ValueError(
+                f"lr names the group {group!r}, which is not trained: trained are {sorted(known)}"
+            )
+    groups: dict[str, list[Tensor]] = {}
+    for name, value in trained.items():
+        group = name.partition(".")[0]
+        key = group if group in rates else "default"
+        if key not in rates:
+            raise ValueError(f'lr has no rate for {name!r}: add {group!r} or "default"')
+        groups.setdefault(key, []).append(value)
+    return [{"params": values, "lr": rates[key]} for key, values in groups.items()]
+
+
+def made_optimizer(
+    optimizer: Callable[..., Any], trained: Mapping[str, Tensor], lr: Any, options: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """The optimiser of the outer variables.
+
+    Raises:
+        ValueError: what `parameter_groups` refuses, options that it does not take, what is no optimiser, and one that
+            wants to evaluate the objective itself.
+    """
+    groups = parameter_groups(trained, lr)
+    try:
+        made = optimizer(groups, **options)
+    except TypeError as error:
+        raise ValueError(f"options={dict(options)!r}: {error}") from error
+    _refuse_optimizer(made)
+    found: torch.optim.Optimizer = made
+    return found
+
+
+def _refuse_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"optimizer makes a {type(optimizer).__name__}: a class of torch.optim is needed")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            f"optimizer={type(optimizer).__name__} evaluates its objective several times a step: take one "
+            "that steps once a gradient, such as torch.optim.Adam"
+        )

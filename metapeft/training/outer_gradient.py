@@ -1,0 +1,177 @@
+"""One gradient of the outer loop: within the memory that there is, and as a mean over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from metapeft.base.errors import NumericalError
+from metapeft.base.machine.memory import is_out_of_memory, refuse_too_little, release
+from metapeft.base.machine.processes import Processes, Share
+from metapeft.training.accumulation import Accumulated, accumulated
+from metapeft.training.chunking import Chunking, choose
+from metapeft.training.evaluation import evaluated
+from metapeft.training.problem_task import ProblemTask
+
+Found = TypeVar("Found")
+_WELL, _TOO_LARGE, _NOT_FINITE = range(3)
+
+
+def attempted(work: Callable[[], Found], processes: Processes) -> Found | None:
+    """What `work()` returns; None on every rank if the memory of one was too little.
+
+    Raises:
+        NumericalError: on every rank, if one met a number that is not finite.
+
+    Example:
+        >>> attempted(lambda: 3, Processes())
+        3
+    """
+    found: Found | None = None
+    bad: NumericalError | None = None
+    outcome = _WELL
+    try:
+        found = work()
+    except NumericalError as error:
+        bad, outcome = error, _NOT_FINITE
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        outcome = _TOO_LARGE
+    outcome = processes.most(outcome)
+    if outcome == _NOT_FINITE:
+        raise bad or NumericalError("another rank met a number that is not finite, and says which")
+    return found if outcome == _WELL else None
+
+
+class OuterGradient:
+    """Gradients of batches of tasks, in chunks that fit into the memory, averaged over all ranks.
+
+    Args:
+        tasks_per_step: of all ranks together.
+        chunk: tasks in one forward; None to choose by `memory`.
+        memory: bytes that this process may hold; None for what is free.
+        warm_start: whether inner variables of all tasks are kept, so that they go through one forward.
+
+    Attributes:
+        chunking: what was chosen; None before the first batch. Checkpoints hold it.
+        changed: whether it changed since it was last stored.
+    """
+
+    def __init__(self, tasks_per_step: int, chunk: int | None, memory: int | None, warm_start: bool) -> None:
+        self.tasks, self.chunk, self.memory, self.whole = tasks_per_step, chunk, memory, warm_start
+        self.chunking: Chunking | None = None
+        self.changed = False
+
+    def __call__(
+        self,
+        task: Any,
+        batch: Any,
+        share: Share,
+        w0: Mapping[str, Tensor] | None,
+        where: str,
+        processes: Processes,
+    ) -> Accumulated:
+        """The means over all tasks of a step.
+
+        Args:
+            task: what is trained. batch: this rank's share of the tasks. w0: start of the inner variables.
+            where: for messages, such as "outer step 3".
+
+        Raises:
+            MemoryError: memory is too little even for one task at a time.
+            NumericalError: an objective or gradient that is not finite.
+        """
+        if self.chunking is None:
+            self.chunking = self._first(task, batch, processes)
+        while True:
+            chosen = self.chunking
+            view, chunk = chosen.view(task), chosen.chunk
+            found = attempted(lambda: accumulated(view, batch, chunk, w0), processes)  # noqa: B023
+            if found is not None:
+                try:
+                    return averaged(found, share.weight, processes)
+                except (MemoryError, RuntimeError) as error:
+                    refuse_too_little(
+                        error, f"{where}: out of memory where the ranks' gradients are added up"
+                    )
+                    raise
+            release(_device(task))
+            self._refuse_whole(task, batch, where)
+            self.chunking, self.changed = (
+                chosen.halved(task, processes.share(0, self.tasks).count, where),
+                True,
+            )
+
+    def validate(
+        self, learner: Any, episodes: Any, count: int, where: str, processes: Processes
+    ) -> dict[str, float]:
+        """Mean loss over `count` episodes, and mean accuracy where there are classes; each rank takes a share."""
+        share = processes.share(0, count)
+        own = episodes if processes.count == 1 else From(episodes, share.start)
+        while True:
+            size = (self.chunking or Chunking()).validation
+            result = attempted(lambda: evaluated(learner, own, share.count, tasks_per_batch=size), processes)  # noqa: B023
+            if result is not None:
+                found = {"validation_loss": result.loss}
+                if result.has_accuracy:
+                    found = {"validation_accuracy": result.accuracy, **found}
+                numbers = {name: torch.tensor(v, dtype=torch.float64) for name, v in found.items()}
+                return {name: float(value) for name, value in processes.mean(numbers, share.weight).items()}
+            release(_device(learner))
+            self.chunking, self.changed = (self.chunking or Chunking()).validation_halved(where), True
+
+    def _first(self, task: Any, batch: Any, processes: Processes) -> Chunking:
+        unasked = self.tasks == 1 and self.memory is None  # then there is nothing to choose
+        if self.chunk is not None or unasked or self.whole or not _can_be_cut(task, batch):
+            return Chunking(self.chunk)
+        return choose(task, batch, self.memory, _device(task), processes)
+
+    def _refuse_whole(self, task: Any, batch: Any, where: str) -> None:
+        if self.whole:
+            reason = "warm_start=True keeps all tasks in one forward: take a smaller tasks_per_step"
+        elif isinstance(task, ProblemTask):
+            reason = "a bilevel problem is not cut into tasks: take smaller batches or fewer inner steps"
+        elif not _can_be_cut(task, batch):
+            reason = f"a batch of type {type(batch).__name__} is not cut into chunks: it has no .tasks(slice)"
+        else:
+            return
+        raise MemoryError(f"{where}: out of memory, and {reason}")
+
+
+class From:
+    """Episodes counted from another one on: number i here is `first + i` there."""
+
+    def __init__(self, episodes: Any, first: int) -> None:
+        self.episodes, self.first = episodes, first
+
+    def batch(self, start: int, count: int) -> Any:
+        return self.episodes.batch(self.first + start, count)
+
+
+def averaged(found: Accumulated, weight: float, processes: Processes) -> Accumulated:
+    """The weighted sum over ranks of gradients, numbers and statistics; `w` stays that of this rank."""
+    if processes.count == 1:
+        return found
+    own = {f"grads.{name}": value for name, value in found.grads.items()}
+    own |= {f"values.{name}": value for name, value in found.values.items()}
+    for name, (mean, variance) in found.statistics.items():
+        own |= {f"mean.{name}": mean, f"variance.{name}": variance}
+    own = processes.mean(own, weight)
+    return Accumulated(
+        {name: own[f"grads.{name}"] for name in found.grads},
+        found.w,
+        {name: own[f"values.{name}"] for name in found.values},
+        {name: (own[f"mean.{name}"], own[f"variance.{name}"]) for name in found.statistics},
+    )
+
+
+def _can_be_cut(task: Any, batch: Any) -> bool:
+    return not isinstance(task, ProblemTask) and hasattr(batch, "tasks") and hasattr(batch, "__len__")
+
+
+def _device(task: Any) -> torch.device:
+    return next(iter(task.trained.values())).device  # type: ignore[no-any-return]

@@ -1,0 +1,16 @@
+"""A parameter of the backbone, with the update that it carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metapeft.updates.formats.format import Format, Geometry
+
+
+@dataclass(frozen=True)
+class Site:
+    """A parameter that carries an update."""
+
+    parameter: str
+    format: Format
+    geometry: Geometry

@@ -1,0 +1,131 @@
+"""What one run of an attached backbone knows: how many tasks, their factors, how to normalise.
+
+The leaves of the skeleton read it from a `Holder` while the backbone runs; it lives no longer than that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metapeft.updates.formats.format import Factors, Format, Geometry, per_row
+from metapeft.updates.layers.layout import Layouts, Shapes
+from metapeft.updates.layers.masks import Masks
+from metapeft.updates.layers.recording import Recording, Replay
+
+#: batch-norm layer -> mean and biased variance `(T, C)`, and the number of values behind them `(T,)`
+Statistics = dict[str, tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One parameter's update in one run: its format, its geometry and its factors `(T or 1, ...)`."""
+
+    format: Format
+    geometry: Geometry
+    factors: Factors
+    tasks: int
+    per_input: bool = False
+
+    def expand(self, value: Tensor) -> Tensor:
+        """Give a tensor `(1 or T, ...)` its full task axis."""
+        return value.expand(self.tasks, *value.shape[1:])
+
+    @cached_property
+    def down(self) -> Tensor:
+        """The map to a few channels, `(T, channels, in, *kernel)`."""
+        return self.expand(self.format.down(self.factors))
+
+    @cached_property
+    def up(self) -> Tensor:
+        """The map back, `(T, out, channels)`, with scale and a task's seed in it."""
+        return self.expand(self.format.up(self.factors, mixed=self.per_input))
+
+    def mix(self, hidden: Tensor) -> Tensor:
+        """Apply a seed per input to `hidden` `(T, M, channels)`, M positions of B inputs in turn."""
+        if not self.per_input or self.format.seed is None:
+            return hidden
+        items = self.factors[self.format.seed].shape[1]
+        return self.format.mix(torch.unflatten(hidden, 1, (items, -1)), self.factors).flatten(1, 2)
+
+    def delta(self, rows: int) -> Tensor:
+        """The update as the layer stores it: `(T, *shape)`, or one for each of the `rows` inputs."""
+        if self.format.dense:
+            return self.expand(self.format.delta(self.factors))
+        if self.per_input and self.format.seed is not None:
+            factors = per_row(self.factors, rows, self.format.seed)
+        else:
+            factors = {name: self.expand(value) for name, value in self.factors.items()}
+        return self.geometry.stored(self.format.delta(factors))
+
+
+@dataclass
+class Call:
+    """One run over `tasks * items` rows.
+
+    `reference` says which items of a task the normalisation statistics are taken from: None means the
+    buffers, else the first `reference` items, those that `mask` `(T, reference)` keeps. `statistics` receives
+    them. While `shapes` is a dict, the leaves note the shapes of what they take and give.
+    `masks` are those of dropout, None for none; `dropouts` counts it, and while a leaf runs under vmap, `group` is
+    the number of groups that the rows are cut into and which of them it is.
+    `kept` records what modules give, or hands it back.
+    """
+
+    tasks: int
+    items: int
+    updates: dict[str, Update]
+    reference: int | None = None
+    mask: Tensor | None = None
+    features: bool = False
+    statistics: Statistics = field(default_factory=dict)
+    shapes: Shapes | None = None
+    visits: Counter[str] = field(default_factory=Counter)
+    classifier_output: Tensor | None = None
+    masks: Masks | None = None
+    dropouts: int = 0
+    group: tuple[int, Tensor] | None = None
+    kept: Recording | Replay | None = None
+
+    def run(self, name: str, parameters: Collection[str], work: Callable[[], Any]) -> Any:
+        """The forward of a module, of which `parameters` carry updates, with what the run keeps or has kept of it."""
+        if self.kept is None:
+            return work()
+
+        def begun() -> Any:
+            if self.kept is not None and parameters:
+                self.kept.begins(parameters)
+            return work()
+
+        return self.kept.run(name, self, begun)
+
+    @property
+    def rows(self) -> int:
+        return self.tasks * self.items
+
+
+class Holder:
+    """Where the leaves of one attached backbone find the run that is going on, and what was learned of them.
+
+    Args:
+        classifier: the leaf whose input are the features, None where there is none.
+    """
+
+    def __init__(self, classifier: str | None) -> None:
+        self.call: Call | None = None
+        self.classifier = classifier
+        self.layouts: Layouts = {}
+        self.running: list[str] = []  # the modules that run, outermost first, where somebody asks
+
+    def current(self) -> Call:
+        if self.call is None:
+            raise RuntimeError(
+                "an attached backbone runs only through the model that attach() returned "
+                "(checkpointing inside its forward runs it again in the backward pass: turn it off)"
+            )
+        return self.call

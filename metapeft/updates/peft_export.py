@@ -1,0 +1,278 @@
+"""One task's update as an adapter folder that PEFT loads.
+
+    adapter_config.json         PEFT's settings: a rank, a scale and a name for each layer
+    adapter_model.safetensors   LoRA factors, and the head under `modules_to_save`
+    metapeft.json               what PEFT cannot say: layers of rank 0, the hash of base/
+    base/model.safetensors      the backbone's weights, where they were trained or the head has another shape
+
+Everything is written as LoRA: `W0 + (alpha / r) B A`. Where the groups of a convolution share `A` here, PEFT
+gives
+each group hidden channels of its own that read all channels: `A` goes into `g` diagonal blocks, at rank `g
+    r`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from metapeft.base.errors import RunError
+from metapeft.base.files import write_atomically
+from metapeft.updates import factors as _factors
+from metapeft.updates.attached import AttachedModel
+from metapeft.updates.formats.site import Site
+from metapeft.updates.leaf import is_gpt2_linear
+
+_LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def export_peft(
+    model: AttachedModel,
+    factors: Mapping[str, Tensor],
+    folder: str | Path,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    head: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write one task's update as an adapter folder for PEFT; see the top of this file.
+
+    Args:
+        model: the attached backbone.
+        factors: one task's, without the task axis; those of the classifier are not needed beside `head`.
+        folder: is made; what is there already must be empty.
+        weights: trained weights of the backbone by name; `base/` is written where they differ from its own.
+        head: `{"head.weight": (N, F), "head.bias": (N,)}`, in place of the classifier.
+
+    Raises:
+        ValueError: what PEFT cannot say, by name: Full updates (but on the classifier, which is saved whole),
+            seeds per input, `norm="support"` and `"transductive"`, MultiheadAttention, and layers of unknown
+            types.
+
+    Example:
+        >>> import tempfile
+        >>> import metapeft as mp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> model = mp.attach(net, mp.LoRA(rank=1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_peft(model, {name: value[0] for name, value in model.factors().items()}, folder)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors', 'metapeft.json']
+    """
+    folder = Path(folder)
+    new_folder(folder)
+    if model.norm != "running":
+        raise ValueError(
+            f'norm="{model.norm}" cannot be exported: PEFT has no statistics per task; use norm="running"'
+        )
+    if head is not None and model.classifier is None:
+        raise ValueError("head= given, but the backbone has no classifier in whose place it could go")
+
+    own = f"{model.classifier}." if model.classifier is not None else None
+    sites = {
+        name: site for name, site in model.sites.items() if head is None or not name.startswith(str(own))
+    }
+    one_task = _factors.one_task(
+        sites,
+        {name: value for name, value in factors.items() if name.rpartition(".")[0] in sites or head is None},
+    )
+    state = {**model.parameters, **dict(model.module.named_buffers()), **(weights or {})}
+    whole = _whole_classifier(model, sites, one_task, state, head)
+    saved_whole = model.classifier if whole else None
+    adapters, rank_zero = _adapters(model, sites, one_task, saved_whole)
+    trained = any(
+        not torch.equal(value, model.module.state_dict()[name]) for name, value in (weights or {}).items()
+    )
+    reshaped = any(state[name].shape != value.shape for name, value in whole.items())
+
+    tensors = {f"base_model.model.{name}": value for name, value in whole.items()}
+    for layer, adapter in adapters.items():
+        tensors.update(
+            {f"base_model.model.{layer}.{key}": value for key, value in adapter["tensors"].items()}
+        )
+    extra: dict[str, Any] = {"rank_zero": rank_zero}
+    files: dict[str, bytes] = {}
+    if trained or reshaped:
+        first_names = [*dict(model.module.named_parameters()), *dict(model.module.named_buffers())]
+        base = _bytes({name: (whole if reshaped else {}).get(name, state[name]) for name in first_names})
+        files["base/model.safetensors"] = base
+        extra["base_sha256"] = hashlib.sha256(base).hexdigest()
+    files["adapter_model.safetensors"] = _bytes(tensors)
+    files["metapeft.json"] = f"{json.dumps(extra, indent=2)}\n".encode()
+    config = _config(model.module, adapters, saved_whole)
+    files["adapter_config.json"] = f"{json.dumps(config, indent=2)}\n".encode()
+    _write(folder, files)
+
+
+def new_folder(folder: Path) -> None:
+    """Raise ValueError for a folder that holds something already, or that is a file."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"folder={str(folder)!r} is there and not empty: name a new folder for the adapter")
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a new folder: all of them or, where that fails, none."""
+    try:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / name, content)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise RunError(
+            f"{folder} cannot be written: {error.strerror or error}; nothing is left there"
+        ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return save(plain, metadata={"format": "pt"})
+
+
+def _whole_classifier(
+    model: AttachedModel,
+    sites: Mapping[str, Site],
+    factors: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    head: Mapping[str, Tensor] | None,
+) -> dict[str, Tensor]:
+    """The classifier's tensors where it is saved as a whole: a head of its own, or a Full update."""
+    name = model.classifier
+    if name is None:
+        return {}
+    if head is not None:
+        if set(head) != {"head.weight", "head.bias"}:
+            raise ValueError(f"head has {sorted(head)}: allowed are head.weight and head.bias")
+        module = model.module.get_submodule(name)
+        bias = getattr(module, "bias", None)
+        if bias is None and head["head.bias"].any():
+            raise ValueError(f"head.bias is not 0, but the classifier {name!r} has no bias to put it into")
+        whole = {f"{name}.weight": head["head.weight"]}
+        return whole if bias is None else {**whole, f"{name}.bias": head["head.bias"]}
+    own = {site.parameter: site for site in sites.values() if site.parameter.rpartition(".")[0] == name}
+    if not any(site.format.dense for site in own.values()):
+        return {}
+    updates = _factors.updates_of(sites, factors, state, 1, 1)
+    return {
+        f"{name}.{local}": state[f"{name}.{local}"]
+        + (updates[f"{name}.{local}"].delta(1)[0] if f"{name}.{local}" in own else 0.0)
+        for local, _ in model.module.get_submodule(name).named_parameters()
+    }
+
+
+def _adapters(
+    model: AttachedModel, sites: Mapping[str, Site], factors: Mapping[str, Tensor], saved_whole: str | None
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Layer -> its LoRA tensors under PEFT's names, rank and alpha; and the parameters of rank 0."""
+    adapters: dict[str, dict[str, Any]] = {}
+    rank_zero: list[str] = []
+    for parameter, local in _factors.grouped(sites, factors).items():
+        site = sites[parameter]
+        users = [layer for layer in model.users.get(parameter, []) if layer != saved_whole]
+        if not users and parameter in model.users:
+            continue
+        if site.format.dense:
+            raise ValueError(
+                f"{parameter!r} has a Full update, which PEFT's LoRA cannot say: use LoRA, CP or TensorRing"
+            )
+        if site.format.terms == 0:
+            rank_zero.append(parameter)
+            continue
+        plain = "seed" not in local  # LoRA itself keeps its factors and its scale
+        lora = local if plain else site.format.to_lora(local)
+        scale = getattr(site.format, "scale", 1.0) if plain else 1.0
+        for layer in users:
+            adapters[layer] = _adapter(model.module, layer, parameter, site, lora, scale)
+    return adapters, rank_zero
+
+
+def _adapter(
+    backbone: nn.Module, layer: str, parameter: str, site: Site, lora: Mapping[str, Tensor], scale: float
+) -> dict[str, Any]:
+    module = backbone.get_submodule(layer)
+    if type(module) not in _LAYERS and not is_gpt2_linear(module):
+        raise ValueError(
+            f"{parameter!r} belongs to {layer!r} ({type(module).__name__}): PEFT's LoRA acts on Linear, "
+            "Conv, Embedding and GPT-2's Conv1D; leave it out of targets to export"
+        )
+    down, up = lora["A"][0], lora["B"][0]
+    transposed = isinstance(module, nn.Embedding) or is_gpt2_linear(module)
+    if transposed != site.geometry.transposed:  # the other layer of a tied pair
+        down, up = up.T, down.T
+    scale, down, up = _within_limit(scale, down, up)
+    down = block_diagonal(down, int(getattr(module, "groups", 1)))
+    rank = down.shape[0]
+    if isinstance(module, nn.Embedding):
+        tensors = {"lora_embedding_A": down, "lora_embedding_B": up}
+    else:
+        pointwise = up.reshape(*up.shape, *[1] * (down.dim() - 2))
+        tensors = {"lora_A.weight": down, "lora_B.weight": pointwise}
+    return {"tensors": tensors, "rank": rank, "alpha": scale * rank}
+
+
+def block_diagonal(down: Tensor, groups: int) -> Tensor:
+    """`A` `(r, in/g, *kernel)` as `(g r, in, *kernel)`, zero but for a copy of it in each group's block."""
+    eye = torch.eye(groups, dtype=down.dtype, device=down.device)
+    blocks = torch.einsum("gh,ri...->grhi...", eye, down)
+    return blocks.flatten(0, 1).flatten(1, 2)
+
+
+def _within_limit(scale: float, down: Tensor, up: Tensor) -> tuple[float, Tensor, Tensor]:
+    """The same update at the largest rank that the layer can have, where a tensor ring's R^2 is above it."""
+    limit = min(up.shape[0], down[0].numel())
+    if down.shape[0] <= limit:
+        return scale, down, up
+    delta = scale * torch.einsum("or,ri...->oi...", up, down)
+    eye = torch.eye(limit, dtype=down.dtype, device=down.device)
+    if up.shape[0] == limit:
+        return 1.0, delta, eye
+    return 1.0, eye.view(limit, *down.shape[1:]), delta.flatten(1)
+
+
+def _config(
+    backbone: nn.Module, adapters: Mapping[str, Mapping[str, Any]], whole: str | None
+) -> dict[str, Any]:
+    """PEFT's `adapter_config.json`. Its names match as suffixes; where that is ambiguous they are regexes."""
+    modules = [name for name, _ in backbone.named_modules()]
+    if whole is not None:
+        others = [name for name in modules if name.endswith(whole) and name != whole]
+        if others:
+            raise ValueError(
+                f"the classifier {whole!r} is saved whole, and PEFT would also take {others[0]!r}, whose "
+                "name ends alike: rename one of them"
+            )
+    exact = any(name.endswith(f".{layer}") for layer in adapters for name in modules)
+    keys = {layer: f"^{re.escape(layer)}$" if exact else layer for layer in adapters}
+    targets: str | list[str] = list(adapters)
+    if exact:
+        targets = "|".join(re.escape(layer) for layer in adapters)
+    first = next(iter(adapters.values()), {"rank": 1, "alpha": 1})
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": any(is_gpt2_linear(backbone.get_submodule(layer)) for layer in adapters),
+        "r": first["rank"],
+        "lora_alpha": _number(first["alpha"]),
+        "target_modules": targets,
+        "rank_pattern": {keys[layer]: adapter["rank"] for layer, adapter in adapters.items()},
+        "alpha_pattern": {keys[layer]: _number(adapter["alpha"]) for layer, adapter in adapters.items()},
+        "modules_to_save": None if whole is None else [whole],
+    }
+
+
+def _number(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else value
