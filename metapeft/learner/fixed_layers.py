@@ -13,7 +13,7 @@ from torch import Tensor
 from metapeft import inner as inner_folder
 from metapeft.base.machine.memory import is_out_of_memory
 from metapeft.inner.fixed_point import FixedPoint, Step
-from metapeft.updates.layers.chains import has_hooks
+from metapeft.updates.chains import has_hooks
 from metapeft.updates.layers.recording import MovingLayerReached, Recording, Replay
 from metapeft.updates.table import registry
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metapeft.updates.chains import Chain, chains
 from metapeft.updates.formats.site import Site
 from metapeft.updates.layers import by_kind
 from metapeft.updates.layers.call import Call, Holder
-from metapeft.updates.layers.chains import Chain, chains
 from metapeft.updates.layers.dropout import announce, in_training
 from metapeft.updates.layers.layout import Key, Layout, spread
 from metapeft.updates.layers.normalization import batch_norm, is_batch_norm
