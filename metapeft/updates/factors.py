@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from metapeft.base.arguments import by_name
-from metapeft.updates.formats.site import Site
+from metapeft.updates.formats.site import Site, Sites
 from metapeft.updates.layers.call import Update
-
-Sites = Mapping[str, Site]
 
 
 def grouped(sites: Sites, factors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from metapeft.updates.formats.format import Format
-
-if TYPE_CHECKING:
-    from metapeft.updates.leaf import Leaf
+from metapeft.updates.leaf import Leaf
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
