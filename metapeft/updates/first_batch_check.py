@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,16 +10,14 @@ from torch import Tensor
 from metapeft.base.machine.memory import is_out_of_memory
 from metapeft.updates import factors as _factors
 from metapeft.updates import inputs
+from metapeft.updates.batched import BatchedBackbone
 from metapeft.updates.layers.call import Call
 from metapeft.updates.layers.layout import Shapes, compare
 from metapeft.updates.merge import with_updates
 
-if TYPE_CHECKING:
-    from metapeft.updates.attached import AttachedModel
-
 
 @torch.no_grad()
-def first_batch(model: AttachedModel, x: Any, call: Call) -> None:
+def first_batch(model: BatchedBackbone, x: Any, call: Call) -> None:
     """Learn where the leaves have their batch axes, then run two tasks at once and merged, and compare.
 
     Args:
@@ -75,7 +73,7 @@ def _tasks(mask: Tensor | None, count: int) -> Tensor | None:
     return None if mask is None else mask[[i if i < mask.shape[0] else 0 for i in range(count)]]
 
 
-def _learn_layouts(model: AttachedModel, x: Any, call: Call) -> Tensor:
+def _learn_layouts(model: BatchedBackbone, x: Any, call: Call) -> Tensor:
     """Run one task and two without updates, note the batch axes; returns the output of two."""
     shapes: list[Shapes] = []
     output = torch.empty(0)
@@ -97,7 +95,7 @@ def _learn_layouts(model: AttachedModel, x: Any, call: Call) -> Tensor:
     return output
 
 
-def _check_train_mode(model: AttachedModel, before: dict[str, Tensor]) -> None:
+def _check_train_mode(model: BatchedBackbone, before: dict[str, Tensor]) -> None:
     """Raise ValueError where train mode drops nothing, or moves buffers, which are put back."""
     moved = [name for name, value in model.module.named_buffers() if not torch.equal(value, before[name])]
     for name in moved:
@@ -114,7 +112,7 @@ def _check_train_mode(model: AttachedModel, before: dict[str, Tensor]) -> None:
         )
 
 
-def _noise(model: AttachedModel) -> dict[str, Tensor]:
+def _noise(model: BatchedBackbone) -> dict[str, Tensor]:
     """Factors of two different random updates, of about a tenth of the weights' size."""
     generator = torch.Generator().manual_seed(0)
     noisy = {}
@@ -128,7 +126,7 @@ def _noise(model: AttachedModel) -> dict[str, Tensor]:
     return noisy
 
 
-def _check_classifier(model: AttachedModel, call: Call, output: Tensor) -> None:
+def _check_classifier(model: BatchedBackbone, call: Call, output: Tensor) -> None:
     """Note whether the guessed classifier really makes the backbone's output."""
     own = call.classifier_output
     if model.classifier is not None and (
