@@ -14,9 +14,9 @@ from metapeft.heads.head import Head, Tensors, one_hot
 
 @dataclass(frozen=True)
 class KNN(Head):
-    """Votes of the k nearest support items by Euclidean distance; ties go to the nearer items. For evaluation only.
+    """Votes of the k nearest support items by Euclidean distance; ties go to the nearer items.
 
-    Source: the evaluation of MetaLoRA (Wang & Zhao 2025), k = 5 and 10.
+    It is for evaluation only. Source: the evaluation of MetaLoRA (Wang & Zhao 2025), k = 5 and 10.
 
     Args:
         k: how many neighbours vote; all items where the support set has fewer.

@@ -17,7 +17,7 @@ from metapeft.inner.closed_form import ridge
 class Ridge(Head):
     """Ridge regression onto one-hot labels: `W = scale * X^T (X X^T + penalty I)^-1 Y`, logits `x W + bias`.
 
-    Solved in the smaller of the two spaces, the items' or the features'. Penalty and scale are learned as
+    It is solved in the smaller of the two spaces, the items' or the features'. Penalty and scale are learned as
     logarithms, the bias as it is: the outer group `head`.
     Source: Bertinetto et al. 2019 (R2-D2), eqs. 6 and 7.
 

@@ -35,9 +35,8 @@ class CG(Implicit):
         iterations: at most so many iterations.
         damping: added to the Hessian's diagonal, 0 or more.
         tolerance: relative residual to stop at; None: 1e-10 in float64, else 1e-5.
-        preconditioner: name -> residual to name -> approximate solution, linear, symmetric, positive
-        definite. start: first guess of q, name -> tensor like w, such as an earlier `log["solution"]`; None:
-        0.
+        preconditioner: residual to approximate solution, both name -> tensor: linear, symmetric, positive definite.
+        start: first guess of q, name -> tensor like w, such as an earlier `log["solution"]`; None: 0.
 
     Raises:
         NumericalError: no iterate is better than q = 0, or the Hessian is singular and g leaves its range.

@@ -12,7 +12,7 @@ from metapeft.inner.solver import Solver
 
 @dataclass(frozen=True)
 class Direct(Engine):
-    """`d/du F(u, w_0(u))`: no inner loop. Exact; one forward and one backward.
+    """`d/du F(u, w_0(u))`: no inner loop, so it is exact, in one forward and one backward.
 
     Example:
         >>> import torch

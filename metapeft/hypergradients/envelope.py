@@ -21,8 +21,8 @@ NOTE = (
 class Envelope(Engine):
     """`partial_u F(u, w)` at the adapted point `w = w_K`, as if w did not depend on u (Danskin).
 
-    Exact when F and f are the same function of the same data and w is stationary (`grad_w F = 0`); else an
-    approximation, and `log["note"]` says so. Time: K inner gradients and one outer gradient; memory of one
+    It is exact when F and f are the same function of the same data and w is stationary (`grad_w F = 0`); else
+    an approximation, and `log["note"]` says so. Time: K inner gradients and one outer gradient; memory of one
     inner step.
     Source: LoRA-ML as published (Block et al. 2025), where A is updated at the adapted U_t.
 

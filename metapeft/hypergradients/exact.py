@@ -52,8 +52,7 @@ class Exact(Implicit):
         n = g.shape[1]
         if n > self.limit:
             raise ValueError(
-                f"the inner variables have {n} entries a task, above limit={self.limit}: a dense Hessian "
-                "would have "
+                f"the inner variables have {n} entries a task, above limit={self.limit}: a dense Hessian would have "
                 f'{n} x {n} entries; use "cg", or raise the limit'
             )
         units = torch.eye(n, dtype=g.dtype, device=g.device)

@@ -60,8 +60,8 @@ class FiniteDifference(Engine):
 
     With `w' = w - lr grad_w f(u, w)`, `v = grad_w' F(u, w')`, `h = epsilon / ||v||`, a task its own h:
     `partial_u F(u, w') - lr (grad_u f(u, w + h v) - grad_u f(u, w - h v)) / (2 h)`, and starts and rates
-    likewise. The rate is the step's true one, whatever the solver. Error O(h^2) against `Unroll` with one
-    step; exact for f quadratic in w. Time: three inner gradients, one outer; memory of one step. Source: Liu
+    likewise. The rate is the step's true one, whatever the solver. The error against `Unroll` with one step is
+    O(h^2), and 0 for f quadratic in w. Time: three inner gradients, one outer; memory of one step. Source: Liu
     et al. 2019.
 
     Args:
@@ -102,11 +102,8 @@ class FiniteDifference(Engine):
             w, _ = solver.step(0, u, start, slope, state)
         values, aux = outer_value(problem, u, w)
         found = gradient(values, [*u.values(), *start.values(), *slope.values()])
-        grads_u, starts, through = (
-            found[: len(u)],
-            found[len(u) :][: len(start)],
-            found[len(u) + len(start) :],
-        )
+        own, rest = found[: len(u)], found[len(u) :]
+        grads_u, starts, through = own, rest[: len(start)], rest[len(start) :]
         if slope:
             vector = {
                 name: torch.zeros_like(slope[name]) if v is None else v for name, v in zip(slope, through)
@@ -124,8 +121,8 @@ class AutoLoRA(Engine):
     """AutoLoRA's published code: the difference is taken around the adapted point, with rate 1.
 
     `partial_u F(u, w') - (grad_u f(u, w' + h v) - grad_u f(u, w' - h v)) / (2 h)`, where w' is the adapted
-    point, `v = grad_w' F(u, w')` and `h = epsilon / ||v||`, a task its own h. Not the gradient of what the
-    inner step does (for that: `FiniteDifference`), but what the published results were obtained with;
+    point, `v = grad_w' F(u, w')` and `h = epsilon / ||v||`, a task its own h. It is not the gradient of
+    what the inner step does (for that: `FiniteDifference`), but what the published results were obtained with;
     `log["note"]` says so. Time: K + 2 inner gradients, one outer; memory of one step. Source: Zhang et al.
     2024, and its code.
 
@@ -167,7 +164,6 @@ class AutoLoRA(Engine):
         return {
             "starts": "AutoLoRA's formula is about the adapted point, so the starts receive no gradient; use "
             '"finite-difference" or "unroll".',
-            "rates": "AutoLoRA's formula takes the inner rate as 1, so the inner rates receive no gradient; "
-            "use "
+            "rates": "AutoLoRA's formula takes the inner rate as 1, so the inner rates receive no gradient; use "
             '"finite-difference" or "unroll".',
         }

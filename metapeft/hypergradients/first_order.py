@@ -21,7 +21,7 @@ class FirstOrder(Engine):
     """`d/du F(u, w_K)` where each `grad_w f(u, w_k)` counts as a constant.
 
     Starts, rates, the solver's own terms (proximal, decay) and whatever F reaches directly receive gradients;
-    what enters only the inner objective does not and is refused. Exact if f is linear in w and free of u.
+    what enters only the inner objective does not and is refused. It is exact if f is linear in w and free of u.
     Time: K inner gradients and one outer gradient; memory of one inner step.
     Source: first-order MAML (Finn et al. 2017, section 5.2; Nichol et al. 2018, section 5).
 

@@ -23,7 +23,7 @@ def _inner_gradients(inner: Bound, u: Mapping[str, Tensor], w: Tensors) -> Tenso
 
 @dataclass(frozen=True)
 class Forward(Engine):
-    """`dF/du_i = partial_i F + partial_w F z_i`, with `z_i = dw_K/du_i` carried along the steps. Exact.
+    """`dF/du_i = partial_i F + partial_w F z_i`, with `z_i = dw_K/du_i` carried along the steps: exact.
 
     Time: about (number of entries of u) x (the inner loop), batched by `torch.func.vmap`; memory does not
     grow with K, but holds one tangent of the inner state and of one step an entry. For a handful of outer
@@ -79,8 +79,7 @@ class Forward(Engine):
                 slopes = torch.func.vmap(slope, chunk_size=self.chunk)(tangents)
             except RuntimeError as error:
                 raise ValueError(
-                    "forward mode runs objectives and solver under torch.func.jvp and vmap, which refuse "
-                    "something "
+                    "forward mode runs objectives and solver under torch.func.jvp and vmap, which refuse something "
                     f'in them; use "unroll" or "recompute". PyTorch says: {error}'
                 ) from error
         entries = torch.split(slopes, sizes)

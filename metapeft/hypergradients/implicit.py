@@ -177,8 +177,7 @@ class Implicit(Engine):
 
     def unreachable(self, solver: Solver | None) -> dict[str, str]:
         found = {
-            "rates": "a stationary point does not depend on the rates that led to it, so the inner rates "
-            "receive "
+            "rates": "a stationary point does not depend on the rates that led to it, so the inner rates receive "
             'no gradient; use "unroll", "recompute" or "forward".'
         }
         if solver is None or not solver.anchored:

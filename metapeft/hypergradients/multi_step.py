@@ -24,7 +24,7 @@ from metapeft.inner.solver import distinct
 class MultiStep(Engine):
     """`d/du sum_k v_k mean_t F_t(u, w_k(u))`, k = 1 .. K, by reverse mode; `value` is that sum.
 
-    Exact for that sum. With `second_order=False` the inner gradients count as constants, as in `FirstOrder`.
+    It is exact for that sum. With `second_order=False` the inner gradients count as constants, as in `FirstOrder`.
     Time and memory: those of `Unroll`, and one outer forward and backward for each v_k above 0.
     Source: MAML++ (Antoniou et al. 2019, arXiv 1810.09502), eq. 4 and the paragraph on derivative annealing.
 

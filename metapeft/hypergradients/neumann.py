@@ -52,9 +52,8 @@ class Neumann(Implicit):
         if bool((residual > 1).any()):
             warnings.warn(
                 f"the Neumann series diverges (relative residual {residual.max().item():.3g} after "
-                f"{self.terms} terms): lr={self.lr} is above 2 / (largest eigenvalue of the inner Hessian), "
-                "or the Hessian has "
-                'a negative eigenvalue; lower lr, or use "cg" with damping.',
+                f"{self.terms} terms): lr={self.lr} is above 2 / (largest eigenvalue of the inner Hessian), or the "
+                'Hessian has a negative eigenvalue; lower lr, or use "cg" with damping.',
                 NotConverged,
                 stacklevel=5,
             )

@@ -55,7 +55,7 @@ class Recompute(Engine):
     """`d/du F(u, w_K(u))` as `Unroll`, with the graph of one inner step alive at a time.
 
     The adjoints of iterate and state, `a_k = a_{k+1} d(w_{k+1}, s_{k+1})/d(w_k, s_k)`, run backwards over
-    stored iterates and states, each step evaluated once more. Exact. Time: `Unroll` and K inner gradients
+    stored iterates and states, each step evaluated once more: exact. Time: `Unroll` and K inner gradients
     (nearly 2 K where `every` > 1). Memory: one step, and K iterates; `K/every + every` of them otherwise.
     Source: Griewank 1992 (checkpointing); Chen et al. 2016.
 

@@ -60,7 +60,7 @@ class Unroll(Engine):
 class Truncated(Engine):
     """`d/du F(u, w_K)` by reverse mode through the last `window` steps, `w_{K-window}` taken as a constant.
 
-    Equal to `Unroll` when the window covers all steps; otherwise an approximation: starts receive no
+    It equals `Unroll` when the window covers all steps; otherwise it is an approximation: starts receive no
     gradient, and rates of the steps before the window receive 0. Time: K inner gradients, and about twice
     `window` of them backwards; memory of `window` steps. Source: Shaban et al. 2019, section 3.
 

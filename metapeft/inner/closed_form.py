@@ -21,8 +21,8 @@ Weights = Callable[[Mapping[str, Tensor]], Tensor]
 def ridge(x: Tensor, y: Tensor, penalty: float | Tensor, weights: Tensor | None = None) -> Tensor:
     """`argmin_w sum_i s_i ||x_i w - y_i||^2 + penalty ||w||^2`, differentiable in all arguments.
 
-    Solved in the smaller of the two spaces: `(X'SX + p I)^-1 X'Sy`, or `X' R (R XX' R + p I)^-1 R y` with
-    `R = sqrt(S)` (R2-D2: Bertinetto et al. 2019, eq. 6).
+    It is solved in the smaller of the two spaces: `(X'SX + p I)^-1 X'Sy`, or `X' R (R XX' R + p I)^-1 R y`
+    with `R = sqrt(S)` (R2-D2: Bertinetto et al. 2019, eq. 6).
 
     Args:
         x: `(..., n, d)`.

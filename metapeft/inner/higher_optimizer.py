@@ -16,19 +16,8 @@ from metapeft.inner.solver import Bound, Solver, Tensors, check_steps, distinct
 
 # What higher's versions read; anything else (maximize, foreach, ...) they ignore in silence.
 OPTIONS = frozenset(
-    {
-        "lr",
-        "momentum",
-        "dampening",
-        "weight_decay",
-        "nesterov",
-        "betas",
-        "eps",
-        "amsgrad",
-        "alpha",
-        "centered",
-    }
-    | {"rho", "lr_decay", "initial_accumulator_value", "lambd", "t0", "etas", "step_sizes"}
+    """lr momentum dampening weight_decay nesterov betas eps amsgrad alpha centered rho lr_decay
+    initial_accumulator_value lambd t0 etas step_sizes""".split()
 )
 
 
@@ -46,7 +35,7 @@ class Higher(Solver):
     """Steps of a `torch.optim` optimiser in the differentiable form that `higher` gives it.
 
     Adadelta, Adagrad, Adam, Adamax, ASGD, RMSprop, Rprop and SGD. higher's Adam differs from torch's where
-    eps matters; `mp.inner.Adam` does not. Not for forward mode. Source: Grefenstette et al. 2019.
+    eps matters; `mp.inner.Adam` does not. Forward mode cannot take it. Source: Grefenstette et al. 2019.
 
     Args:
         optimizer: the optimiser's class.
@@ -98,8 +87,7 @@ class Higher(Solver):
             names = ", ".join(name for name in found if name != "Optimizer")
             raise ValueError(
                 f"{getattr(self.optimizer, '__name__', self.optimizer)} has no differentiable form in "
-                f"higher, which has {names}; mp.inner has Adam, AdamW, Momentum, Nesterov and LBFGS of its "
-                "own"
+                f"higher, which has {names}; mp.inner has its own Adam, AdamW, Momentum, Nesterov and LBFGS"
             ) from error
 
     def step(
@@ -108,9 +96,8 @@ class Higher(Solver):
         tracked = torch.is_grad_enabled()
         optimizer = self._optimizer(list(w.values()), u)
         if "groups" in state:
-            own = [
-                value.clone() for value in tensors(state["groups"])
-            ]  # some of them are counted up in place
+            # copies, for some of them are counted up in place
+            own = [value.clone() for value in tensors(state["groups"])]
             optimizer.state = [defaultdict(dict, group) for group in rebuild(state["groups"], own)]
         with torch.enable_grad():  # higher takes a gradient of its own, which the callback replaces by ours
             fresh = list(distinct(w).values())

@@ -16,7 +16,7 @@ class LBFGS(Descent):
     """Direction `H_k g_k`, H_k the inverse Hessian that the last `memory` pairs `(s, y)` suggest.
 
     As `torch.optim.LBFGS` without line search: the first direction is `min(1, 1/||g||_1) g`, a pair with
-    `y's <= 1e-10` is left out, `H_k` starts from `(y's / y'y) I`. Differentiable through the pairs.
+    `y's <= 1e-10` is left out, `H_k` starts from `(y's / y'y) I`. It is differentiable through the pairs.
     Source: Nocedal & Wright 2006, algorithm 7.4.
 
     Args:
@@ -72,11 +72,7 @@ class LBFGS(Descent):
         if "x" not in state:
             size = g.abs().sum(1, keepdim=True)
             found = torch.where(size > 1, 1 / torch.where(size > 1, size, 1.0), 1.0) * g
-            empty = (
-                torch.zeros_like(g).detach(),
-                torch.zeros_like(g).detach(),
-                torch.zeros_like(size).detach(),
-            )
+            empty = tuple(torch.zeros_like(like).detach() for like in (g, g, size))
             scale = torch.ones_like(size).detach()
             state = {**state, "pairs": [empty] * self.memory, "scale": scale, "x": x, "g": g}
             return self._named(found, w), state
@@ -86,7 +82,8 @@ class LBFGS(Descent):
         rho = torch.where(kept, 1 / torch.where(kept, product, 1.0), 0.0)
         square = torch.where(kept, y.square().sum(1, keepdim=True), 1.0)
         scale = torch.where(kept, product / square, state["scale"])
-        pairs = [  # oldest first; a row whose new pair is left out keeps its old ones; rho = 0 does nothing
+        # oldest first; a row whose new pair is left out keeps its old ones; rho = 0 does nothing
+        pairs = [
             tuple(torch.where(kept, new, old) for new, old in zip(later, pair))
             for pair, later in zip(state["pairs"], [*state["pairs"][1:], (s, y, rho)])
         ]

@@ -252,8 +252,7 @@ def solve(
     for name, value in path.w[-1].items() if checked else ():
         if not bool(value.isfinite().all()):
             raise NumericalError(
-                f"the inner variable {name!r} is not finite after {solver.steps} steps, although the inner "
-                "objective was until then: the inner rate is too large, or the objective has no finite "
-                "derivative"
+                f"the inner variable {name!r} is not finite after {solver.steps} steps, although the inner objective "
+                "was until then: the inner rate is too large, or the objective has no finite derivative"
             )
     return path.w if trace else path.w[-1]

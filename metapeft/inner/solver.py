@@ -10,9 +10,8 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
-Bound = Callable[
-    [Mapping[str, Tensor], Mapping[str, Tensor]], Tensor
-]  # (u, w) -> (), or (T,) with a task axis
+#: `(u, w) -> ()`, or `(T,)` with a task axis
+Bound = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 
 
 class Solver:

@@ -82,7 +82,7 @@ class AttachedModel(BatchedBackbone):
         self._keeps = False
 
     def __reduce__(self) -> tuple[type[AttachedModel], tuple[Any, ...]]:
-        """Copied and pickled by what it was made of: a skeleton knows its leaf modules by closures."""
+        """It is copied and pickled by what it was made of: a skeleton knows its leaf modules by closures."""
         made_of = (
             self.module, self.sites, self.norm, self.preprocess, self.classifier, self.classifier_is_certain, self.seed,
             self.dropout,
@@ -162,13 +162,10 @@ class AttachedModel(BatchedBackbone):
         tasks, items = inputs.sizes(x)
         mask = options.get("mask")
         self._check_norm(support, mask)
-        first, reference = (
-            0,
-            None if self.norm == "running" else items,
-        )  # `first`: support items before those of x
+        first, reference = 0, None if self.norm == "running" else items
         if self.norm == "support":
             own, support_factors, mask = inputs.split_support(support, factors)
-            if own is not given:
+            if own is not given:  # its items run before those of x
                 own = self.prepared(own, "support")
                 first = reference = inputs.sizes(own)[1]
                 x = inputs.join(own, x)

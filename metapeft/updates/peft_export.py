@@ -5,10 +5,8 @@
     metapeft.json               what PEFT cannot say: layers of rank 0, the hash of base/
     base/model.safetensors      the backbone's weights, where they were trained or the head has another shape
 
-Everything is written as LoRA: `W0 + (alpha / r) B A`. Where the groups of a convolution share `A` here, PEFT
-gives
-each group hidden channels of its own that read all channels: `A` goes into `g` diagonal blocks, at rank `g
-    r`.
+Everything is written as LoRA: `W0 + (alpha / r) B A`. Where the groups of a convolution share `A` here, PEFT gives
+each group hidden channels of its own that read all channels: `A` goes into `g` diagonal blocks, at rank `g r`.
 """
 
 from __future__ import annotations

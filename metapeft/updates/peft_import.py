@@ -38,12 +38,10 @@ def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Form
 
     Args:
         folder: as `export_peft` or PEFT's `save_pretrained` writes it.
-        backbone: the module that the adapter belongs to; where the folder has `base/`, `load_base` comes
-            first.
+        backbone: the module that the adapter belongs to; where the folder has `base/`, `load_base` comes first.
 
-    Returns: formats by parameter name, for `attach(backbone, formats)`, and one task's factors, without the
-    task axis, for `merged`. Layers of rank 0 come back as `LoRA(0)`; modules that were saved whole as Full
-    updates.
+    Returns: formats by parameter name, for `attach(backbone, formats)`, and one task's factors, without the task
+        axis, for `merged`. Layers of rank 0 come back as `LoRA(0)`, modules that were saved whole as Full updates.
 
     Raises:
         ValueError: files that are missing or damaged, an adapter that is no plain LoRA, that belongs to

@@ -43,8 +43,7 @@ def ranks(
     Args:
         selection: parameter -> logits `(k,)`, keys with or without `"selection."`; or a learner.
         rule: one of the above.
-        total: budget of `"total"`, `"uniform"` (terms) and `"parameters"` (parameters); optional for the
-        controls.
+        total: budget of `"total"`, `"uniform"` (terms) and `"parameters"` (parameters); optional for the controls.
         costs: parameter -> parameters a term, for `"parameters"`; see `mp.costs`.
         updates: parameter -> trained update `(out, in, *kernel)`, for `"svd"`.
         noise: standard deviation of the noise in an entry of the updates, for `"svd"`.

@@ -41,8 +41,8 @@ class Masks:
     """Masks for the rows of one forward, 0 or `1 / (1 - p)`; what was made once is kept.
 
     Word i of a row at a place (the number of the dropout in a forward) is
-    `mix(mix(key + (place + 1) STEP) + (i + 1) STEP)`, the streams of `counter`; a value is dropped where
-    its word, as a fraction of 2^64, is below p. So a mask depends on its own row alone, not on the rows beside it.
+    `mix(mix(key + (place + 1) STEP) + (i + 1) STEP)`, the streams of `counter`; a value is dropped where its word, as
+    a fraction of 2^64, is below p. So a mask depends on its own row alone, not on the rows beside it.
 
     Args:
         keys: a number a row, `(T, B)` int64, or `(rows,)`.

@@ -19,7 +19,7 @@ Work = Callable[[], Any]
 
 
 class MovingLayerReached(BaseException):
-    """Ends a forward that only records; no module's own `except Exception` may take it."""
+    """What ends a forward that only records; no module's own `except Exception` may take it."""
 
 
 class Counting(Protocol):
@@ -41,7 +41,7 @@ class Place:
 
 
 class Recording:
-    """Takes down what modules give, until one begins that has an update among `moving`."""
+    """A forward that takes down what modules give, until one begins that has an update among `moving`."""
 
     def __init__(self, moving: Collection[str]) -> None:
         self.moving = frozenset(moving)
@@ -67,7 +67,7 @@ class Recording:
 
 
 class Replay:
-    """Hands back outputs of an earlier forward on the same inputs."""
+    """A forward that hands back outputs of an earlier one on the same inputs."""
 
     def __init__(self, places: Sequence[Place], outputs: Sequence[Tensor]) -> None:
         self.kept = {(place.name, place.before): (place, value) for place, value in zip(places, outputs)}
