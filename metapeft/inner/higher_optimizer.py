@@ -15,10 +15,10 @@ from metapeft.inner.nested_tensors import rebuild, tensors
 from metapeft.inner.solver import Bound, Solver, Tensors, check_steps, distinct
 
 # What higher's versions read; anything else (maximize, foreach, ...) they ignore in silence.
-OPTIONS = frozenset(
-    """lr momentum dampening weight_decay nesterov betas eps amsgrad alpha centered rho lr_decay
-    initial_accumulator_value lambd t0 etas step_sizes""".split()
-)
+OPTIONS = {
+    *("lr", "momentum", "dampening", "weight_decay", "nesterov", "betas", "eps", "amsgrad", "alpha"),
+    *("centered", "rho", "lr_decay", "initial_accumulator_value", "lambd", "t0", "etas", "step_sizes"),
+}
 
 
 def _higher() -> Any:

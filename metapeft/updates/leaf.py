@@ -39,3 +39,8 @@ def leaves(backbone: nn.Module) -> Iterator[Leaf]:
 def is_gpt2_linear(module: nn.Module) -> bool:
     """Whether the module is the `Conv1D` of transformers' GPT-2: a linear layer that stores `(in, out)`."""
     return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the module stores its weight `(in, out)`: an `Embedding`, GPT-2's `Conv1D`."""
+    return isinstance(module, nn.Embedding) or is_gpt2_linear(module)

@@ -13,7 +13,7 @@ from torch import nn
 
 from metapeft.updates.formats.format import Format, Geometry
 from metapeft.updates.formats.site import Site
-from metapeft.updates.leaf import Leaf, is_gpt2_linear, leaves
+from metapeft.updates.leaf import Leaf, is_transposed, leaves
 from metapeft.updates.refusals import refuse_update
 
 log = logging.getLogger("metapeft")
@@ -141,8 +141,7 @@ def _site(
     name: str, leaf: Leaf, parameter: nn.Parameter, format: Format, named: bool, cuts: dict[str, int]
 ) -> Site | None:
     """The site of one matched parameter; None where the format does not act on parameters of its kind."""
-    transposed = isinstance(leaf.module, nn.Embedding) or is_gpt2_linear(leaf.module)
-    geometry = Geometry(tuple(parameter.shape), transposed and parameter.dim() == 2)
+    geometry = Geometry(tuple(parameter.shape), is_transposed(leaf.module) and parameter.dim() == 2)
     normalisation = isinstance(leaf.module, nn.LayerNorm | nn.RMSNorm)  # whose weights may have several axes
     if not format.fits(geometry) or (normalisation and not format.dense):
         return None

@@ -17,12 +17,14 @@ from metapeft.updates.layers.call import Holder
 
 _CHANNELS = {"dropout1d": 3, "dropout2d": 4, "dropout3d": 5}  # and the number of axes with that of the batch
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
-_RANDOM = frozenset(
-    """rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson binomial
-    bernoulli_ normal_ uniform_ exponential_ cauchy_ geometric_ log_normal_ random_ gumbel_softmax
-    fractional_max_pool2d fractional_max_pool3d fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices
-    alpha_dropout feature_alpha_dropout feature_dropout native_dropout _standard_gamma _sample_dirichlet""".split()
-)
+_RANDOM = {
+    *("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal"),
+    *("bernoulli", "multinomial", "poisson", "binomial", "bernoulli_", "normal_", "uniform_"),
+    *("exponential_", "cauchy_", "geometric_", "log_normal_", "random_", "gumbel_softmax"),
+    *("fractional_max_pool2d", "fractional_max_pool3d", "fractional_max_pool2d_with_indices"),
+    *("fractional_max_pool3d_with_indices", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"),
+    *("native_dropout", "_standard_gamma", "_sample_dirichlet"),
+}
 _DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
