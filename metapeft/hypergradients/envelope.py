@@ -8,8 +8,9 @@ import torch
 
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value
 from metapeft.hypergradients.problem import Engine, Problem, Result
-from metapeft.inner.loop import constants, leaves, plain_steps, starting_point
+from metapeft.inner.loop import plain_steps
 from metapeft.inner.solver import Solver
+from metapeft.inner.variables import constants, leaf_tensors, starting_point
 
 NOTE = (
     "envelope: an approximation, unless outer and inner objective are the same function of the same data "
@@ -39,7 +40,7 @@ class Envelope(Engine):
     repeats_batches = True
 
     def compute(self, problem: Problem) -> Result:
-        u = leaves(problem.u)
+        u = leaf_tensors(problem.u)
         with torch.no_grad():
             start = starting_point(problem.w0, constants(u))
         path = plain_steps(problem.batches, u, start, problem.solver, problem.task_axis)

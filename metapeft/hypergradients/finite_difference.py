@@ -12,8 +12,10 @@ from torch import Tensor
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value, refuse_batch_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.hypergradients.recompute import added, pull_back
-from metapeft.inner.loop import constants, inner_gradients, leaves, plain_steps, starting_point
+from metapeft.inner.loop import plain_steps
+from metapeft.inner.objective import inner_gradients
 from metapeft.inner.solver import Solver, Tensors
+from metapeft.inner.variables import constants, leaf_tensors, starting_point
 
 
 def _check_epsilon(epsilon: object) -> None:
@@ -46,8 +48,8 @@ def central_difference(
     total: list[Tensor | None] = [None] * (len(u) + len(wanted))
     for sign in (1, -1):
         step = {name: h.reshape(h.shape + (1,) * (v.ndim - h.ndim)) * v for name, v in vector.items()}
-        at = leaves({name: w[name] + sign * step[name] for name in w})
-        fresh = leaves(u)
+        at = leaf_tensors({name: w[name] + sign * step[name] for name in w})
+        fresh = leaf_tensors(u)
         value = problem.batches.last(fresh, at)
         inputs = [*fresh.values(), *(at[name] for name in wanted)]
         total = added(total, pull_back([value], [sign * weight], inputs))
@@ -84,7 +86,7 @@ class FiniteDifference(Engine):
         _check_epsilon(self.epsilon)
 
     def compute(self, problem: Problem) -> Result:
-        solver, u = problem.solver, leaves(problem.u)
+        solver, u = problem.solver, leaf_tensors(problem.u)
         refuse_batch_solver(self, solver)
         if solver.steps > 1:
             raise ValueError(
@@ -92,13 +94,13 @@ class FiniteDifference(Engine):
                 '"unroll" or "recompute", or SGD(steps=1, ...)'
             )
         origin = starting_point(problem.w0, u)
-        start = leaves(origin)
+        start = leaf_tensors(origin)
         state, inner_values, slope, w = solver.init(u, start), [], {}, start
         if solver.steps:
             value, grads = inner_gradients(
-                problem.batches(0), constants(u), leaves(start), problem.task_axis, create_graph=False
+                problem.batches(0), constants(u), leaf_tensors(start), problem.task_axis, create_graph=False
             )
-            inner_values, slope = [value], leaves(grads)
+            inner_values, slope = [value], leaf_tensors(grads)
             w, _ = solver.step(0, u, start, slope, state)
         values, aux = outer_value(problem, u, w)
         found = gradient(values, [*u.values(), *start.values(), *slope.values()])
@@ -147,11 +149,11 @@ class AutoLoRA(Engine):
         _check_epsilon(self.epsilon)
 
     def compute(self, problem: Problem) -> Result:
-        u = leaves(problem.u)
+        u = leaf_tensors(problem.u)
         with torch.no_grad():
             start = starting_point(problem.w0, constants(u))
         path = plain_steps(problem.batches, u, start, problem.solver, problem.task_axis)
-        w = leaves(path.w[-1])
+        w = leaf_tensors(path.w[-1])
         values, aux = outer_value(problem, u, w)
         found = gradient(values, [*u.values(), *w.values()])
         vector = {n: torch.zeros_like(w[n]) if v is None else v for n, v in zip(w, found[len(u) :])}

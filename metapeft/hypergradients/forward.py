@@ -12,8 +12,9 @@ from torch import Tensor
 from metapeft.hypergradients.checked_result import finish, outer_value, refuse_rigid_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.hypergradients.unroll import reached
-from metapeft.inner.loop import constants, leaves, plain_steps, starting_point
+from metapeft.inner.loop import plain_steps
 from metapeft.inner.solver import Bound, Tensors
+from metapeft.inner.variables import constants, leaf_tensors, starting_point
 
 
 def _inner_gradients(inner: Bound, u: Mapping[str, Tensor], w: Tensors) -> Tensors:
@@ -87,4 +88,4 @@ class Forward(Engine):
         if any(grad is not None and not bool(grad.any()) for grad in grads):
             depends = reached(problem, u)  # forward mode itself cannot tell a zero from no dependence
             grads = [grad if depends[name] else None for name, grad in zip(u, grads)]
-        return finish(self, problem, leaves(u), path.w[-1], values, grads, aux, path.values)
+        return finish(self, problem, leaf_tensors(u), path.w[-1], values, grads, aux, path.values)

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value, refuse_rigid_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
-from metapeft.inner.loop import Path, inner_gradients, leaves, plain_steps, starting_point
+from metapeft.inner.loop import Path, plain_steps
 from metapeft.inner.nested_tensors import rebuild, tensors
-from metapeft.inner.solver import Tensors, distinct
+from metapeft.inner.objective import inner_gradients
+from metapeft.inner.solver import Tensors
+from metapeft.inner.variables import distinct, leaf_tensors, starting_point
 
 Adjoints = list[Tensor | None]
 
@@ -80,21 +82,21 @@ class Recompute(Engine):
             raise ValueError(f'every={self.every!r} has to be an integer, 1 or more, or "sqrt"')
 
     def compute(self, problem: Problem) -> Result:
-        solver, u = problem.solver, leaves(problem.u)
+        solver, u = problem.solver, leaf_tensors(problem.u)
         refuse_rigid_solver(self, solver)
         steps: int = solver.steps
         every = max(math.isqrt(max(steps - 1, 0)) + 1, 1) if self.every == "sqrt" else self.every
         start = distinct(starting_point(problem.w0, u))
         state = solver.init(u, start)
         marks = [*range(0, steps, every), steps]
-        kept, inner_values = self._forward(problem, u, start, state, marks)
+        checkpoints, inner_values = self._forward(problem, u, start, state, marks)
 
-        w = leaves(kept.w[-1])
+        w = leaf_tensors(checkpoints.w[-1])
         values, aux = outer_value(problem, u, w)
         found = gradient(values, [*u.values(), *w.values()])
         grads, adjoints = found[: len(u)], found[len(u) :]  # nothing depends on the last state
         for index in reversed(range(len(marks) - 1)):
-            segment = self._segment(problem, u, kept, index, marks)
+            segment = self._segment(problem, u, checkpoints, index, marks)
             for k in reversed(range(marks[index], marks[index + 1])):
                 at = k - marks[index]
                 more, adjoints = self._step_back(problem, u, segment.w[at], segment.states[at], k, adjoints)
@@ -125,18 +127,19 @@ class Recompute(Engine):
                 inner_values += of_values.keep(k, [value])
         return Path(iterates, states, inner_values, None), inner_values
 
-    def _segment(self, problem: Problem, u: Tensors, kept: Path, index: int, marks: list[int]) -> Path:
-        """All iterates of one segment; its first is kept, the others are computed again."""
-        w, state, first, last = kept.w[index], kept.states[index], marks[index], marks[index + 1]
+    def _segment(self, problem: Problem, u: Tensors, checkpoints: Path, index: int, marks: list[int]) -> Path:
+        """All iterates of one segment; its first is a checkpoint, the others are computed again."""
+        w, state = checkpoints.w[index], checkpoints.states[index]
+        first, last = marks[index], marks[index + 1] - 1
         return plain_steps(
-            problem.batches, u, w, problem.solver, problem.task_axis, state, first, last - 1, keep=True
+            problem.batches, u, w, problem.solver, problem.task_axis, state, first, last, keep=True
         )
 
     def _step_back(
         self, problem: Problem, u: Tensors, w: Tensors, state: dict[str, Any], k: int, adjoints: Adjoints
     ) -> tuple[Adjoints, Adjoints]:
         """Gradients for u from step k, and the adjoints of `(w_k, state_k)`."""
-        solver, w = problem.solver, leaves(w)
+        solver, w = problem.solver, leaf_tensors(w)
         entries = [
             value.detach().requires_grad_() if value.is_floating_point() else value
             for value in tensors(state)

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value, refuse_rigid_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
-from metapeft.inner.loop import constants, inner_gradients, leaves, plain_steps, starting_point
-from metapeft.inner.solver import Solver, Tensors, distinct
+from metapeft.inner.loop import plain_steps
+from metapeft.inner.objective import inner_gradients
+from metapeft.inner.solver import Solver, Tensors
+from metapeft.inner.variables import constants, distinct, leaf_tensors, starting_point
 
 
 def unrolled_steps(
@@ -48,7 +50,7 @@ class Unroll(Engine):
     """
 
     def compute(self, problem: Problem) -> Result:
-        solver, u = problem.solver, leaves(problem.u)
+        solver, u = problem.solver, leaf_tensors(problem.u)
         refuse_rigid_solver(self, solver)
         w = distinct(starting_point(problem.w0, u))
         w, inner_values = unrolled_steps(problem, u, w, solver.init(u, w), 0, solver.steps)
@@ -84,7 +86,7 @@ class Truncated(Engine):
             raise ValueError(f"window={self.window!r} has to be an integer, 1 or more")
 
     def compute(self, problem: Problem) -> Result:
-        solver, u = problem.solver, leaves(problem.u)
+        solver, u = problem.solver, leaf_tensors(problem.u)
         refuse_rigid_solver(self, solver)
         first = max(solver.steps - self.window, 0)
         if first == 0:
@@ -92,7 +94,9 @@ class Truncated(Engine):
         with torch.no_grad():
             start = starting_point(problem.w0, constants(u))
         path = plain_steps(problem.batches, u, start, solver, problem.task_axis, last=first)
-        w, inner_values = unrolled_steps(problem, u, leaves(path.w[-1]), path.states[-1], first, solver.steps)
+        w, inner_values = unrolled_steps(
+            problem, u, leaf_tensors(path.w[-1]), path.states[-1], first, solver.steps
+        )
         values, aux = outer_value(problem, u, w)
         grads = gradient(values, tuple(u.values()))
         return finish(self, problem, u, w, values, grads, aux, path.values + inner_values)
@@ -108,7 +112,7 @@ class Truncated(Engine):
 
 def reached(problem: Problem, u: Mapping[str, Tensor]) -> dict[str, bool]:
     """Which outer variables the unrolled value depends on at all, found with at most two steps."""
-    fresh, steps = leaves(u), min(problem.solver.steps, 2)
+    fresh, steps = leaf_tensors(u), min(problem.solver.steps, 2)
     w = distinct(starting_point(problem.w0, fresh))
     w, _ = unrolled_steps(problem, fresh, w, problem.solver.init(fresh, w), 0, steps)
     values, _ = outer_value(problem, fresh, w)

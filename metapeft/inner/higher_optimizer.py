@@ -12,7 +12,8 @@ from torch import Tensor
 
 from metapeft.inner.descent import is_on, squared_norm, value_of
 from metapeft.inner.nested_tensors import rebuild, tensors
-from metapeft.inner.solver import Bound, Solver, Tensors, check_steps, distinct
+from metapeft.inner.solver import Bound, Solver, Tensors, check_steps
+from metapeft.inner.variables import distinct
 
 # What higher's versions read; anything else (maximize, foreach, ...) they ignore in silence.
 OPTIONS = {

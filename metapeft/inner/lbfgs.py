@@ -78,13 +78,13 @@ class LBFGS(Descent):
             return self._named(found, w), state
         s, y = x - state["x"], g - state["g"]
         product = (y * s).sum(1, keepdim=True)
-        kept = product > 1e-10
-        rho = torch.where(kept, 1 / torch.where(kept, product, 1.0), 0.0)
-        square = torch.where(kept, y.square().sum(1, keepdim=True), 1.0)
-        scale = torch.where(kept, product / square, state["scale"])
+        accepted = product > 1e-10
+        rho = torch.where(accepted, 1 / torch.where(accepted, product, 1.0), 0.0)
+        square = torch.where(accepted, y.square().sum(1, keepdim=True), 1.0)
+        scale = torch.where(accepted, product / square, state["scale"])
         # oldest first; a row whose new pair is left out keeps its old ones; rho = 0 does nothing
         pairs = [
-            tuple(torch.where(kept, new, old) for new, old in zip(later, pair))
+            tuple(torch.where(accepted, new, old) for new, old in zip(later, pair))
             for pair, later in zip(state["pairs"], [*state["pairs"][1:], (s, y, rho)])
         ]
         found, weights = g, []

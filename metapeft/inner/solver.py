@@ -19,7 +19,7 @@ class Solver:
 
     A solver of your own inherits from this class and writes `step`. Steps have to be pure: nothing is changed
     in place, all is differentiable in `u`, `w` and the gradients, and the tensors of the new `w` are not
-    computed from one another (`distinct` makes them so).
+    computed from one another (`distinct`, in variables.py, makes them so).
 
     Attributes:
         steps: number of inner steps K; 0 is legal.
@@ -84,25 +84,6 @@ class Solver:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
-
-
-def distinct(w: Mapping[str, Tensor]) -> Tensors:
-    """The same values as tensors of their own, so that the gradient for one never runs through another.
-
-    A start that is an outer variable, or is computed from another start, would otherwise leak into the
-    partial inner gradient. What does not depend on an outer variable becomes a leaf.
-
-    Example:
-        >>> import torch
-        >>> a = torch.tensor(3.0, requires_grad=True)
-        >>> w = distinct({"a": a, "b": 2 * a})
-        >>> torch.autograd.grad(w["a"] * w["b"], w["a"])  # d(a b)/da at fixed b, not d(2 a^2)/da
-        (tensor(6.),)
-    """
-    return {
-        name: value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
-        for name, value in w.items()
-    }
 
 
 def check_steps(steps: object) -> None:
