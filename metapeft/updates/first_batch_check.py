@@ -18,7 +18,7 @@ from metapeft.updates.merge import with_updates
 
 @torch.no_grad()
 def first_batch(model: BatchedBackbone, x: Any, call: Call) -> None:
-    """Learn where the leaves have their batch axes, then run two tasks at once and merged, and compare.
+    """Learn where the leaf modules have their batch axes, then run two tasks at once and merged, and compare.
 
     Args:
         x: leaves `(T, B, ...)`; the first two tasks are taken (one task is taken twice).
@@ -81,7 +81,7 @@ def _learn_layouts(model: BatchedBackbone, x: Any, call: Call) -> Tensor:
         run = Call(count, call.items, {}, call.reference, _tasks(call.mask, count), shapes={})
         output = model.execute(_first_tasks(x, count), run)
         shapes.append(run.shapes or {})
-        idle = [name for name, leaves in model.users.items() if not any(run.visits[leaf] for leaf in leaves)]
+        idle = [name for name, users in model.users.items() if not any(run.visits[user] for user in users)]
         if idle:
             raise ValueError(
                 f"{', '.join(idle[:5])}: the backbone's forward never runs the layer, so an update there "

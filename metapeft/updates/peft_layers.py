@@ -41,7 +41,7 @@ def adapters(
     """
     found: dict[str, Adapter] = {}
     rank_zero: list[str] = []
-    for parameter, local in _factors.grouped(sites, factors).items():
+    for parameter, local in _factors.by_parameter(sites, factors).items():
         site = sites[parameter]
         users = [layer for layer in model.users.get(parameter, []) if layer != saved_whole]
         if not users and parameter in model.users:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from metapeft.updates.formats.format import Format
-from metapeft.updates.leaf import Leaf
+from metapeft.updates.leaf import LeafModule
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -43,7 +43,7 @@ def _why_not_run(module: nn.Module) -> str:
     return ""
 
 
-def refuse_update(name: str, parameter: nn.Parameter, leaf: Leaf, format: Format, named: bool) -> None:
+def refuse_update(name: str, parameter: nn.Parameter, leaf: LeafModule, format: Format, named: bool) -> None:
     """Raise ValueError for a parameter that cannot carry this update.
 
     Args:

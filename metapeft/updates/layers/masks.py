@@ -83,5 +83,5 @@ class Masks:
         steps = torch.arange(1, count + 1, device=like.device) * _STEP
         below = int(p * 2**64) - 2**63
         parts = torch.split(rows, max(1, _AT_ONCE // max(count, 1)))
-        kept = [mix(part + steps) >= below for part in parts]
-        return torch.cat(kept).to(like.dtype).mul_(1.0 / (1.0 - p)).view(tuple(shape))
+        passed = torch.cat([mix(part + steps) >= below for part in parts])
+        return passed.to(like.dtype).mul_(1.0 / (1.0 - p)).view(tuple(shape))

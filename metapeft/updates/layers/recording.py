@@ -1,7 +1,7 @@
-"""What a forward computes before the first layer whose update moves: kept by one forward, handed back by later ones.
+"""What a forward computes before the first layer whose update moves: recorded by one forward, handed back by later ones.
 
 The modules of a backbone run one after the other, so what has ended before that layer begins cannot depend on its
-update. The outermost of those modules that give one tensor of floats are kept: on the way back they give it again and
+update. The outermost of those modules that give one tensor of floats are recorded: on the way back they give it again and
 do not run; what stands between them does.
 """
 
@@ -23,7 +23,7 @@ class MovingLayerReached(BaseException):
 
 
 class Counting(Protocol):
-    """What a run counts: how often each leaf ran, and dropout."""
+    """What a run counts: how often each leaf module ran, and dropout."""
 
     visits: Visits
     dropouts: int
@@ -36,7 +36,7 @@ class Place:
     name: str
     before: int
     modules: Visits
-    leaves: Visits
+    leaf_modules: Visits
     dropouts: int
 
 
@@ -70,18 +70,19 @@ class Replay:
     """A forward that hands back outputs of an earlier one on the same inputs."""
 
     def __init__(self, places: Sequence[Place], outputs: Sequence[Tensor]) -> None:
-        self.kept = {(place.name, place.before): (place, value) for place, value in zip(places, outputs)}
+        self.outputs = {(place.name, place.before): (place, value) for place, value in zip(places, outputs)}
         self.modules: Visits = Counter()
 
     def begins(self, parameters: Collection[str]) -> None:
         """Nothing ends here."""
 
     def run(self, name: str, call: Counting, work: Work) -> Any:
-        """What was kept; `work()` where nothing was."""
-        found = self.kept.get((name, self.modules[name]))
+        """What was recorded; `work()` where nothing was."""
+        found = self.outputs.get((name, self.modules[name]))
         if found is None:
             self.modules[name] += 1
             return work()
         place, output = found
-        self.modules, call.visits, call.dropouts = place.modules.copy(), place.leaves.copy(), place.dropouts
+        self.modules, call.visits = place.modules.copy(), place.leaf_modules.copy()
+        call.dropouts = place.dropouts
         return output
