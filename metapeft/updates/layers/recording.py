@@ -1,8 +1,8 @@
-"""What a forward computes before the first layer whose update moves: recorded by one forward, handed back by later ones.
+"""What a forward computes before the first layer whose update moves: recorded once, handed back in later forwards.
 
 The modules of a backbone run one after the other, so what has ended before that layer begins cannot depend on its
-update. The outermost of those modules that give one tensor of floats are recorded: on the way back they give it again and
-do not run; what stands between them does.
+update. The outermost of those modules that give one tensor of floats are recorded: on the way back they give it again
+and do not run; what stands between them does.
 """
 
 from __future__ import annotations
