@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import number
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value, refuse_batch_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.hypergradients.recompute import added, pull_back
@@ -16,11 +16,6 @@ from metapeft.inner.loop import plain_steps
 from metapeft.inner.objective import inner_gradients
 from metapeft.inner.solver import Solver, Tensors
 from metapeft.inner.variables import constants, leaf_tensors, starting_point
-
-
-def _check_epsilon(epsilon: object) -> None:
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
-        raise ValueError(f"epsilon={epsilon!r} has to be a finite number above 0")
 
 
 def _norms(vector: Mapping[str, Tensor], tasks: int) -> Tensor:
@@ -83,7 +78,7 @@ class FiniteDifference(Engine):
     epsilon: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_epsilon(self.epsilon)
+        number(above=True, epsilon=self.epsilon)
 
     def compute(self, problem: Problem) -> Result:
         solver, u = problem.solver, leaf_tensors(problem.u)
@@ -146,7 +141,7 @@ class AutoLoRA(Engine):
     repeats_batches = True
 
     def __post_init__(self) -> None:
-        _check_epsilon(self.epsilon)
+        number(above=True, epsilon=self.epsilon)
 
     def compute(self, problem: Problem) -> Result:
         u = leaf_tensors(problem.u)

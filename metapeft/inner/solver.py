@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
+from metapeft.base.arguments import whole
+
 Tensors = dict[str, Tensor]
 #: `(u, w) -> ()`, or `(T,)` with a task axis
 Bound = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
@@ -69,7 +71,7 @@ class Solver:
 
     def with_steps(self, steps: int) -> Self:
         """A copy with another number of steps; learned rates beyond their last step repeat the last."""
-        check_steps(steps)
+        whole(0, steps=steps)
         other = copy.copy(self)
         object.__setattr__(other, "steps", steps)  # also where the class is frozen
         return other
@@ -84,8 +86,3 @@ class Solver:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
-
-
-def check_steps(steps: object) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps={steps!r} is no number of inner steps: it has to be an integer, 0 or more")
