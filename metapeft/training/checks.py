@@ -7,7 +7,6 @@ from typing import Any
 from metapeft.base.arguments import flag, number, whole
 from metapeft.base.machine.processes import Processes
 from metapeft.hypergradients.problem import Problem
-from metapeft.learner.checks import adapts_start
 from metapeft.training.problem_task import ProblemTask
 
 
@@ -15,6 +14,7 @@ def refuse_task(task: object, optimizer: object) -> None:
     """Raise ValueError for what a trainer cannot train, and for an optimiser that is not called.
 
     Example:
+        >>> import torch
         >>> refuse_task(3, torch.optim.Adam)
         Traceback (most recent call last):
         ValueError: task is of type int: a trainer takes an mp.Learner or an mp.Problem
@@ -84,7 +84,7 @@ def _check_warm(learner: Any) -> None:
     if learner.inner is None:
         raise ValueError("warm_start=True has no effect: this learner has no inner solver")
     for group in ("factors", "generator"):
-        if group in learner.outer and adapts_start(learner, group):
+        if group in learner.outer and learner.adapts_start(group):
             raise ValueError(
                 f"warm_start=True goes on from the adapted factors, so the starts that "
                 f'outer="{group}" trains get no gradient: take that group out, or leave warm_start'
