@@ -18,7 +18,7 @@ from metapeft.updates.layers.call import Call, Statistics
 from metapeft.updates.layers.masks import Masks
 from metapeft.updates.layers.recording import Recording, Replay
 from metapeft.updates.merge import with_updates
-from metapeft.updates.skeleton import let_keep
+from metapeft.updates.skeleton import let_record
 
 Factors = Mapping[str, Tensor]
 
@@ -32,14 +32,14 @@ class Options(TypedDict, total=False):
         statistics: receives mean, biased variance `(T, C)` and count `(T,)` of every batch norm.
         masks: of dropout, for `T * B` rows, under `norm="support"` `T * (S + B)`, a task's support set first
             (not for `support=x`); None for no dropout.
-        kept: records what goes before the first layer whose update moves, or hands it back.
+        recording: takes down what goes before the first layer whose update moves, or hands it back.
     """
 
     weights: Factors | None
     mask: Tensor | None
     statistics: Statistics | None
     masks: Masks | None
-    kept: Recording | Replay | None
+    recording: Recording | Replay | None
 
 
 class AttachedModel(BatchedBackbone):
@@ -79,7 +79,7 @@ class AttachedModel(BatchedBackbone):
         self._like = floats[0] if floats else torch.empty(0)
         self._dtypes = {value.dtype for value in floats} or {self._like.dtype}
         self._ran_on: str | None = None
-        self._keeps = False
+        self._records = False
 
     def __reduce__(self) -> tuple[type[AttachedModel], tuple[Any, ...]]:
         """It is copied and pickled by what it was made of: a skeleton knows its leaf modules by closures."""
@@ -98,7 +98,7 @@ class AttachedModel(BatchedBackbone):
             support: under `norm="support"` the support set, leaves `(T, S, ...)` (`x` itself on the support
                 set), or `(x, factors)` or `(x, factors, mask)`: seeds per input of its own, and `(T, S)`,
                 True for inputs that count.
-            options: `weights=`, `mask=`, `statistics=`, `masks=`, `kept=`, as in `Options`.
+            options: `weights=`, `mask=`, `statistics=`, `masks=`, `recording=`, as in `Options`.
 
         Returns: the backbone's output, `(T, B, ...)`; of a transformers output its `.logits`.
 
@@ -173,15 +173,15 @@ class AttachedModel(BatchedBackbone):
         mask = inputs.checked_mask(mask, tasks, reference or items)
         items += first
         updates = _factors.updates_of(self.sites, factors, {**self.parameters, **weights}, tasks, items)
-        masks, kept = options.get("masks"), options.get("kept")
+        masks, recording = options.get("masks"), options.get("recording")
         if masks is not None and (not self.dropout or len(masks.keys) != tasks * items):
             raise ValueError(
                 f"masks= for {len(masks.keys)} rows: this forward has {tasks * items if self.dropout else 'no dropout'}"
             )
-        call = Call(tasks, items, updates, reference, mask, features, masks=masks, kept=kept)
-        if kept is not None and not self._keeps:
-            let_keep(self.backbone, self.users, self.holder)
-            self._keeps = True
+        call = Call(tasks, items, updates, reference, mask, features, masks=masks, recording=recording)
+        if recording is not None and not self._records:
+            let_record(self.backbone, self.users, self.holder)
+            self._records = True
         with inputs.explained(x, self._ran_on):
             if self._ran_on is None:
                 with torch.autocast(self._like.device.type, enabled=False):  # a check needs digits

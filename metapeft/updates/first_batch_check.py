@@ -29,7 +29,7 @@ def first_batch(model: BatchedBackbone, x: Any, call: Call) -> None:
             differ, because some module can't take several tasks in one batch. With dropout also: a backbone that
             drops nothing, or whose train mode does more than to drop.
     """
-    for value in inputs.leaves(x):
+    for value in inputs.tree_leaves(x):
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"x of shape {tuple(value.shape)} has NaN or infinity in it")
     buffers = {name: value.clone() for name, value in model.module.named_buffers()} if model.dropout else {}

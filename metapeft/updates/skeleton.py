@@ -105,7 +105,7 @@ def _chained(chain: Chain, call: Call, input: Tensor) -> Any:
     return call.run(f"chain {chain.norm_name}", chain.sites.values(), lambda: chain(call, input))
 
 
-def let_keep(skeleton: nn.Module, users: dict[str, list[str]], holder: Holder) -> None:
+def let_record(skeleton: nn.Module, users: dict[str, list[str]], holder: Holder) -> None:
     """Let runs record what the modules give, and hand it back.
 
     Args:
@@ -122,7 +122,7 @@ def let_keep(skeleton: nn.Module, users: dict[str, list[str]], holder: Holder) -
         @functools.wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = holder.call
-            if call is None or call.kept is None:
+            if call is None or call.recording is None:
                 return plain(*args, **kwargs)
             return call.run(name, owned.get(name, ()), lambda: plain(*args, **kwargs))
 

@@ -74,7 +74,7 @@ class Call:
     them. While `shapes` is a dict, the leaf modules note the shapes of what they take and give.
     `masks` are those of dropout, None for none; `dropouts` counts it, and while a leaf module runs under vmap,
     `part` is the number of parts that the rows are cut into, and which of them it is.
-    `kept` records what modules give, or hands it back.
+    `recording` takes down what modules give, or hands it back.
     """
 
     tasks: int
@@ -90,19 +90,19 @@ class Call:
     masks: Masks | None = None
     dropouts: int = 0
     part: tuple[int, Tensor] | None = None
-    kept: Recording | Replay | None = None
+    recording: Recording | Replay | None = None
 
     def run(self, name: str, parameters: Collection[str], work: Callable[[], Any]) -> Any:
-        """The forward of a module, of which `parameters` carry updates, with what the run keeps or has kept of it."""
-        if self.kept is None:
+        """The forward of a module, of which `parameters` carry updates, recorded or handed back where the run is to."""
+        if self.recording is None:
             return work()
 
         def begun() -> Any:
-            if self.kept is not None and parameters:
-                self.kept.begins(parameters)
+            if self.recording is not None and parameters:
+                self.recording.begins(parameters)
             return work()
 
-        return self.kept.run(name, self, begun)
+        return self.recording.run(name, self, begun)
 
     @property
     def rows(self) -> int:
