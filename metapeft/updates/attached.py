@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -12,6 +11,7 @@ from metapeft.updates import factors as _factors
 from metapeft.updates import first_batch_check as check
 from metapeft.updates import inputs
 from metapeft.updates.batched import BatchedBackbone
+from metapeft.updates.formats.format import Factors
 from metapeft.updates.formats.site import Site
 from metapeft.updates.inputs import Preprocess
 from metapeft.updates.layers.call import Call, Statistics
@@ -19,8 +19,6 @@ from metapeft.updates.layers.masks import Masks
 from metapeft.updates.layers.recording import Recording, Replay
 from metapeft.updates.merge import with_updates
 from metapeft.updates.skeleton import let_record
-
-Factors = Mapping[str, Tensor]
 
 
 class Options(TypedDict, total=False):
