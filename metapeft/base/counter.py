@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint64]
 Integers = NDArray[np.int64]
 
-STEP = np.uint64(
-    0x9E3779B97F4A7C15
-)  # 2^64 over the golden ratio, odd: position * STEP runs through all of 2^64
-_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND = np.uint64(0x94D049BB133111EB)
-_SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
+# 2^64 over the golden ratio, odd: position * STEP runs through all of 2^64
+STEP = np.uint64(0x9E3779B97F4A7C15)
+# of `mix`
+FIRST, SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 
 
 def mix(x: Words) -> Words:
@@ -31,11 +30,11 @@ def mix(x: Words) -> Words:
         >>> [hex(word) for word in mix(np.array([1, 2], dtype=np.uint64)).tolist()]
         ['0x5692161d100b05e5', '0xdbd238973a2b148a']
     """
-    x = x ^ (x >> _SHIFTS[0])
-    x *= _FIRST
-    x ^= x >> _SHIFTS[1]
-    x *= _SECOND
-    x ^= x >> _SHIFTS[2]
+    x = x ^ (x >> SHIFTS[0])
+    x *= FIRST
+    x ^= x >> SHIFTS[1]
+    x *= SECOND
+    x ^= x >> SHIFTS[2]
     return x
 
 

@@ -108,7 +108,7 @@ class BackbonePass:
         model = roles.model if self.masks is None else roles.training_model
         options: dict[str, Any] = {
             "weights": roles.weights(u),
-            "kept": fixed or self._replay(derived, part),
+            "recording": fixed or self._replay(derived, part),
         }
         if self.batch_statistics:
             model = roles.batch_model

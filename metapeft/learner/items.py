@@ -12,7 +12,7 @@ from torch import Tensor
 from metapeft.base.finite import refuse_not_finite
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.inputs import join, leaves, mapped, sizes
+from metapeft.updates.inputs import join, mapped, sizes, tree_leaves
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Items:
     @property
     def tasks(self) -> int:
         """T."""
-        return leaves(self.x)[0].shape[0]
+        return tree_leaves(self.x)[0].shape[0]
 
     @property
     def count(self) -> int:
         """B."""
-        return leaves(self.x)[0].shape[1]
+        return tree_leaves(self.x)[0].shape[1]
 
     @property
     def regression(self) -> bool:
@@ -90,7 +90,7 @@ class Parts:
 def _mask(items: Items) -> Tensor:
     if items.mask is not None:
         return items.mask
-    like = leaves(items.x)[0]
+    like = tree_leaves(items.x)[0]
     return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
 
 
