@@ -55,7 +55,7 @@ setup(
     packages=find_packages(include=["metapeft", "metapeft.*", "theory", "theory.*"]),
     package_data={
         "metapeft": ["py.typed", "**/*.json", "**/*.gz", "**/*.html", "**/*.txt", "**/*.cpp", "**/*.hpp"],
-        "theory": ["*.html"],
+        "theory": ["**/*.html"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

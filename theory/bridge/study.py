@@ -26,7 +26,7 @@ from metapeft.training.runs.run import Run
 from metapeft.training.trainer import BilevelTrainer
 from metapeft.training.tuning import Tuned, grid, tune
 from theory.bridge.tasks import Family
-from theory.problems import require_positive
+from theory.models.problems import require_positive
 
 METHODS = ("sr", "reptile", "lora-ml")
 BATCH = 16  # test episodes in one forward; changes no result

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from theory.problems import Array, require_positive
+from theory.models.problems import Array, require_positive
 
 METHODS = ("reptile", "fomaml", "maml", "imaml")
 
@@ -76,8 +76,7 @@ def solution(
 
     Raises:
         ValueError: as `outer_gradient`; also where the gradient is 0 for every A (all tasks are fitted
-        exactly, as
-            with unit covariance at eta = 1), so that any A is stationary.
+            exactly, as with unit covariance at eta = 1), so that any A is stationary.
 
     Example:
         >>> maps, unit = np.stack([np.eye(2), 3 * np.eye(2)]), np.stack([np.eye(2)] * 2)

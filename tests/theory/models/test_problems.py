@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from theory.problems import LinearSetting, draw_truth, population, sample, square_root
+from theory.models.problems import LinearSetting, draw_truth, population, sample, square_root
 
 
 @pytest.mark.parametrize(

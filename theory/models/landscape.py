@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import least_squares
 
-from theory.problems import Array, Statistics, draw_truth, population, require_positive
-from theory.solvers import MetaObjective, MetaSolution, descend
+from theory.models.problems import Array, Statistics, draw_truth, population, require_positive
+from theory.models.solvers import MetaObjective, MetaSolution, descend
 
 
 def hessian(objective: MetaObjective, factors: Array) -> Array:
@@ -107,8 +107,8 @@ def spurious_minimum(
     Args:
         generator: source of all randomness.
         d, k, T: sizes; k = 1 for a Hessian that can be positive definite.
-        spread: standard deviation of the starts; at the paper's 0.1 about 1 start in 300 ends in such a
-        minimum. attempts: starts at most, each on a truth of its own.
+        spread: standard deviation of the starts; at the paper's 0.1 about 1 start in 300 ends in such a minimum.
+        attempts: starts at most, each on a truth of its own.
 
     Returns:
         The first one found, and the global minimum that restarts on the same tasks reach; None if there was

@@ -14,7 +14,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from metapeft.training.runs.environment import environment
-from theory.checks import BEYOND, Check, CheckFunction, all_checks
+from theory.checks.check import BEYOND, Check, CheckFunction
+from theory.checks.table import all_checks
 
 
 def run_checks(checks: list[CheckFunction], seed: int, console: Console) -> tuple[list[Check], float]:

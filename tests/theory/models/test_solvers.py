@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from theory.problems import Statistics, draw_truth, population, sample
-from theory.solvers import (
+from theory.models.problems import Statistics, draw_truth, population, sample
+from theory.models.solvers import (
     MetaObjective,
     alternate,
     input_loss,

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theory.engine import engine_gradient
-from theory.metalearners import METHODS, outer_gradient, solution, spread_covariances
-from theory.problems import draw_truth, population
-from theory.solvers import pooled_least_squares
+from theory.models.engine import engine_gradient
+from theory.models.metalearners import METHODS, outer_gradient, solution, spread_covariances
+from theory.models.problems import draw_truth, population
+from theory.models.solvers import pooled_least_squares
 
 AWAY = st.floats(-12, -2).map(lambda power: 10.0**power)
 RATES = st.one_of(
