@@ -57,8 +57,9 @@ def dump(
     seed
         Of the sampler.
     """
-    import metapeft as mp
+    from metapeft.datasets.by_name import load_dataset
     from metapeft.episodes.listing import dump as write
+    from metapeft.episodes.sampler import EpisodeSampler
 
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: allowed is a whole number of at least 1")
@@ -68,8 +69,8 @@ def dump(
             raise ValueError(f"{name} is given {len(size)} times: once, or twice for the least and the most")
         sizes.append(size if len(size) == 2 else size[0])
     options = reader_options(data_options, root)
-    sampler = mp.EpisodeSampler(
-        mp.load_dataset(data, split=split, **options), *sizes, queries, seed=seed, rotations=rotations,
+    sampler = EpisodeSampler(
+        load_dataset(data, split=split, **options), *sizes, queries, seed=seed, rotations=rotations,
         imbalanced=imbalanced,
     )  # fmt: skip
     print(f"{path}: {write(sampler, episodes, path)}")
@@ -100,9 +101,9 @@ def verify(
     split
         train, val or test.
     """
-    import metapeft as mp
+    from metapeft.datasets.by_name import load_dataset
     from metapeft.episodes.listing import verify as check
 
     options = reader_options(data_options, root)
-    print(f"{path} holds what it says: {check(path, mp.load_dataset(data, split=split, **options))}")
+    print(f"{path} holds what it says: {check(path, load_dataset(data, split=split, **options))}")
     return 0

@@ -58,8 +58,8 @@ def export(
     autocast
         Type of the forwards that adapt; default that of the run.
     """
-    import metapeft as mp
     from metapeft.cli.trained_run import chosen_steps, data_and_sizes, loaded
+    from metapeft.episodes.sampler import EpisodeSampler
     from metapeft.updates.peft_export import new_folder
 
     if episode < 0:
@@ -67,7 +67,7 @@ def export(
     new_folder(folder)  # before anything is loaded
     learner = loaded(run, checkpoint, device, dtype, autocast)
     found, sizes = data_and_sizes(run, data, root, split, ways, shots)
-    task = mp.EpisodeSampler(found, *sizes, 1, seed=seed)[episode]
+    task = EpisodeSampler(found, *sizes, 1, seed=seed)[episode]
     if steps is None:
         steps = chosen_steps(run, shift=False)
     learner.adapt(task.support_x, task.support_y, steps).export_peft(folder)

@@ -107,7 +107,7 @@ class Job:
     folder: str
 
     def __call__(self) -> None:
-        from metapeft.cli import run
+        from metapeft.cli.shell import run
 
         begun = ["--resume"] if (Path(self.folder) / "config.json").exists() else []
         code = run(["--config", self.options, "train", "--out", self.folder, "--quiet", *begun])

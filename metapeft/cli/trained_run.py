@@ -52,8 +52,8 @@ def data_and_sizes(
     Raises:
         ValueError: a run on data of the user's own, where the command names none.
     """
-    import metapeft as mp
     from metapeft.base.errors import stored_in
+    from metapeft.datasets.by_name import load_dataset
     from metapeft.datasets.table import registry
     from metapeft.training.runs.run import Run
 
@@ -69,7 +69,7 @@ def data_and_sizes(
         options = {}
     if root is not None:
         options["root"] = root
-    found = mp.load_dataset(data, split=split, **options)
+    found = load_dataset(data, split=split, **options)
     own = (
         tuple(size) if isinstance(size, list) else size
         for size in (spec.get("ways", 5), spec.get("shots", 1))

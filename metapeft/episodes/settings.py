@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from metapeft.base.stored_settings import as_json, refuse_difference
+from metapeft.base.stored_settings import as_json, refuse_difference, users_own
 from metapeft.datasets.by_name import load_dataset
 from metapeft.datasets.rotated import Rotated
 from metapeft.episodes.augment import Augment
 from metapeft.episodes.sampler import EpisodeSampler
 from metapeft.episodes.shift import Shift
-from metapeft.learner.settings import of
 
 _AUGMENT = ("crop", "flip", "brightness", "contrast")
 
@@ -61,7 +60,7 @@ def of_change(change: Any) -> Any:
         return {"kinds": list(change.kinds)}
     if type(change) is Augment:
         return {name: getattr(change, name) for name in _AUGMENT}
-    return None if change is None else of(change)
+    return None if change is None else users_own(change)
 
 
 def built_episodes(spec: Any, part: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -177,6 +178,14 @@ def test_a_job_that_is_taken_away_is_started_again_as_it_was() -> None:
     again = job.checkpoint()
     assert again.function == job
     assert (again.args, again.kwargs) == ((), {})
+
+
+def test_a_job_that_an_earlier_version_queued_is_read() -> None:
+    """Its pickle names the file where the class was then."""
+    job = Job("options.json", "run")
+    queued = pickle.dumps(job, protocol=2).replace(b"metapeft.cli.sweep_jobs", b"metapeft.sweeping")
+    assert b"metapeft.sweeping" in queued
+    assert pickle.loads(queued) == job  # noqa: S301 (made above)
 
 
 @pytest.mark.parametrize(
