@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cyclopts import App
 
+from metapeft.base.arguments import whole
 from metapeft.base.whole_numbers import Whole
 from metapeft.datasets.shell_options import reader_options
 
@@ -61,8 +62,7 @@ def dump(
     from metapeft.episodes.listing import dump as write
     from metapeft.episodes.sampler import EpisodeSampler
 
-    if episodes < 1:
-        raise ValueError(f"episodes={episodes}: allowed is a whole number of at least 1")
+    whole(episodes=episodes)
     sizes = []
     for name, size in (("ways", ways), ("shots", shots)):
         if not 1 <= len(size) <= 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from metapeft.base.arguments import whole
 from metapeft.base.whole_numbers import Whole
 from metapeft.experiments.config import AutocastOrOff, DtypeName
 
@@ -62,8 +63,7 @@ def export(
     from metapeft.episodes.sampler import EpisodeSampler
     from metapeft.updates.peft_export import new_folder
 
-    if episode < 0:
-        raise ValueError(f"episode={episode}: episodes are counted from 0")
+    whole(0, episode=episode)
     new_folder(folder)  # before anything is loaded
     learner = loaded(run, checkpoint, device, dtype, autocast)
     found, sizes = data_and_sizes(run, data, root, split, ways, shots)

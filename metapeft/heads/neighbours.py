@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import whole
 from metapeft.heads.head import Head, Tensors, one_hot
 
 
@@ -32,8 +33,7 @@ class KNN(Head):
     differentiable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"k={self.k!r}: the number of neighbours is a whole number of at least 1")
+        whole(k=self.k)
 
     def start(
         self,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from metapeft.base.arguments import number
 from metapeft.hypergradients.checked_result import (
     finish,
     gradient,
@@ -50,8 +51,8 @@ class MultiStep(Engine):
         if self.weights is None:
             return
         object.__setattr__(self, "weights", tuple(self.weights))
-        if any(isinstance(v, bool) or not isinstance(v, int | float) or not v >= 0 for v in self.weights):
-            raise ValueError(f"weights={self.weights!r}: each has to be a number, 0 or more")
+        for place, weight in enumerate(self.weights):
+            number(**{f"weights[{place}]": weight})
         if not math.isclose(sum(self.weights), 1.0, rel_tol=1e-6):
             raise ValueError(f"weights={self.weights!r} add up to {sum(self.weights):g}: they have to give 1")
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import whole
 from metapeft.inner.descent import is_on, squared_norm, value_of
 from metapeft.inner.nested_tensors import rebuild, tensors
-from metapeft.inner.solver import Bound, Solver, Tensors, check_steps, distinct
+from metapeft.inner.solver import Bound, Solver, Tensors, distinct
 
 # What higher's versions read; anything else (maximize, foreach, ...) they ignore in silence.
 OPTIONS = frozenset(
@@ -64,7 +65,7 @@ class Higher(Solver):
     """
 
     def __init__(self, optimizer: type[torch.optim.Optimizer], steps: int, **options: Any) -> None:
-        check_steps(steps)
+        whole(0, steps=steps)
         unknown = sorted(set(options) - OPTIONS)
         if unknown:
             raise ValueError(

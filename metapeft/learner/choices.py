@@ -5,7 +5,6 @@ Every tensor has exactly one role: frozen, outer, inner or generated. The outer 
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metapeft.base.registry import Registry
+from metapeft.base.suggestions import did_you_mean
 from metapeft.generators.generator import Generator
 from metapeft.heads.head import HEAD, Head
 from metapeft.inner.solver import Solver
@@ -48,9 +48,9 @@ def checked_groups(outer: Sequence[str]) -> tuple[str, ...]:
     names = (outer,) if isinstance(outer, str) else tuple(outer)
     for name in names:
         if name not in GROUPS:
-            near = difflib.get_close_matches(str(name), GROUPS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"outer={name!r}: the groups are {', '.join(GROUPS)}{hint}")
+            raise ValueError(
+                f"outer={name!r}: the groups are {', '.join(GROUPS)}{did_you_mean(name, GROUPS)}"
+            )
     if len(set(names)) != len(names):
         raise ValueError(f"outer={names!r} names a group twice")
     return names

@@ -17,6 +17,7 @@ import jinja2
 import matplotlib as mpl
 from rich.console import Console
 
+from metapeft.base.arguments import whole
 from theory.figures import plots, rows
 from theory.figures.captions import CAPTIONS, FILES, PUBLISHED, PUBLISHED_RANK
 from theory.figures.extras import EXTRAS, extra
@@ -79,8 +80,7 @@ def draw(out: Path, protocol: Protocol = "corrected", only: str | None = None, s
         ValueError: an unknown figure, a negative seed, an `out` that is a file.
     """
     wanted = names(only, protocol)
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    whole(0, seed=seed)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)

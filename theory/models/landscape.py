@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import least_squares
 
+from metapeft.base.arguments import number
 from theory.models.problems import Array, Statistics, draw_truth, population, require_positive
 from theory.models.solvers import MetaObjective, MetaSolution, descend
 
@@ -143,8 +144,7 @@ def restart_past(
 
 def family_offset(p: float) -> float:
     """Theorem 4's `q = sqrt(p(p+1))`, which makes `diag(1, 0) + [[p, q], [q, p]]` PSD of rank 1."""
-    if not p >= 0:
-        raise ValueError(f"p must be at least 0, got {p!r}")
+    number(p=p)
     return float(np.sqrt(p * (p + 1)))
 
 

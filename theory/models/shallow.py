@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from metapeft.base.arguments import number
 from theory.models.problems import Array, LinearSetting, require_positive
 
 METHODS = ("sr+lora", "lora-ml")
@@ -49,8 +50,7 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("trials", "retraining", "tuning", "points"):
             require_positive(name, getattr(self, name))
-        if not 0 <= self.plateau < 1:
-            raise ValueError(f"plateau must be a share in [0, 1), got {self.plateau!r}")
+        number(0, 1, plateau=self.plateau)
 
 
 @dataclass

@@ -89,8 +89,8 @@ def test_a_rate_of_one_leaves_every_start_stationary(method):
     ("method", "rate", "steps", "words"),
     [
         ("anil", 0.1, 1, "method must be one of"),
-        ("maml", 0.0, 1, "rate must be"),
-        ("maml", 0.1, 0, "steps must be"),
+        ("maml", 0.0, 1, "rate=0.0: allowed is"),
+        ("maml", 0.1, 0, "steps=0: allowed is"),
     ],
 )
 def test_bad_arguments_are_refused(method, rate, steps, words):
