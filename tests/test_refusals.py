@@ -81,7 +81,7 @@ def mse(outputs: Any, targets: Any, reduction: str = "none") -> Any:
 
 @pytest.mark.parametrize("lr", ["a", -1.0, float("nan"), float("inf"), True])
 def test_outer_rates_are_numbers(lr: Any) -> None:
-    with pytest.raises(ValueError, match="lr=.*: allowed is a finite number of at least 0"):
+    with pytest.raises(ValueError, match=r"lr=.*: allowed is a finite number of at least 0"):
         mp.BilevelTrainer(learner(), lr=lr, progress=False)
 
 

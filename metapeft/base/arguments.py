@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from numbers import Integral
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 LARGEST = 2**63 - 1  # what a signed word of 64 bits holds
 
@@ -89,7 +89,7 @@ def _end(more: str) -> str:
     return f", {more}" if more else ""
 
 
-def plain(value: object) -> object:
+def plain(value: object) -> Any:
     """A whole number of NumPy as one of Python; anything else as it is.
 
     Example:
@@ -97,7 +97,7 @@ def plain(value: object) -> object:
         >>> plain(np.int64(3)), plain(2.5)
         (3, 2.5)
     """
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+    return value if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
 
 
 def seed_number(seed: object) -> None:

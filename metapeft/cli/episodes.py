@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App
 
@@ -63,15 +64,15 @@ def dump(
     from metapeft.episodes.sampler import EpisodeSampler
 
     whole(episodes=episodes)
-    sizes = []
+    sizes: dict[str, Any] = {}
     for name, size in (("ways", ways), ("shots", shots)):
         if not 1 <= len(size) <= 2:
             raise ValueError(f"{name} is given {len(size)} times: once, or twice for the least and the most")
-        sizes.append(size if len(size) == 2 else size[0])
+        sizes[name] = size if len(size) == 2 else size[0]
     options = reader_options(data_options, root)
     sampler = EpisodeSampler(
-        load_dataset(data, split=split, **options), *sizes, queries, seed=seed, rotations=rotations,
-        imbalanced=imbalanced,
+        load_dataset(data, split=split, **options), queries=queries, seed=seed, rotations=rotations,
+        imbalanced=imbalanced, **sizes,
     )  # fmt: skip
     print(f"{path}: {write(sampler, episodes, path)}")
     return 0

@@ -70,8 +70,8 @@ def evaluate(
     from metapeft.updates.layers.compiled.switch import compiled_used
 
     learner = loaded(run, checkpoint, device, dtype, autocast)
-    found, sizes = data_and_sizes(run, data, root, split, ways, shots)
-    sampler = EpisodeSampler(found, *sizes, queries, seed=seed, shift=shift)
+    found, (own_ways, own_shots) = data_and_sizes(run, data, root, split, ways, shots)
+    sampler = EpisodeSampler(found, own_ways, own_shots, queries, seed=seed, shift=shift)
     if steps is None:
         steps = chosen_steps(run, shift)
     with compiled_used(compiled):

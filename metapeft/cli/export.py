@@ -66,8 +66,8 @@ def export(
     whole(0, episode=episode)
     new_folder(folder)  # before anything is loaded
     learner = loaded(run, checkpoint, device, dtype, autocast)
-    found, sizes = data_and_sizes(run, data, root, split, ways, shots)
-    task = EpisodeSampler(found, *sizes, 1, seed=seed)[episode]
+    found, (own_ways, own_shots) = data_and_sizes(run, data, root, split, ways, shots)
+    task = EpisodeSampler(found, own_ways, own_shots, 1, seed=seed)[episode]
     if steps is None:
         steps = chosen_steps(run, shift=False)
     learner.adapt(task.support_x, task.support_y, steps).export_peft(folder)

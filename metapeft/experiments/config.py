@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from metapeft.base.arguments import number, whole
 from metapeft.base.machine.byte_units import parse_bytes
@@ -128,8 +128,12 @@ class TrainConfig:
             raise ValueError(f"methods={self.methods} names one twice")
         if not self.methods or not self.inner_lrs or not self.inner_steps:
             raise ValueError("methods, inner_lrs and inner_steps each need at least one entry")
-        number(above=True, **{f"inner_lrs[{place}]": rate for place, rate in enumerate(self.inner_lrs)})
-        whole(0, **{f"inner_steps[{place}]": steps for place, steps in enumerate(self.inner_steps)})
+        rates: dict[str, Any] = {f"inner_lrs[{place}]": rate for place, rate in enumerate(self.inner_lrs)}
+        number(above=True, **rates)
+        steps: dict[str, Any] = {
+            f"inner_steps[{place}]": count for place, count in enumerate(self.inner_steps)
+        }
+        whole(0, **steps)
         if self.memory is not None:
             parse_bytes(self.memory)
         if self.autocast is not None and self.dtype == "float64":

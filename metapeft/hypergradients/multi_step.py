@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -51,8 +52,8 @@ class MultiStep(Engine):
         if self.weights is None:
             return
         object.__setattr__(self, "weights", tuple(self.weights))
-        for place, weight in enumerate(self.weights):
-            number(**{f"weights[{place}]": weight})
+        each: dict[str, Any] = {f"weights[{place}]": weight for place, weight in enumerate(self.weights)}
+        number(**each)
         if not math.isclose(sum(self.weights), 1.0, rel_tol=1e-6):
             raise ValueError(f"weights={self.weights!r} add up to {sum(self.weights):g}: they have to give 1")
 

@@ -20,7 +20,7 @@ def value_of(setting: Setting, u: Mapping[str, Tensor]) -> Any:
     return setting(u) if callable(setting) else setting
 
 
-def check_setting(name: str, setting: object) -> None:
+def check_setting(name: str, setting: Any) -> None:
     """Refuse what is neither a finite number >= 0, nor a tensor of shape (), nor a function of u."""
     if isinstance(setting, Tensor):
         if setting.ndim:
