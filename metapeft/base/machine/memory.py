@@ -21,6 +21,7 @@ from metapeft.base.machine import freed_memory as allocator
 log = logging.getLogger("metapeft")
 Found = TypeVar("Found")
 _PROCESS = Path("/proc/self")
+_UNTOLD = 4 * 2**30  # taken to be there where the system does not tell; `memory=` says better
 # What has no class of its own: the CPU's allocator, oneDNN without room for its buffers, cuBLAS, cuDNN, the driver.
 _SAID = (
     "DefaultCPUAllocator",
@@ -144,6 +145,8 @@ def _available() -> int:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):  # not Linux: all that there is
+        if not hasattr(os, "sysconf"):  # Windows
+            return _UNTOLD
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
