@@ -42,9 +42,8 @@ def from_file(path: Path, app: App, tokens: Sequence[str]) -> Dict:
         if name not in known:
             hint = did_you_mean(name, known) or f": known are {', '.join(sorted(known))}"
             raise ValueError(f"config={str(path)!r}: unknown option {name!r}{hint}")
-    for command in reversed(
-        app.parse_commands(tokens)[0]
-    ):  # `data` is an option here and a command elsewhere
+    # `data` is an option here and a command elsewhere
+    for command in reversed(app.parse_commands(tokens)[0]):
         found = {command: found}
     return Dict(found, source=str(path))
 

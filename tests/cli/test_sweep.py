@@ -79,9 +79,8 @@ def test_a_sweep_on_a_cluster_is_submitted_once_and_then_read(cluster: Path, cap
         assert f"#SBATCH {line}\n" in script.read_text()
     assert run(command) == 0
     assert "mean over 2 seed(s)" in capsys.readouterr().out
-    assert (
-        len((cluster / "submissions").read_text().splitlines()) == 1
-    )  # the second call had nothing to submit
+    # the second call had nothing to submit
+    assert len((cluster / "submissions").read_text().splitlines()) == 1
     found = json.loads((cluster / "all" / "sweep.json").read_text())
     for method in ("centroids", "other-task"):
         for column in ("plain", "shifted"):

@@ -62,9 +62,8 @@ def test_gradients_are_the_derivatives_of_the_outer_loss(method):
         adapted_loss(method, base + sign * 1e-4 * direction, maps, covariances, 0.4, 3) for sign in (1, -1)
     ]
     expected = float((outer_gradient(method, base, maps, covariances, 0.4, 3) * direction).sum())
-    assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(
-        expected, rel=1e-8
-    )  # a quadratic: only rounding is left
+    # a quadratic: only rounding is left
+    assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(expected, rel=1e-8)
 
 
 def test_unequal_covariances_move_the_solution_and_equal_ones_do_not():
