@@ -13,16 +13,6 @@ def as_json(value: Any) -> Any:
     return [as_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def users_own(value: Any) -> dict[str, str]:
-    """What is in no table of this package, by its name, or that of its class.
-
-    Example:
-        >>> users_own(len), users_own([1])
-        ({'custom': 'len'}, {'custom': 'list'})
-    """
-    return {"custom": getattr(value, "__qualname__", type(value).__qualname__)}
-
-
 def refuse_difference(part: str, stored: Any, given: Any) -> None:
     """Raise ValueError where a setting differs from that of the stored run, naming it."""
     if stored == given:
@@ -35,3 +25,13 @@ def refuse_difference(part: str, stored: Any, given: Any) -> None:
         f"{part} is {given!r} here, but the run was started with {stored!r}: the stored settings win, leave "
         "the argument out or give the same"
     )
+
+
+def custom(value: Any) -> dict[str, str]:
+    """What stands for something of the user's own, which has to be given again: its name, or that of its class.
+
+    Example:
+        >>> custom(len), custom([1])
+        ({'custom': 'len'}, {'custom': 'list'})
+    """
+    return {"custom": getattr(value, "__qualname__", type(value).__qualname__)}

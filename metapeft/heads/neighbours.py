@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import whole
 from metapeft.heads.head import Head, Tensors, one_hot
 
 
@@ -33,7 +32,8 @@ class KNN(Head):
     differentiable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        whole(k=self.k)
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"k={self.k!r}: the number of neighbours is a whole number of at least 1")
 
     def start(
         self,

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import number, whole
 from metapeft.base.errors import NumericalError
 from metapeft.hypergradients.implicit import (
     Implicit,
     IndefiniteHessian,
     Solution,
     System,
+    check_count,
+    check_damping,
     relative,
 )
 from metapeft.inner.solver import Tensors
@@ -58,10 +59,10 @@ class CG(Implicit):
     start: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        whole(0, iterations=self.iterations)
-        number(damping=self.damping)
-        if self.tolerance is not None:
-            number(0, 1, tolerance=self.tolerance, more="or None")
+        check_count("iterations", self.iterations)
+        check_damping(self.damping)
+        if self.tolerance is not None and not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance={self.tolerance!r} has to be None or a number in [0, 1)")
 
     def system_damping(self) -> float:
         return self.damping

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import number, whole
 from metapeft.base.errors import NumericalError
-from metapeft.hypergradients.implicit import Implicit, Solution, System, relative
+from metapeft.hypergradients.implicit import Implicit, Solution, System, check_count, check_damping, relative
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Exact(Implicit):
     limit: int = 2000
 
     def __post_init__(self) -> None:
-        number(damping=self.damping)
-        whole(0, limit=self.limit)
+        check_damping(self.damping)
+        check_count("limit", self.limit)
 
     def system_damping(self) -> float:
         return self.damping

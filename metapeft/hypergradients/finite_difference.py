@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import number
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value, refuse_batch_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.hypergradients.recompute import added, pull_back
 from metapeft.inner.loop import constants, inner_gradients, leaves, plain_steps, starting_point
 from metapeft.inner.solver import Solver, Tensors
+
+
+def _check_epsilon(epsilon: object) -> None:
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
+        raise ValueError(f"epsilon={epsilon!r} has to be a finite number above 0")
 
 
 def _norms(vector: Mapping[str, Tensor], tasks: int) -> Tensor:
@@ -76,7 +81,7 @@ class FiniteDifference(Engine):
     epsilon: float = 0.01
 
     def __post_init__(self) -> None:
-        number(epsilon=self.epsilon, above=True)
+        _check_epsilon(self.epsilon)
 
     def compute(self, problem: Problem) -> Result:
         solver, u = problem.solver, leaves(problem.u)
@@ -142,7 +147,7 @@ class AutoLoRA(Engine):
     repeats_batches = True
 
     def __post_init__(self) -> None:
-        number(epsilon=self.epsilon, above=True)
+        _check_epsilon(self.epsilon)
 
     def compute(self, problem: Problem) -> Result:
         u = leaves(problem.u)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import whole
 from metapeft.hypergradients.checked_result import finish, outer_value, refuse_rigid_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.hypergradients.unroll import reached
@@ -46,8 +45,8 @@ class Forward(Engine):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        if self.chunk is not None:
-            whole(chunk=self.chunk, more="or None for all")
+        if self.chunk is not None and (isinstance(self.chunk, bool) or self.chunk < 1):
+            raise ValueError(f"chunk={self.chunk!r} has to be None or an integer, 1 or more")
 
     def compute(self, problem: Problem) -> Result:
         solver, batches, u = problem.solver, problem.batches, constants(problem.u)

@@ -187,3 +187,13 @@ class Implicit(Engine):
                 'gradient; give the solver a proximal term (iMAML), or use "unroll".'
             )
         return found
+
+
+def check_damping(damping: object) -> None:
+    if isinstance(damping, bool) or not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
+        raise ValueError(f"damping={damping!r} has to be a finite number, 0 or more")
+
+
+def check_count(name: str, count: object) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise ValueError(f"{name}={count!r} has to be an integer, 0 or more")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import number, whole
-from metapeft.hypergradients.implicit import Implicit, NotConverged, Solution, System, relative
+from metapeft.hypergradients.implicit import Implicit, NotConverged, Solution, System, check_count, relative
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Neumann(Implicit):
     lr: float = 0.1
 
     def __post_init__(self) -> None:
-        whole(0, terms=self.terms)
-        number(lr=self.lr, above=True)
+        check_count("terms", self.terms)
+        if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
+            raise ValueError(f"lr={self.lr!r} has to be a finite number above 0")
 
     def solve(self, system: System, g: Tensor) -> Solution:
         power, total = g, torch.zeros_like(g)

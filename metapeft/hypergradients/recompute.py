@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import whole
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value, refuse_rigid_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.inner.loop import Path, inner_gradients, leaves, plain_steps, starting_point
@@ -76,8 +75,9 @@ class Recompute(Engine):
     every: int | Literal["sqrt"] = 1
 
     def __post_init__(self) -> None:
-        if self.every != "sqrt":
-            whole(every=self.every, more='or "sqrt"')
+        number = isinstance(self.every, int) and not isinstance(self.every, bool) and self.every >= 1
+        if not number and self.every != "sqrt":
+            raise ValueError(f'every={self.every!r} has to be an integer, 1 or more, or "sqrt"')
 
     def compute(self, problem: Problem) -> Result:
         solver, u = problem.solver, leaves(problem.u)

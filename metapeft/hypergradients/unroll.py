@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import whole
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value, refuse_rigid_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.inner.loop import constants, inner_gradients, leaves, plain_steps, starting_point
@@ -81,7 +80,8 @@ class Truncated(Engine):
     window: int = 5
 
     def __post_init__(self) -> None:
-        whole(window=self.window)
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window={self.window!r} has to be an integer, 1 or more")
 
     def compute(self, problem: Problem) -> Result:
         solver, u = problem.solver, leaves(problem.u)

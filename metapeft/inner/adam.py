@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import number
 from metapeft.inner.descent import Descent, Per, Setting, is_on, value_of
+from metapeft.inner.momentum import check_fraction
 from metapeft.inner.solver import Bound, Tensors
 
 
@@ -57,9 +57,10 @@ class Adam(Descent):
         super().__init__(steps, lr, rates, proximal, weight_decay)
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas={betas!r} has to be a pair of numbers in [0, 1)")
-        pair: dict[str, Any] = {"betas[0]": betas[0], "betas[1]": betas[1]}
-        number(0, 1, **pair)
-        number(eps=eps, above=True)
+        check_fraction("betas[0]", betas[0])
+        check_fraction("betas[1]", betas[1])
+        if not 0 < eps < math.inf:
+            raise ValueError(f"eps={eps!r} has to be a finite number above 0")
         self.betas, self.eps = (betas[0], betas[1]), eps
 
     def init(self, u: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metapeft.base.arguments import whole
 from metapeft.base.errors import NumericalError
 from metapeft.inner.argmin import argmin, newton
 from metapeft.inner.descent import Setting, check_setting, value_of
-from metapeft.inner.solver import Solver, Tensors
+from metapeft.inner.solver import Solver, Tensors, check_steps
 
 Table = tuple[Tensor, Tensor]
 Weights = Callable[[Mapping[str, Tensor]], Tensor]
@@ -168,7 +167,7 @@ class Ridge(Solver):
     def __init__(
         self, features: Callable[..., Table], penalty: Setting, weights: Weights | None = None, steps: int = 1
     ) -> None:
-        whole(0, steps=steps)
+        check_steps(steps)
         check_setting("penalty", penalty)
         self.features, self.penalty, self.weights, self.steps = features, penalty, weights, steps
 

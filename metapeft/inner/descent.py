@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import number, whole
-from metapeft.inner.solver import Bound, Solver, Tensors
+from metapeft.inner.solver import Bound, Solver, Tensors, check_steps
 
 Setting = float | Tensor | Callable[[Mapping[str, Tensor]], Any]
 Per = Literal["step", "element"]
@@ -20,7 +20,7 @@ def value_of(setting: Setting, u: Mapping[str, Tensor]) -> Any:
     return setting(u) if callable(setting) else setting
 
 
-def check_setting(name: str, setting: Any) -> None:
+def check_setting(name: str, setting: object) -> None:
     """Refuse what is neither a finite number >= 0, nor a tensor of shape (), nor a function of u."""
     if isinstance(setting, Tensor):
         if setting.ndim:
@@ -29,7 +29,12 @@ def check_setting(name: str, setting: Any) -> None:
                 'its own at every step or element say rates="step" or rates="element"'
             )
     elif not callable(setting):
-        number(0, more="or a tensor of shape () or a function of u", **{name: setting})
+        if isinstance(setting, bool) or not isinstance(setting, int | float):
+            raise ValueError(
+                f"{name}={setting!r} has to be a number, a tensor of shape () or a function of u"
+            )
+        if not (setting >= 0 and math.isfinite(setting)):
+            raise ValueError(f"{name}={setting!r} has to be finite and 0 or more")
 
 
 def descend(w: Tensor, direction: Tensor, rate: float | Tensor) -> Tensor:
@@ -80,7 +85,7 @@ class Descent(Solver):
         proximal: Setting = 0.0,
         weight_decay: Setting = 0.0,
     ) -> None:
-        whole(0, steps=steps)
+        check_steps(steps)
         check_setting("lr", lr)
         check_setting("proximal", proximal)
         check_setting("weight_decay", weight_decay)

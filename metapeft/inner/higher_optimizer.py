@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import whole
 from metapeft.inner.descent import is_on, squared_norm, value_of
 from metapeft.inner.nested_tensors import rebuild, tensors
-from metapeft.inner.solver import Bound, Solver, Tensors, distinct
+from metapeft.inner.solver import Bound, Solver, Tensors, check_steps, distinct
 
 # What higher's versions read; anything else (maximize, foreach, ...) they ignore in silence.
 OPTIONS = frozenset(
@@ -65,7 +64,7 @@ class Higher(Solver):
     """
 
     def __init__(self, optimizer: type[torch.optim.Optimizer], steps: int, **options: Any) -> None:
-        whole(0, steps=steps)
+        check_steps(steps)
         unknown = sorted(set(options) - OPTIONS)
         if unknown:
             raise ValueError(

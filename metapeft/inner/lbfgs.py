@@ -8,7 +8,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import whole
 from metapeft.inner.descent import Descent, Per, Setting
 from metapeft.inner.solver import Tensors
 
@@ -47,7 +46,8 @@ class LBFGS(Descent):
         weight_decay: Setting = 0.0,
     ) -> None:
         super().__init__(steps, lr, rates, proximal, weight_decay)
-        whole(memory=memory)
+        if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+            raise ValueError(f"memory={memory!r} has to be an integer, 1 or more")
         self.memory = memory
 
     def with_task_axis(self, task_axis: bool) -> Self:

@@ -9,8 +9,6 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
-from metapeft.base.arguments import whole
-
 Tensors = dict[str, Tensor]
 Bound = Callable[
     [Mapping[str, Tensor], Mapping[str, Tensor]], Tensor
@@ -72,7 +70,7 @@ class Solver:
 
     def with_steps(self, steps: int) -> Self:
         """A copy with another number of steps; learned rates beyond their last step repeat the last."""
-        whole(0, steps=steps)
+        check_steps(steps)
         other = copy.copy(self)
         object.__setattr__(other, "steps", steps)  # also where the class is frozen
         return other
@@ -106,3 +104,8 @@ def distinct(w: Mapping[str, Tensor]) -> Tensors:
         name: value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
         for name, value in w.items()
     }
+
+
+def check_steps(steps: object) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps={steps!r} is no number of inner steps: it has to be an integer, 0 or more")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from metapeft.base.arguments import whole
 from metapeft.learner.items import Items
 from metapeft.learner.objectives import Objectives
 from metapeft.updates.inputs import mapped, sizes
@@ -60,7 +59,8 @@ class Adapted:
     def task(self, index: int) -> Adapted:
         """One of the tasks, 0 .. T - 1, on its own; ValueError for a number that none has."""
         tasks = self.objectives.tasks
-        whole(0, tasks - 1, index=index)
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < tasks:
+            raise ValueError(f"index={index!r}: there are tasks 0 to {tasks - 1}")
         one = slice(index, index + 1)
 
         def pick(values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from metapeft.base.registry import Registry
 from metapeft.base.state import digest
-from metapeft.base.stored_settings import as_json, refuse_difference, users_own
+from metapeft.base.stored_settings import as_json, refuse_difference
 from metapeft.datasets.images import Preprocess
 from metapeft.inner.solver import Solver
 
@@ -55,7 +55,7 @@ def of(value: Any) -> Any:
             "name": type(value).__name__,
             "fields": {name: of(item) for name, item in _fields(value).items()},
         }
-    return users_own(value)
+    return {"custom": getattr(value, "__qualname__", type(value).__qualname__)}
 
 
 def built(spec: Any, part: str) -> Any:

@@ -9,12 +9,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import whole
 from metapeft.updates.formats.format import (
     Factors,
     Format,
     Geometry,
     checked_alpha,
+    positive_rank,
     uniform_fan_in,
 )
 
@@ -44,7 +44,7 @@ class LoRA(Format):
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        whole(0, rank=self.rank, more="0 for no update")
+        positive_rank("rank", self.rank)
         checked_alpha(self.alpha)
 
     @property

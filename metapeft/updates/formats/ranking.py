@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import number, whole
 from metapeft.updates.formats.selection import Softmax
 
 Weights = dict[str, list[float]]
@@ -112,8 +111,13 @@ def _ordered(weights: Weights) -> list[str]:
     return [name for *_, name in sorted(keys)]
 
 
+def _check_total(total: int, largest: int, unit: str) -> None:
+    if isinstance(total, bool) or not isinstance(total, int) or not 0 <= total <= largest:
+        raise ValueError(f"total={total!r}: allowed is a whole number of {unit} from 0 to {largest}")
+
+
 def _total(weights: Weights, total: int) -> dict[str, int]:
-    whole(0, sum(map(len, weights.values())), total=total)
+    _check_total(total, sum(map(len, weights.values())), "terms")
     chosen = _ordered(weights)[:total]
     return {name: chosen.count(name) for name in weights}
 
@@ -127,7 +131,8 @@ def _parameters(weights: Weights, total: int, costs: Mapping[str, int]) -> dict[
     for name, cost in costs.items():
         if not cost > 0:
             raise ValueError(f"costs[{name!r}]={cost!r}: a term has at least one parameter")
-    whole(0, total=total)
+    if isinstance(total, bool) or not isinstance(total, int) or total < 0:
+        raise ValueError(f"total={total!r}: allowed is a whole number of parameters, 0 or more")
     result = dict.fromkeys(weights, 0)
     for name in _ordered(weights):
         if costs[name] <= total:
@@ -137,7 +142,8 @@ def _parameters(weights: Weights, total: int, costs: Mapping[str, int]) -> dict[
 
 
 def _svd(weights: Weights, updates: Mapping[str, Tensor], noise: float) -> dict[str, int]:
-    number(noise=noise)
+    if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
+        raise ValueError(f"noise={noise!r}: allowed is a standard deviation, finite and 0 or more")
     missing = sorted(set(weights) - set(updates))
     if missing:
         raise ValueError(f"updates misses {', '.join(missing[:5])}: one trained update a layer")
@@ -150,7 +156,7 @@ def _svd(weights: Weights, updates: Mapping[str, Tensor], noise: float) -> dict[
 
 
 def _uniform(weights: Weights, total: int) -> dict[str, int]:
-    whole(0, sum(map(len, weights.values())), total=total)
+    _check_total(total, sum(map(len, weights.values())), "terms")
     return _total({name: [1.0 / len(own)] * len(own) for name, own in weights.items()}, total)
 
 
