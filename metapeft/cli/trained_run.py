@@ -46,7 +46,7 @@ def loaded(
 
 def data_and_sizes(
     run: Path, data: str | None, root: Path | None, split: str, ways: int | None, shots: int | None
-) -> tuple[Any, tuple[Any, ...]]:
+) -> tuple[Any, tuple[Any, Any]]:
     """The data set of a command, and ways and shots: what it was given or, where it was not, those of the run.
 
     Raises:
@@ -70,11 +70,13 @@ def data_and_sizes(
     if root is not None:
         options["root"] = root
     found = load_dataset(data, split=split, **options)
-    own = (
-        tuple(size) if isinstance(size, list) else size
-        for size in (spec.get("ways", 5), spec.get("shots", 1))
-    )
-    return found, tuple(mine if given is None else given for mine, given in zip(own, (ways, shots)))
+
+    def chosen(given: int | None, name: str, usual: int) -> Any:
+        stored = spec.get(name, usual)
+        own = tuple(stored) if isinstance(stored, list) else stored
+        return own if given is None else given
+
+    return found, (chosen(ways, "ways", 5), chosen(shots, "shots", 1))
 
 
 def chosen_steps(run: Path, shift: bool) -> int | None:
