@@ -13,6 +13,8 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from metapeft.base.arguments import plain, seed_number
+
 Words = NDArray[np.uint64]
 Integers = NDArray[np.int64]
 
@@ -40,8 +42,7 @@ def mix(x: Words) -> Words:
 
 def root(seed: int) -> Words:
     """The key `(1,)` of a seed in `0 .. 2^63 - 1`; raises ValueError for any other."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be an integer from 0 to 2^63 - 1, not {seed!r}")
+    seed_number(plain(seed))
     return child(np.zeros(1, dtype=np.uint64), np.array([seed], dtype=np.uint64))
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy
 import torch
 
-import metapeft
 from metapeft.base.machine.processor import processor_name
+from metapeft.base.version import __version__
 from metapeft.updates.layers.compiled.switch import in_use
 
 
@@ -31,8 +31,8 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
-        "metapeft": metapeft.__version__,
-        "commit": _commit(Path(metapeft.__file__).parent),
+        "metapeft": __version__,
+        "commit": _commit(Path(__file__).parents[2]),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "cpu": processor_name(),
