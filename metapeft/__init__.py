@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from metapeft.generators.control import OtherTask
     from metapeft.generators.generator import Generator
     from metapeft.generators.mapping_net import MappingNet
-    from metapeft.heads.centroids import PrototypeInit, Prototypes
+    from metapeft.heads.centroids import Cosine, PrototypeInit, Prototypes
     from metapeft.heads.head import Head
     from metapeft.heads.layers import Learned, Zero
     from metapeft.heads.logistic import Logistic
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from metapeft.hypergradients.unroll import Truncated, Unroll
     from metapeft.learner.adapted_tasks import Adapted
     from metapeft.learner.learner import Learner
+    from metapeft.training.center import fit_center
     from metapeft.training.evaluation import compare, evaluate
     from metapeft.training.pretraining import calibrate, pretrain
     from metapeft.training.runs.learner_in_run import load, save
@@ -100,6 +101,7 @@ _NAMES = {
     "BilevelTrainer": "training.trainer",
     "pretrain": "training.pretraining",
     "calibrate": "training.pretraining",
+    "fit_center": "training.center",
     "evaluate": "training.evaluation",
     "compare": "training.evaluation",
     "load": "training.runs.learner_in_run",
@@ -132,6 +134,7 @@ __all__ = [
     "BilevelTrainer",
     "CG",
     "CP",
+    "Cosine",
     "DataError",
     "Direct",
     "Engine",
@@ -192,6 +195,7 @@ __all__ = [
     "episodes",
     "evaluate",
     "export_peft",
+    "fit_center",
     "generators",
     "heads",
     "hypergradient",
