@@ -50,9 +50,9 @@ def test_a_head_on_normalised_features_is_the_plain_head_on_them(kind: str, norm
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_centre_that_is_missing_is_said(kind: str) -> None:
     features, y = support()
-    with pytest.raises(ValueError, match="mp.fit_center"):
+    with pytest.raises(ValueError, match=r"mp.fit_center"):
         KINDS[kind](normalize="center+l2").start(features, y, 3)
-    with pytest.raises(ValueError, match="normalize='L2': allowed are"):
+    with pytest.raises(ValueError, match=r"normalize='L2': allowed are"):
         KINDS[kind](normalize="L2")
 
 
@@ -83,7 +83,8 @@ def test_derivatives_of_unit_at_small_features(value: float) -> None:
     assert torch.autograd.gradgradcheck(unit, x) if value else unit(x).isfinite().all()
     (first,) = torch.autograd.grad(unit(x)[0, 0], x, create_graph=True)
     (second,) = torch.autograd.grad(first[0, 0], x)
-    assert first.isfinite().all() and second.isfinite().all()
+    assert first.isfinite().all()
+    assert second.isfinite().all()
 
 
 def learner(kind: str, normalize: str | None, **more: Any) -> mp.Learner:
@@ -99,7 +100,8 @@ def data() -> Any:
 def test_the_centre_is_the_mean_feature_of_the_images() -> None:
     one = mp.fit_center(learner("prototypes", "center+l2"), data(), images=200, group=37, seed=3)
     other = mp.fit_center(learner("prototypes", "center+l2"), data(), images=200, group=200, seed=3)
-    assert one.center is not None and other.center is not None
+    assert one.center is not None
+    assert other.center is not None
     torch.testing.assert_close(one.center, other.center, rtol=1e-12, atol=0)
     few = mp.ImageData(data().images[:5], data().labels[:5] * 0, ["a"])
     found = mp.fit_center(one, few, images=10).center
@@ -116,7 +118,7 @@ def test_adapted_merged_kept_and_loaded(kind: str, normalize: str | None, tmp_pa
     inner = mp.inner.SGD(2, 0.1) if KINDS[kind]().inner else None
     one = learner(kind, normalize, inner=inner, outer=("weights", "factors"))
     if normalize == "center+l2":
-        with pytest.raises(ValueError, match="mp.fit_center"):
+        with pytest.raises(ValueError, match=r"mp.fit_center"):
             mp.evaluate(one, mp.EpisodeSampler(data(), 3, 2, 2), episodes=2)
         mp.fit_center(one, data(), images=50)
     batch = mp.EpisodeSampler(data(), 3, 2, 2).batch(0, 2)
@@ -140,7 +142,7 @@ def test_adapted_merged_kept_and_loaded(kind: str, normalize: str | None, tmp_pa
 
 
 def test_a_head_without_a_centre_measures_none() -> None:
-    with pytest.raises(ValueError, match='"prototypes" reads no centre'):
+    with pytest.raises(ValueError, match=r'"prototypes" reads no centre'):
         mp.fit_center(learner("prototypes", "l2"), data())
-    with pytest.raises(ValueError, match="an mp.Learner is needed"):
+    with pytest.raises(ValueError, match=r"an mp.Learner is needed"):
         mp.fit_center(nn.Linear(1, 1), data())  # type: ignore[arg-type]
