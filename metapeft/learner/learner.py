@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -220,6 +221,36 @@ class Learner:
         self._name_variables()
         self.load_state(own)
         return self
+
+    def with_engine(self, method: Any) -> Learner:
+        """A view of this learner with another hypergradient, checked again; it shares all tensors.
+
+        Raises:
+            ValueError: an engine that does not exist or cannot reach an outer group.
+
+        Example:
+            >>> import metapeft as mp
+            >>> learner = mp.methods.maml(mp.backbones.mlp(4, 3, hidden=(8,)), steps=2)
+            >>> learner.with_engine("first-order").engine, learner.method
+            (FirstOrder(), 'unroll')
+        """
+        view = copy.copy(self)
+        view.method, view.engine = method, resolve(method)
+        checks.check_engine(view)
+        return view
+
+    def set_engine(self, method: Any) -> None:
+        """Let another engine stand in for that of `hypergradient=`, which the settings go on to name.
+
+        Raises:
+            ValueError: as `with_engine`; then nothing is changed.
+        """
+        self.engine = self.with_engine(method).engine
+
+    def set_autocast(self, autocast: torch.dtype | None) -> None:
+        """Take another type for the forwards; raises ValueError for one that does not go with the weights."""
+        check_autocast(autocast, self._like)
+        self.autocast = autocast
 
     def settings(self) -> dict[str, Any]:
         """What this learner was made of, as JSON can say it; `mp.load` builds it again from that."""
