@@ -36,9 +36,8 @@ def loaded(
     learner = load(run, checkpoint=checkpoint, device=given["device"])
     if given["dtype"] is not None:
         learner.to(dtype=given["dtype"])
-    learner.set_autocast(
-        learner.autocast if autocast is None else given["autocast"]
-    )  # also for another dtype
+    # that of the run too, for the dtype may be another
+    learner = learner.with_autocast(learner.autocast if autocast is None else given["autocast"])
     ask(device, None if learner.autocast is None else "bfloat16")
     return learner
 

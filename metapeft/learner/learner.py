@@ -223,34 +223,26 @@ class Learner:
         return self
 
     def with_engine(self, method: Any) -> Learner:
-        """A view of this learner with another hypergradient, checked again; it shares all tensors.
+        """This learner with another hypergradient, as `Learner(hypergradient=method)` checks it; all tensors are shared.
 
         Raises:
-            ValueError: an engine that does not exist or cannot reach an outer group.
-
-        Example:
-            >>> import metapeft as mp
-            >>> learner = mp.methods.maml(mp.backbones.mlp(4, 3, hidden=(8,)), steps=2)
-            >>> learner.with_engine("first-order").engine, learner.method
-            (FirstOrder(), 'unroll')
+            ValueError: an engine that cannot reach what is trained.
         """
         view = copy.copy(self)
         view.method, view.engine = method, resolve(method)
         checks.check_engine(view)
         return view
 
-    def set_engine(self, method: Any) -> None:
-        """Let another engine stand in for that of `hypergradient=`, which the settings go on to name.
+    def with_autocast(self, autocast: torch.dtype | None) -> Learner:
+        """This learner with its forwards in another type, None for the weights' own; all tensors are shared.
 
         Raises:
-            ValueError: as `with_engine`; then nothing is changed.
+            ValueError: a type that the weights do not go with.
         """
-        self.engine = self.with_engine(method).engine
-
-    def set_autocast(self, autocast: torch.dtype | None) -> None:
-        """Take another type for the forwards; raises ValueError for one that does not go with the weights."""
         check_autocast(autocast, self._like)
-        self.autocast = autocast
+        view = copy.copy(self)
+        view.autocast = autocast
+        return view
 
     def settings(self) -> dict[str, Any]:
         """What this learner was made of, as JSON can say it; `mp.load` builds it again from that."""

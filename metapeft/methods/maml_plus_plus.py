@@ -84,7 +84,9 @@ class Annealing:
         inner = self.learner.inner
         count = 1 if inner is None else inner.steps
         weights = step_weights(step, self.multi_step, count)
-        self.learner.set_engine(MultiStep(weights, second_order=step >= self.first_order))
+        engine = MultiStep(weights, second_order=step >= self.first_order)
+        # checked as at the start; what the learner's settings name stays
+        self.learner.engine = self.learner.with_engine(engine).engine
 
     def step(self) -> None:
         """After an outer step."""

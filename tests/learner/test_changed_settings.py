@@ -22,23 +22,20 @@ def test_a_view_with_another_engine_shares_its_tensors_and_is_checked() -> None:
         own.with_engine("unrol")
 
 
-def test_an_engine_that_stands_in_is_checked_and_leaves_the_settings() -> None:
-    own = learner()
+def test_annealing_checks_its_engines_and_leaves_the_settings() -> None:
+    own = mp.methods.mamlpp(mp.backbones.mlp(4, 3, hidden=(8,)), steps=2)
     before = own.settings()
-    own.set_engine("recompute")
-    assert type(own.engine).__name__ == "Recompute"
+    schedule = mp.methods.annealing(own, multi_step=4, first_order=1)
+    schedule(torch.optim.Adam(own.trained.values()), 8)
+    assert own.engine == mp.hypergradients.MultiStep((0.5, 0.5), second_order=False)
     assert own.settings() == before
-    with pytest.raises(ValueError, match=r"hypergradient=Envelope\(.*\) cannot reach"):
-        own.set_engine(mp.hypergradients.Envelope())
-    assert type(own.engine).__name__ == "Recompute"
 
 
-def test_the_type_of_the_forwards_is_checked() -> None:
+def test_a_view_with_another_type_of_the_forwards_is_checked() -> None:
     own = learner()
-    own.set_autocast(torch.bfloat16)
-    assert own.settings()["autocast"] == "bfloat16"
-    own.set_autocast(None)
+    view = own.with_autocast(torch.bfloat16)
+    assert (view.settings()["autocast"], own.settings()["autocast"]) == ("bfloat16", None)
+    assert view.variables is own.variables
     own.to(dtype=torch.float64)
     with pytest.raises(ValueError, match="is for parameters in float32, these are"):
-        own.set_autocast(torch.bfloat16)
-    assert own.autocast is None
+        own.with_autocast(torch.bfloat16)
