@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metapeft.base.finite import refuse_not_finite
+from metapeft.episodes.episode import EpisodeBatch
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import join, leaves, mapped, sizes
 
@@ -28,7 +29,13 @@ class Items:
     mask: Tensor | None = None
 
     @property
+    def tasks(self) -> int:
+        """T."""
+        return leaves(self.x)[0].shape[0]
+
+    @property
     def count(self) -> int:
+        """B."""
         return leaves(self.x)[0].shape[1]
 
     @property
@@ -91,6 +98,20 @@ def refuse_no_tensor(value: object, name: str) -> None:
         raise ValueError(
             f"{name} is of type {type(value).__name__}: a tensor is needed, such as torch.tensor(...) of it"
         )
+
+
+def of_batch(batch: EpisodeBatch, model: AttachedModel) -> tuple[Items, Items]:
+    """Support and query of a batch as `moved` gives them.
+
+    Raises:
+        ValueError: what `moved` refuses; class labels that are not 0 .. ways - 1.
+    """
+    support = moved(Items(batch.support_x, batch.support_y, batch.support_mask), model, "support")
+    query = moved(Items(batch.query_x, batch.query_y, batch.query_mask), model, "query")
+    known = None if batch.classes is None else batch.ways
+    refuse_labels(support, known, "support")
+    refuse_labels(query, known, "query")
+    return support, query
 
 
 def moved(items: Items, model: AttachedModel, name: str) -> Items:

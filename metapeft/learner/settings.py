@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,7 @@ from metapeft.base.state import digest
 from metapeft.base.stored_settings import as_json, refuse_difference
 from metapeft.datasets.images import Preprocess
 from metapeft.inner.solver import Solver
-
-if TYPE_CHECKING:
-    from metapeft.learner.learner import Learner
+from metapeft.learner.roles import Roles
 
 _FOLDERS = ("updates", "heads", "generators", "inner", "hypergradients")
 
@@ -117,33 +115,33 @@ def of_backbone(module: nn.Module) -> dict[str, Any]:
     return getattr(module, "made_by", None) or {"custom": type(module).__qualname__}
 
 
-def of_learner(learner: Learner) -> dict[str, Any]:
+def of_learner(roles: Roles) -> dict[str, Any]:
     """Everything that a learner was made of; shapes of its variables, and a hash of what it never trains."""
-    model = learner.model
+    model = roles.model
     return {
-        "method": learner.name,
+        "method": roles.name,
         "backbone": of_backbone(model.module),
-        "frozen": frozen_hash(model.module, learner.trainable, learner.dropped),
+        "frozen": frozen_hash(model.module, roles.trainable, roles.dropped),
         "formats": {name: of(site.format) for name, site in model.sites.items()},
         "norm": model.norm,
         "preprocess": of(model.preprocess),
         "classifier": model.classifier if model.classifier_is_certain else "auto",
         "dtype": str(next(model.backbone.parameters()).dtype).removeprefix("torch."),
-        "inner": of(learner.inner),
-        "adapt": learner.adapted,
-        "hypergradient": of(learner.method),
-        "outer": list(learner.outer),
-        "head": of(learner.head),
-        "generator": of(learner.generator),
-        "features": features_hash(learner.generator),
-        "selection": of(learner.selection),
-        "inner_data": learner.inner_data,
-        "autocast": None if learner.autocast is None else str(learner.autocast).removeprefix("torch."),
-        "dropout": learner.dropout or None,  # None, as in runs from before there was any
-        "loss": of_loss(learner.loss),
-        "test_steps": learner.test_steps,
-        "seed": learner.seed,
-        "shapes": {name: list(value.shape) for name, value in learner.variables.items()},
+        "inner": of(roles.inner),
+        "adapt": roles.adapted,
+        "hypergradient": of(roles.method),
+        "outer": list(roles.outer),
+        "head": of(roles.head),
+        "generator": of(roles.generator),
+        "features": features_hash(roles.generator),
+        "selection": of(roles.selection),
+        "inner_data": roles.inner_data,
+        "autocast": None if roles.autocast is None else str(roles.autocast).removeprefix("torch."),
+        "dropout": roles.dropout or None,  # None, as in runs from before there was any
+        "loss": of_loss(roles.loss),
+        "test_steps": roles.test_steps,
+        "seed": roles.seed,
+        "shapes": {name: list(value.shape) for name, value in roles.variables.items()},
     }
 
 

@@ -193,10 +193,10 @@ def _scored(
 ) -> tuple[Tensor, Tensor | None]:
     """Loss and accuracy (None in regression) of each episode, `(T,)`; with `"wrong"` some losses may not be finite."""
     objectives = learner.objectives(batch, training=False)
-    w, derived = adapted(learner, objectives, steps, checked=diverged == "raise")
+    w, derived = adapted(objectives, steps, checked=diverged == "raise")
     with torch.no_grad():
         loss, logits = objectives.scored(w, derived)
-    right = correct(logits, objectives.query) if objectives.query is not None else None
+    right = correct(logits, objectives.passes.items("query"))
     return loss.cpu(), None if right is None else right.cpu()
 
 

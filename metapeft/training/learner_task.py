@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from metapeft.hypergradients.problem import Result
 from metapeft.hypergradients.unroll import Unroll
-from metapeft.learner.checks import adapts_start
 from metapeft.learner.learner import Learner
 from metapeft.training.task import Task
 
@@ -74,7 +73,7 @@ class LearnerTask(GivenTask):
         if self.given.inner is None:
             raise ValueError("warm_start=True has no effect: this learner has no inner solver")
         for group in ("factors", "generator"):
-            if group in self.given.outer and adapts_start(self.given, group):
+            if group in self.given.outer and self.given.adapts_start(group):
                 raise ValueError(
                     f"warm_start=True goes on from the adapted factors, so the starts that "
                     f'outer="{group}" trains get no gradient: take that group out, or leave warm_start'

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from metapeft.updates.layers.compiled import compiler as building
-from metapeft.updates.layers.compiled import switch
 
 import metapeft as mp
+from metapeft.updates.layers.compiled import compiler as building
+from metapeft.updates.layers.compiled import switch
 from metapeft.updates.layers.compiled.switch import compiled_used, in_use, use_compiled
 
 
