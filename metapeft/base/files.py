@@ -37,11 +37,12 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, must survive a power failure
-        finally:
-            os.close(folder)
+        if hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)  # the new name, too, must survive a power failure
+            finally:
+                os.close(folder)
     except OSError as error:
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}; what was there is untouched"

@@ -59,10 +59,10 @@ def start(
         raise ValueError("--resume needs --out, the run folder to go on with")
     from rich.console import Console
 
-    from metapeft.base.machine import devices as placement
+    from metapeft.base.machine import devices
     from metapeft.base.machine.processes import processes, restarts
     from metapeft.experiments.main_job import prepared
-    from metapeft.training.runs import shared as shared_run
+    from metapeft.training.runs import shared
     from metapeft.updates.layers.compiled.switch import compiled_used
 
     begun = time.monotonic()
@@ -74,20 +74,20 @@ def start(
     settings = plain_config(config)
     console = Console(soft_wrap=True, quiet=not together.main)
     try:
-        if resume or (restarted and shared_run.exists(out, together)):
-            with shared_run.opened(out, together) as run:
+        if resume or (restarted and shared.exists(out, together)):
+            with shared.opened(out, together) as run:
                 config = configured(run.config.get("train"), config, given)
-                placement.ask(config.device, config.autocast)
+                devices.ask(config.device, config.autocast)
                 with compiled_used(config.compiled):
                     return _run(config, prepared(config), run, console, quiet, together.main, begun)
-        placement.ask(config.device, config.autocast)  # before anything is written
+        devices.ask(config.device, config.autocast)  # before anything is written
         processors = os.cpu_count() or config.threads
         if config.threads > processors:
             raise ValueError(f"threads={config.threads}: this machine has {processors}; 0 leaves it to torch")
         found = prepared(config)
         with (
             compiled_used(config.compiled),
-            shared_run.created(out, {"train": settings}, together) as run,
+            shared.created(out, {"train": settings}, together) as run,
         ):
             return _run(config, found, run, console, quiet, together.main, begun)
     except MemoryError as error:
@@ -160,10 +160,9 @@ def _run(
     import torch
 
     from metapeft.base.files import write_atomically
-    from metapeft.base.machine import devices as placement
+    from metapeft.base.machine import devices
     from metapeft.base.machine.freed_memory import keep_freed_memory
-    from metapeft.experiments import main_job as experiment
-    from metapeft.experiments import sinusoids
+    from metapeft.experiments import main_job, sinusoids
     from metapeft.experiments.results import as_json
     from metapeft.experiments.results_page import write
     from metapeft.experiments.tables import tables
@@ -175,13 +174,13 @@ def _run(
     def say(line: str) -> None:
         console.print(f"[{time.monotonic() - begun:5.0f} s] {line}", markup=False, highlight=False)
 
-    results = experiment.run(config, samplers, run.folder, say, progress=not quiet)
+    results = main_job.run(config, samplers, run.folder, say, progress=not quiet)
     fits = None
     if config.sinusoid_steps:
         say("sinusoid regression by the same recipes")
         fits = sinusoids.run(
             config.sinusoid_steps, config.seed, run.folder / "sinusoid", not quiet, config.memory,
-            **placement.options(config.device, config.dtype, config.autocast),
+            **devices.options(config.device, config.dtype, config.autocast),
         )  # fmt: skip
     if not main:
         return 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from metapeft.base.suggestions import did_you_mean
 from metapeft.learner.learner import Learner
 from metapeft.methods import recipes
 from metapeft.updates.formats.cp import CP
@@ -91,9 +91,8 @@ METHODS = {
 
 def check_method(name: str, methods: tuple[str, ...]) -> None:
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"methods has {name!r}: known are {', '.join(METHODS)}{hint}")
+        known = ", ".join(METHODS)
+        raise ValueError(f"methods has {name!r}: known are {known}{did_you_mean(name, METHODS)}")
     needed = METHODS[name].needs
     if needed is not None and needed not in methods:
         raise ValueError(f"methods has {name!r}, which builds on {needed!r}: add that too")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from metapeft.base.arguments import number
 from metapeft.hypergradients.checked_result import (
     finish,
     gradient,
@@ -50,8 +52,8 @@ class MultiStep(Engine):
         if self.weights is None:
             return
         object.__setattr__(self, "weights", tuple(self.weights))
-        if any(isinstance(v, bool) or not isinstance(v, int | float) or not v >= 0 for v in self.weights):
-            raise ValueError(f"weights={self.weights!r}: each has to be a number, 0 or more")
+        each: dict[str, Any] = {f"weights[{place}]": weight for place, weight in enumerate(self.weights)}
+        number(**each)
         if not math.isclose(sum(self.weights), 1.0, rel_tol=1e-6):
             raise ValueError(f"weights={self.weights!r} add up to {sum(self.weights):g}: they have to give 1")
 

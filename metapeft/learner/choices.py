@@ -5,7 +5,6 @@ Every tensor has exactly one role: frozen, outer, inner or generated. The outer 
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from metapeft.base.registry import Registry
+from metapeft.base.suggestions import did_you_mean
 from metapeft.generators.generator import Generator
 from metapeft.heads.head import Head
 from metapeft.updates.attached import AttachedModel
@@ -42,9 +42,9 @@ def checked_groups(outer: Sequence[str]) -> tuple[str, ...]:
     names = (outer,) if isinstance(outer, str) else tuple(outer)
     for name in names:
         if name not in GROUPS:
-            near = difflib.get_close_matches(str(name), GROUPS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"outer={name!r}: the groups are {', '.join(GROUPS)}{hint}")
+            raise ValueError(
+                f"outer={name!r}: the groups are {', '.join(GROUPS)}{did_you_mean(name, GROUPS)}"
+            )
     if len(set(names)) != len(names):
         raise ValueError(f"outer={names!r} names a group twice")
     return names

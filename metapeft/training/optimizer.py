@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from metapeft.base.arguments import number
 
 
 def resolve_schedule(
@@ -55,8 +56,7 @@ def parameter_groups(trained: Mapping[str, Tensor], lr: float | Mapping[str, flo
     rates = dict(lr) if isinstance(lr, Mapping) else {"default": lr}
     known = {name.partition(".")[0] for name in trained}
     for group, rate in rates.items():
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
-            raise ValueError(f"lr={rate!r}: an outer rate is a finite number of at least 0")
+        number(lr=rate)
         if group != "default" and group not in known:
             raise ValueError(
                 f"lr names the group {group!r}, which is not trained: trained are {sorted(known)}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from metapeft.base.arguments import whole
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import Preprocess
 from metapeft.updates.refusals import refuse_backbone
@@ -51,8 +52,7 @@ def attach(
         raise ValueError(f"norm={norm!r}: allowed are {', '.join(NORMS)}")
     if preprocess is not None and not callable(preprocess):
         raise ValueError(f"preprocess={preprocess!r}: allowed are a function of uint8 inputs, and None")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed={seed!r}: allowed is a whole number")
+    whole(None, seed=seed)
     refuse_backbone(backbone)
     found = find_classifier(backbone, classifier)
     sites = find_sites(backbone, format, targets, found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from metapeft.base.suggestions import did_you_mean
 from metapeft.updates.formats.format import Format, Geometry
 from metapeft.updates.formats.site import Site
 from metapeft.updates.leaf import Leaf, is_gpt2_linear, leaves
@@ -175,8 +175,7 @@ def _refuse_unused(backbone: nn.Module, rule: Rule, classifier: str | None) -> N
     text = rule.pattern if isinstance(rule.pattern, str) else rule.pattern.__name__
     names = [name for name, _ in backbone.named_parameters()]
     modules = [name for name, _ in backbone.named_modules() if name]
-    near = difflib.get_close_matches(text, [*names, *modules], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(text, [*names, *modules])
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     raise ValueError(
         f"target {text!r} matches no parameter that is still free; the backbone has {shown}{hint}"

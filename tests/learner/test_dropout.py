@@ -255,7 +255,7 @@ def test_other_devices_and_types_keep_it() -> None:
         ({"outer": ()}, "outer=\\(\\) trains nothing"),
         ({"dropout": 0.5}, "dropout=0.5: allowed are True and False"),
         ({"dropout": 1}, "dropout=1: allowed are True and False"),
-        ({"seed": -1}, "seed must be an integer"),
+        ({"seed": -1}, "seed=-1: allowed is a whole number from 0"),
     ],
 )
 def test_refused_at_construction(options: dict[str, Any], sentence: str) -> None:

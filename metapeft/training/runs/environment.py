@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import torch
 
-import metapeft
+from metapeft.base.version import __version__
 from metapeft.updates.layers.compiled.switch import in_use
 
 
@@ -30,8 +30,8 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
-        "metapeft": metapeft.__version__,
-        "commit": _commit(Path(metapeft.__file__).parent),
+        "metapeft": __version__,
+        "commit": _commit(Path(__file__).parents[2]),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "cpu": _cpu(),

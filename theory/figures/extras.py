@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from theory.checks.rates import retrained_base, true_base, tuned_errors
-from theory.landscape import spurious_minimum
-from theory.metalearners import METHODS, solution, spread_covariances
-from theory.problems import Array, LinearSetting, Statistics, Truth, draw_truth, population, sample
-from theory.rows import EXACT, Row
-from theory.solvers import (
+from theory.figures.rows import EXACT, Row
+from theory.models.landscape import spurious_minimum
+from theory.models.metalearners import METHODS, solution, spread_covariances
+from theory.models.problems import Array, LinearSetting, Statistics, Truth, draw_truth, population, sample
+from theory.models.solvers import (
     MetaObjective,
     descend,
     input_loss,
@@ -22,6 +21,7 @@ from theory.solvers import (
     pooled_least_squares,
     reduced_rank_regression,
 )
+from theory.models.tuning_error import retrained_base, true_base, tuned_errors
 
 DEFAULT = LinearSetting()
 STARTS = 0.1  # standard deviation of LoRA-ML's starts, as published

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from theory.problems import LinearSetting, draw_truth, population, sample, square_root
+from theory.models.problems import LinearSetting, draw_truth, population, sample, square_root
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"k": 11}, "k must be at most d = 10"),
-        ({"T": 0}, "T must be a whole number of at least 1, got 0"),
-        ({"n": -1}, "n must be a whole number"),
-        ({"N": 2.5}, "N must be a whole number"),
-        ({"d": True}, "d must be a whole number"),
-        ({"sigma": -0.1}, "sigma must be a finite number of at least 0"),
-        ({"sigma": float("nan")}, "sigma must be a finite number"),
+        ({"k": 11}, "k=11: allowed is a whole number from 1 to 10, the width"),
+        ({"T": 0}, "T=0: allowed is a whole number of at least 1"),
+        ({"n": -1}, "n=-1: allowed is a whole number"),
+        ({"N": 2.5}, "N=2.5: allowed is a whole number"),
+        ({"d": True}, "d=True: allowed is a whole number"),
+        ({"sigma": -0.1}, "sigma=-0.1: allowed is a finite number of at least 0"),
+        ({"sigma": float("nan")}, "sigma=nan: allowed is a finite number"),
     ],
 )
 def test_bad_settings_are_refused(change, words):
@@ -87,5 +87,5 @@ def test_truth_is_nested_and_symmetric():
     assert truth.maps.shape == (5, 4, 6, 6)
     np.testing.assert_array_equal(truth.maps, truth.maps.swapaxes(-1, -2))
     assert np.linalg.matrix_rank(truth.updates).tolist() == [[2] * 4] * 5
-    with pytest.raises(ValueError, match="k must be at most"):
+    with pytest.raises(ValueError, match="allowed is a whole number from 1 to"):
         draw_truth(np.random.default_rng(0), 3, 2, 4)

@@ -14,20 +14,16 @@ adapters start at N(0, 0.1^2) in both factors, the layers as torch's Linear does
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from theory.problems import Array, LinearSetting, require_positive
-from theory.rows import Row
+from metapeft.base.arguments import number
+from theory.models.problems import Array, LinearSetting, require_positive
 
-SWEEPS: dict[str, tuple[int, ...]] = {"shallow-d": (5, 10, 20), "shallow-T": (2, 3, 5, 10)}
-BASE = LinearSetting(d=10, T=3, N=1000, n=100, k=1, sigma=0.1)
 METHODS = ("sr+lora", "lora-ml")
 WIDTH, TASKS, RANK, START, FRESH, CHECK = 20, 10, 1, 0.1, 1000, 2000
-
-
 Point = tuple[str, int, int, float, float]
 
 
@@ -54,8 +50,7 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("trials", "retraining", "tuning", "points"):
             require_positive(name, getattr(self, name))
-        if not 0 <= self.plateau < 1:
-            raise ValueError(f"plateau must be a share in [0, 1), got {self.plateau!r}")
+        number(0, 1, plateau=self.plateau)
 
 
 @dataclass
@@ -210,40 +205,3 @@ def _draw(setting: LinearSetting, generator: np.random.Generator) -> dict[str, t
         "fresh_clean": fresh_clean,
     }
     return {name: torch.from_numpy(np.ascontiguousarray(part)).float() for name, part in parts.items()}
-
-
-def settings(sweep: str) -> dict[int, LinearSetting]:
-    """The settings of one sweep, by value.
-
-    Example:
-        >>> [setting.d for setting in settings("shallow-d").values()]
-        [5, 10, 20]
-    """
-    name = sweep.removeprefix("shallow-")
-    return {value: replace(BASE, **{name: value}) for value in SWEEPS[sweep]}
-
-
-def one_setting(setting: LinearSetting, schedule: Schedule, seed: int) -> list[Point]:
-    """`run` on one thread, for a process of its own: nets this small gain nothing from a second."""
-    torch.set_num_threads(1)
-    return run(setting, schedule, seed)
-
-
-def all_settings() -> list[LinearSetting]:
-    """The distinct settings of both sweeps."""
-    return list(dict.fromkeys(setting for sweep in SWEEPS for setting in settings(sweep).values()))
-
-
-def rows(results: dict[LinearSetting, list[Point]]) -> dict[str, list[Row]]:
-    """The rows of both sweeps from the results by setting; the two share their default setting.
-
-    `loss` is the mean squared error to clean targets on the n test inputs, `population` on fresh inputs.
-    """
-    return {
-        sweep: [
-            Row(sweep, value, *point)
-            for value, setting in settings(sweep).items()
-            for point in results[setting]
-        ]
-        for sweep in SWEEPS
-    }

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from metapeft.base.arguments import whole
 from metapeft.training.runs.environment import environment
-from theory.checks import BEYOND, Check, CheckFunction, all_checks
+from theory.checks.check import BEYOND, Check, CheckFunction
+from theory.checks.table import all_checks
 
 
 def run_checks(checks: list[CheckFunction], seed: int, console: Console) -> tuple[list[Check], float]:
@@ -89,8 +91,7 @@ def verify(json_file: Path | None, seed: int, checks: list[CheckFunction] | None
         raise ValueError(f"--json: {json_file} is a folder; name a file in it")
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise ValueError(f"--json: the folder {json_file.resolve().parent} does not exist; make it first")
-    if seed < 0:
-        raise ValueError(f"--seed must be at least 0, got {seed}")
+    whole(0, seed=seed)
     console = Console()
     found, seconds = run_checks(all_checks() if checks is None else checks, seed, console)
     console.print(table(found))

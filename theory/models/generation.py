@@ -5,9 +5,8 @@ from the task's features by a mapping net. With the terms given, the update is l
 is a linear regression:
 
 - where the tasks' updates do lie in the terms' span, test error is `sigma^2 R` over the n inputs, against
-LoRA's
-  `sigma^2 k(2d - k)`; and a *linear* mapping net on the feature `mean_i (y_i - W0 x_i) x_i^T` is the exact
-  generator;
+  LoRA's `sigma^2 k(2d - k)`; and a *linear* mapping net on the feature `mean_i (y_i - W0 x_i) x_i^T` is the
+  exact generator;
 - where they do not (P3's independent factors), what lies outside the span stays, whatever the generator.
 
 Sources: MetaLoRA (Wang, Zhao, arXiv 2504.00460), CP format; P3 (arXiv 2410.22264) for the model.
@@ -17,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from theory.problems import Array, Statistics
+from theory.models.problems import Array, Statistics
 
 
 def terms(left: Array, right: Array) -> Array:

@@ -14,10 +14,15 @@ from typing import Literal
 
 import numpy as np
 
-from theory.dynamics import fine_tune, meta_train, retrain
-from theory.problems import Array, LinearSetting, Statistics, Truth, observed
-from theory.rows import EXACT, Row
-from theory.solvers import input_loss, meta_least_squares, pooled_least_squares, reduced_rank_regression
+from theory.figures.rows import EXACT, Row
+from theory.models.dynamics import fine_tune, meta_train, retrain
+from theory.models.problems import Array, LinearSetting, Statistics, Truth, observed
+from theory.models.solvers import (
+    input_loss,
+    meta_least_squares,
+    pooled_least_squares,
+    reduced_rank_regression,
+)
 
 Protocol = Literal["corrected", "paper"]
 RUNS = 5

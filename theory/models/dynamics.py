@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.problems import Array, Statistics, require_positive
+from theory.models.problems import Array, Statistics, require_positive
 
 
 class Curve(NamedTuple):
@@ -39,7 +39,7 @@ def retrain(statistics: Statistics, start: Array, frozen: Array, steps: int, rat
         `A`, `(..., d, d)`.
 
     Example:
-        >>> from theory.problems import population
+        >>> from theory.models.problems import population
         >>> tasks = population(np.stack([np.eye(2), 3 * np.eye(2)]))
         >>> float(retrain(tasks, np.zeros((2, 2)), np.zeros((2, 2, 2)), steps=2000, rate=0.1)[0, 0].round(9))
         2.0

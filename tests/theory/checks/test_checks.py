@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from theory.checks import Check, all_checks, beyond, metalearners, minima, rates, residual, surface
+from theory.checks import beyond, metalearners, minima, rates, residual, surface
+from theory.checks.check import Check
+from theory.checks.table import all_checks
 
 
 def passes(found):

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from theory.problems import Array, require_positive
+from metapeft.base.arguments import number
+from theory.models.problems import Array, require_positive
 
 METHODS = ("reptile", "fomaml", "maml", "imaml")
 
@@ -76,8 +77,7 @@ def solution(
 
     Raises:
         ValueError: as `outer_gradient`; also where the gradient is 0 for every A (all tasks are fitted
-        exactly, as
-            with unit covariance at eta = 1), so that any A is stationary.
+            exactly, as with unit covariance at eta = 1), so that any A is stationary.
 
     Example:
         >>> maps, unit = np.stack([np.eye(2), 3 * np.eye(2)]), np.stack([np.eye(2)] * 2)
@@ -112,8 +112,7 @@ def spread_covariances(generator: np.random.Generator, tasks: int, d: int, sprea
     """
     require_positive("tasks", tasks)
     require_positive("d", d)
-    if not spread >= 0:
-        raise ValueError(f"spread must be at least 0, got {spread!r}")
+    number(spread=spread)
     if spread == 0:
         return np.broadcast_to(np.eye(d), (tasks, d, d))
     rotation = np.linalg.qr(generator.standard_normal((tasks, d, d)))[0]
@@ -124,6 +123,5 @@ def spread_covariances(generator: np.random.Generator, tasks: int, d: int, sprea
 def _check(method: str, rate: float, steps: int) -> None:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if not (rate > 0 and np.isfinite(rate)):
-        raise ValueError(f"rate must be a positive number, got {rate!r}")
+    number(rate=rate, above=True)
     require_positive("steps", steps)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from theory.problems import Array
+from theory.models.problems import Array
 
 EXACT = "exact"  # the step of a row that an exact solver made
 

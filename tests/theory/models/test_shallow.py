@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from theory import shallow
-from theory.problems import LinearSetting
+from theory.figures import shallow_sweeps
+from theory.models import shallow
+from theory.models.problems import LinearSetting
 
-SMALL = replace(shallow.BASE, d=4, N=40, n=30)
+SMALL = replace(shallow_sweeps.BASE, d=4, N=40, n=30)
 FIELDS = ("first", "second", "bias", "left", "right")
 
 
@@ -74,9 +75,9 @@ def test_a_plateau_ends_retraining(monkeypatch):
 
 
 def test_the_two_sweeps_share_a_setting():
-    assert len(shallow.all_settings()) == 6
+    assert len(shallow_sweeps.all_settings()) == 6
     points = [("lora-ml", 0, 0, 1.0, 2.0)]
-    made = shallow.rows(dict.fromkeys(shallow.all_settings(), points))
+    made = shallow_sweeps.rows(dict.fromkeys(shallow_sweeps.all_settings(), points))
     assert [row.value for row in made["shallow-T"]] == [2, 3, 5, 10]
     assert made["shallow-d"][0].loss == 1.0
 
@@ -95,7 +96,7 @@ def test_settings_beyond_the_draw_are_refused():
 @pytest.mark.slow
 def test_lora_ml_ends_below_sr_at_the_same_rank():
     schedule = shallow.Schedule(trials=3, retraining=8000, tuning=4000, points=3)
-    found = shallow.run(replace(shallow.BASE, d=5), schedule, seed=0)
+    found = shallow.run(replace(shallow_sweeps.BASE, d=5), schedule, seed=0)
     ends = {
         method: np.median([loss for name, _, epoch, loss, _ in found if name == method and epoch == 4000])
         for method in shallow.METHODS

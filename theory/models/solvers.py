@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize
 
-from theory.problems import Array, Statistics, require_positive, require_rank, square_root
+from theory.models.problems import Array, Statistics, require_positive, require_rank, square_root
 
 
 def pooled_least_squares(statistics: Statistics) -> Array:
@@ -24,7 +24,7 @@ def pooled_least_squares(statistics: Statistics) -> Array:
         `A`, `(..., d, d)`.
 
     Example:
-        >>> from theory.problems import population
+        >>> from theory.models.problems import population
         >>> pooled_least_squares(population(np.stack([np.eye(2), 3 * np.eye(2)])))
         array([[2., 0.],
                [0., 2.]])
@@ -64,7 +64,7 @@ def reduced_rank_regression(base: Array, statistics: Statistics, rank: int) -> A
         ValueError: a rank outside 1..d.
 
     Example:
-        >>> from theory.problems import population
+        >>> from theory.models.problems import population
         >>> reduced_rank_regression(np.zeros((2, 2)), population(np.diag([3.0, 1.0])), rank=1).round(12)
         array([[3., 0.],
                [0., 0.]])
@@ -181,7 +181,7 @@ def meta_least_squares(
         ValueError: a rank outside 1..d, fewer than one restart.
 
     Example:
-        >>> from theory.problems import draw_truth, population
+        >>> from theory.models.problems import draw_truth, population
         >>> truth = draw_truth(np.random.default_rng(0), d=6, tasks=3, k=1)
         >>> solution = meta_least_squares(population(truth.maps), 1, np.random.default_rng(1))
         >>> bool(np.abs(solution.base - truth.base).max() < 1e-6)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metapeft.hypergradients import CG, hypergradient
 from metapeft.inner import SGD
-from theory.problems import Array
+from theory.models.problems import Array
 
 ENGINES = {"reptile": "reptile", "fomaml": "first-order", "maml": "unroll", "imaml": CG(iterations=200)}
 PROXIMAL_STEPS = 400  # iMAML's inner descent, which has to converge; its rate is 1 / (largest eigenvalue)

@@ -9,12 +9,13 @@ paper `V_t = U_t` and `Sigma = I`. Tasks `1..T` are for retraining, the last one
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from metapeft.base.arguments import number, plain, whole
 
 Array = NDArray[np.float64]
 
@@ -234,22 +235,14 @@ def square_root(matrix: Array, inverse: bool = False) -> Array:
 
 def require_positive(name: str, value: int) -> None:
     """Refuse a size that is no whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    whole(**{name: plain(value)})
 
 
 def require_rank(name: str, rank: int, d: int) -> None:
     """Refuse a rank outside 1..d."""
-    require_positive(name, rank)
-    if rank > d:
-        raise ValueError(f"{name} must be at most d = {d}, the width of the map, got {rank}")
+    whole(1, d, more="the width of the map", **{name: plain(rank)})
 
 
 def require_noise(sigma: float) -> None:
     """Refuse a standard deviation that is negative or not finite."""
-    if (
-        isinstance(sigma, bool)
-        or not isinstance(sigma, (int, float))
-        or not (sigma >= 0 and math.isfinite(sigma))
-    ):
-        raise ValueError(f"sigma must be a finite number of at least 0 (a standard deviation), got {sigma!r}")
+    number(sigma=sigma)

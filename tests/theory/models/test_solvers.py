@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from theory.problems import Statistics, draw_truth, population, sample
-from theory.solvers import (
+from theory.models.problems import Statistics, draw_truth, population, sample
+from theory.models.solvers import (
     MetaObjective,
     alternate,
     input_loss,
@@ -113,9 +113,9 @@ def test_symmetric_alternation_needs_isotropic_inputs():
 
 @pytest.mark.parametrize("rank", [0, 5, 1.5])
 def test_ranks_outside_the_map_are_refused(rank):
-    with pytest.raises(ValueError, match="rank must be"):
+    with pytest.raises(ValueError, match=f"rank={rank}: allowed is a whole number from 1 to 4"):
         reduced_rank_regression(np.zeros((4, 4)), population(np.eye(4)), rank)
-    with pytest.raises(ValueError, match="rank must be"):
+    with pytest.raises(ValueError, match=f"rank={rank}: allowed is a whole number from 1 to 4"):
         MetaObjective(population(np.stack([np.eye(4)] * 2)), rank)
 
 

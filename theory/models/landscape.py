@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import least_squares
 
-from theory.problems import Array, Statistics, draw_truth, population, require_positive
-from theory.solvers import MetaObjective, MetaSolution, descend
+from metapeft.base.arguments import number
+from theory.models.problems import Array, Statistics, draw_truth, population, require_positive
+from theory.models.solvers import MetaObjective, MetaSolution, descend
 
 
 def hessian(objective: MetaObjective, factors: Array) -> Array:
@@ -107,8 +108,8 @@ def spurious_minimum(
     Args:
         generator: source of all randomness.
         d, k, T: sizes; k = 1 for a Hessian that can be positive definite.
-        spread: standard deviation of the starts; at the paper's 0.1 about 1 start in 300 ends in such a
-        minimum. attempts: starts at most, each on a truth of its own.
+        spread: standard deviation of the starts; at the paper's 0.1 about 1 start in 300 ends in such a minimum.
+        attempts: starts at most, each on a truth of its own.
 
     Returns:
         The first one found, and the global minimum that restarts on the same tasks reach; None if there was
@@ -143,8 +144,7 @@ def restart_past(
 
 def family_offset(p: float) -> float:
     """Theorem 4's `q = sqrt(p(p+1))`, which makes `diag(1, 0) + [[p, q], [q, p]]` PSD of rank 1."""
-    if not p >= 0:
-        raise ValueError(f"p must be at least 0, got {p!r}")
+    number(p=p)
     return float(np.sqrt(p * (p + 1)))
 
 

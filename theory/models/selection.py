@@ -4,11 +4,9 @@ One layer, `y = (W0 + R) x + e` with a planted update R of rank k, is fitted by 
 `alpha = softmax(logits)`. Two facts the network experiments cannot show:
 
 - The lower-level optimum does not depend on alpha: any alpha > 0 is absorbed by the factors, so the exact
-bilevel
-  gradient of the logits is 0 and every alpha is optimal. What one unrolled step reads is how fast a term is
-  moving.
-- The singular values of the trained update do carry the rank: those above the noise edge are the planted
-ones.
+  bilevel gradient of the logits is 0 and every alpha is optimal. What one unrolled step reads is how fast a
+  term is moving.
+- The singular values of the trained update do carry the rank: those above the noise edge are the planted ones.
 
 Source: AutoLoRA (Zhang, Qiang, Somayajula, Xie, NAACL 2024, arXiv 2403.09113), equations of the search step.
 """
@@ -22,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from theory.problems import Array, Statistics, require_noise, require_positive, require_rank
+from theory.models.problems import Array, Statistics, require_noise, require_positive, require_rank
 
 
 class Search(NamedTuple):

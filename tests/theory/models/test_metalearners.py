@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theory.engine import engine_gradient
-from theory.metalearners import METHODS, outer_gradient, solution, spread_covariances
-from theory.problems import draw_truth, population
-from theory.solvers import pooled_least_squares
+from theory.models.engine import engine_gradient
+from theory.models.metalearners import METHODS, outer_gradient, solution, spread_covariances
+from theory.models.problems import draw_truth, population
+from theory.models.solvers import pooled_least_squares
 
 AWAY = st.floats(-12, -2).map(lambda power: 10.0**power)
 RATES = st.one_of(
@@ -62,9 +62,8 @@ def test_gradients_are_the_derivatives_of_the_outer_loss(method):
         adapted_loss(method, base + sign * 1e-4 * direction, maps, covariances, 0.4, 3) for sign in (1, -1)
     ]
     expected = float((outer_gradient(method, base, maps, covariances, 0.4, 3) * direction).sum())
-    assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(
-        expected, rel=1e-8
-    )  # a quadratic: only rounding is left
+    # a quadratic: only rounding is left
+    assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(expected, rel=1e-8)
 
 
 def test_unequal_covariances_move_the_solution_and_equal_ones_do_not():
@@ -89,8 +88,8 @@ def test_a_rate_of_one_leaves_every_start_stationary(method):
     ("method", "rate", "steps", "words"),
     [
         ("anil", 0.1, 1, "method must be one of"),
-        ("maml", 0.0, 1, "rate must be"),
-        ("maml", 0.1, 0, "steps must be"),
+        ("maml", 0.0, 1, "rate=0.0: allowed is"),
+        ("maml", 0.1, 0, "steps=0: allowed is"),
     ],
 )
 def test_bad_arguments_are_refused(method, rate, steps, words):

@@ -17,47 +17,14 @@ import jinja2
 import matplotlib as mpl
 from rich.console import Console
 
-from theory import plots, rows
-from theory.extras import EXTRAS, extra
-from theory.problems import LinearSetting
-from theory.rows import Row
-from theory.sweeps import RUNS, STEPS, SWEEPS, TOLERANCE, Protocol, linear_sweeps, settings
-
-# File names that differ by more than case.
-FILES = {"N": "sweep-retraining-samples", "n": "sweep-test-samples", "rank": "test-rank"}
-PUBLISHED = (
-    "As published, faults included: noise of standard deviation sigma^2, an SR learner that carries frozen "
-    "random adapters, 3000 outer steps however far they get."
-)
-PUBLISHED_RANK = (
-    "Reduced-rank solutions for the A that each method's 3000 steps give; dashed: the floor of the noise as "
-    "it was."
-)
-SHALLOW = (
-    "y = c' sigmoid((A* + U U') x) + noise; error to clean targets on the n inputs, median and range of the "
-    "trials. Corrected protocol: retraining ends once no net improves by 0.5 % in 2,000 epochs."
-)
-CAPTIONS = {
-    "d": "Five draws a value, mean and min-max band; dashed: the reduced-rank solution for that A and data.",
-    "T": "At T = 2 both methods have rank 3k.",
-    "N": "More retraining samples lower LoRA-ML's end point; SR stays where Eckart-Young puts it.",
-    "n": "The loss sums over the n inputs, so SR's plateau grows with n.",
-    "k": "At k = 3, k(T+1) = 12 exceeds d = 10: the residual of SR has rank d.",
-    "rank": "Reduced-rank solutions. SR's loss falls in a staircase down to r = k(T+1); "
-    "LoRA-ML's is at the floor at r = k, and spare rank fits noise.",
-    "tie": "SR's residual and LoRA-ML's both have rank 3k at T = 2: no gap is left there.",
-    "meta-learners": "Finite-sample solutions (N = 5000, five inner steps at rate 0.5; iMAML's weight 0.5). "
-    "MAML's small offset is the sampled covariances' (theorem 6 needs them equal).",
-    "test-error": "200 draws, A without retraining error. The line is reached at n >> d only.",
-    "retraining-error": "8 draws, T = 3 and 16; distance from each method's own limit (SR's is A* + mean R). "
-    "SR's constant grows as 1 - 1/T.",
-    "covariance": "50 draws, T = 3, five inner steps at rate 0.3. At s = 0 all coincide with SR.",
-    "landscape": "Descents from the published starts, on three tasks (d = 5, k = 1) that have a spurious minimum and "
-    "on the first two of them, population losses; 0 is shown as 1e-30. At T = 2 a descent that is not at 0 has run off "
-    "along the family of theorem 4, which has no end.",
-    "shallow-d": SHALLOW,
-    "shallow-T": SHALLOW,
-}
+from metapeft.base.arguments import whole
+from theory.figures import plots, rows
+from theory.figures.captions import CAPTIONS, FILES, PUBLISHED, PUBLISHED_RANK
+from theory.figures.extras import EXTRAS, extra
+from theory.figures.rows import Row
+from theory.figures.style import NAMES
+from theory.figures.sweeps import RUNS, STEPS, SWEEPS, TOLERANCE, Protocol, linear_sweeps, settings
+from theory.models.problems import LinearSetting
 
 
 @dataclass
@@ -113,8 +80,7 @@ def draw(out: Path, protocol: Protocol = "corrected", only: str | None = None, s
         ValueError: an unknown figure, a negative seed, an `out` that is a file.
     """
     wanted = names(only, protocol)
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    whole(0, seed=seed)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -155,21 +121,22 @@ def pool() -> ProcessPoolExecutor:
 
 def shallow_rows(protocol: Protocol, seed: int, console: Console) -> dict[str, list[Row]]:
     """The rows of the shallow figures, one process a setting, the largest first; minutes."""
-    from theory import shallow
+    from theory.figures import shallow_sweeps
+    from theory.models.shallow import Schedule
 
-    schedule = shallow.Schedule(plateau=0.005 if protocol == "corrected" else 0.0)
+    schedule = Schedule(plateau=0.005 if protocol == "corrected" else 0.0)
     start, done = time.perf_counter(), {}
     with pool() as workers:
         found = {
-            workers.submit(shallow.one_setting, one, schedule, seed): one
-            for one in sorted(shallow.all_settings(), key=lambda one: -one.T * one.d)
+            workers.submit(shallow_sweeps.one_setting, one, schedule, seed): one
+            for one in sorted(shallow_sweeps.all_settings(), key=lambda one: -one.T * one.d)
         }
         for future in as_completed(found):
             one = found[future]
             done[one] = future.result()
             seconds = time.perf_counter() - start
             console.print(f"{seconds:6.1f} s  shallow net, d = {one.d}, T = {one.T}", highlight=False)
-    return shallow.rows(done)
+    return shallow_sweeps.rows(done)
 
 
 def make(out: Path, name: str, protocol: Protocol, seed: int) -> Shown:
@@ -194,7 +161,7 @@ def _save(out: Path, name: str, data: list[Row], protocol: Protocol) -> Shown:
         figure.savefig(out / f"{stem}.svg", metadata={"Date": None})
     methods = list(dict.fromkeys(row.method for row in data))
     ends = [
-        (value, plots.NAMES[method], float(losses.mean()), float(losses.min()), float(losses.max()))
+        (value, NAMES[method], float(losses.mean()), float(losses.min()), float(losses.max()))
         for method in methods
         for value, losses in rows.exact(data, method).items()
     ]
@@ -226,10 +193,10 @@ def _settings(name: str) -> list[tuple[str, LinearSetting]]:
     if name in SWEEPS:
         return [(f"{name} = {value}", setting) for value, setting, _ in settings(name)]
     if name.startswith("shallow-"):
-        from theory import shallow
+        from theory.figures import shallow_sweeps
 
         swept = name.removeprefix("shallow-")
-        return [(f"{swept} = {value}", setting) for value, setting in shallow.settings(name).items()]
+        return [(f"{swept} = {value}", setting) for value, setting in shallow_sweeps.settings(name).items()]
     if name == "tie":
         return [("here", LinearSetting(T=2))]
     if name == "retraining-error":
@@ -239,7 +206,7 @@ def _settings(name: str) -> list[tuple[str, LinearSetting]]:
 
 def _summary(out: Path, protocol: Protocol, shown: list[Shown], seed: int, seconds: float) -> None:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("theory", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("theory.figures", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("summary.html").render(
         protocol=protocol, published=PUBLISHED, figures=shown, seed=seed, runs=RUNS, seconds=seconds

@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
-from theory.dynamics import fine_tune, meta_train, retrain
-from theory.problems import Statistics
-from theory.solvers import input_loss, meta_least_squares, pooled_least_squares, reduced_rank_regression
+from theory.models.dynamics import fine_tune, meta_train, retrain
+from theory.models.problems import Statistics
+from theory.models.solvers import (
+    input_loss,
+    meta_least_squares,
+    pooled_least_squares,
+    reduced_rank_regression,
+)
 
 STEPS = 1000
 CLOSE = 1e-10  # relative, after 1,000 steps of at most 1e-15 each
