@@ -10,7 +10,7 @@ from torch import Tensor
 from metapeft.base.arguments import whole
 from metapeft.base.finite import refuse_not_finite
 from metapeft.base.machine.memory import refuse_too_little
-from metapeft.training.image_groups import GroupSampler
+from metapeft.training.image_groups import ImageGroupSampler
 from metapeft.training.running_statistics import task_mean
 from metapeft.updates.attached import AttachedModel, check_model
 from metapeft.updates.copying import copied, viewed
@@ -36,7 +36,7 @@ def calibrate(
     whole(groups=groups, group=group)
     own, _ = copied(model)
     measured = viewed(own, sites={}, norm="transductive")
-    sampler = GroupSampler(data, min(group, len(getattr(data, "labels", ())) or group), seed)
+    sampler = ImageGroupSampler(data, min(group, len(getattr(data, "labels", ())) or group), seed)
     total: dict[str, tuple[Tensor, Tensor]] = {}
     for i in range(groups):
         statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = {}

@@ -17,7 +17,7 @@ from metapeft.base.finite import refuse_not_finite
 from metapeft.base.machine.devices import usable
 from metapeft.base.machine.precision import check_autocast, forward_precision, precision_name
 from metapeft.hypergradients.problem import Problem, Result, resolve
-from metapeft.training.image_groups import Groups, GroupSampler
+from metapeft.training.image_groups import ImageGroups, ImageGroupSampler
 from metapeft.training.runs.run import Run
 from metapeft.training.task import Task
 from metapeft.training.trainer import BilevelTrainer
@@ -82,7 +82,7 @@ class Pretraining(Task):
         """The copy, whose batch norms keep statistics."""
         return self.model.module
 
-    def hypergradient(self, batch: Groups, w0: Any = None) -> Result:
+    def hypergradient(self, batch: ImageGroups, w0: Any = None) -> Result:
         """Mean cross-entropy over the groups and its gradient; `.log` has accuracy and statistics."""
         refuse_not_finite(batch.x, "x")
         x = self.model.prepared(batch.x)
@@ -187,7 +187,7 @@ def pretrain(
     flag(resume=resume)
     if resume and run_dir is None:
         raise ValueError("resume=True goes on with a run folder: give run_dir= too")
-    sampler = GroupSampler(data, group, seed, augment, shift)
+    sampler = ImageGroupSampler(data, group, seed, augment, shift)
     chosen = data.preprocess if preprocess is None else preprocess
     place = next(backbone.parameters()).device if device is None else usable(device)
     model = attach(backbone, {}, preprocess=chosen)
