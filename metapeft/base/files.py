@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where those lie that may be made again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 from metapeft.base.errors import RunError
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept, `$XDG_CACHE_HOME/metapeft`, by default `~/.cache/metapeft`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "metapeft"
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:

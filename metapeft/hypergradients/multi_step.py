@@ -18,15 +18,15 @@ from metapeft.hypergradients.checked_result import (
     refuse_rigid_solver,
 )
 from metapeft.hypergradients.problem import Engine, Problem, Result
-from metapeft.inner.loop import constants, inner_gradients, leaves, starting_point
-from metapeft.inner.solver import distinct
+from metapeft.inner.objective import inner_gradients
+from metapeft.inner.variables import constants, distinct, leaf_tensors, starting_point
 
 
 @dataclass(frozen=True)
 class MultiStep(Engine):
     """`d/du sum_k v_k mean_t F_t(u, w_k(u))`, k = 1 .. K, by reverse mode; `value` is that sum.
 
-    Exact for that sum. With `second_order=False` the inner gradients count as constants, as in `FirstOrder`.
+    It is exact for that sum. With `second_order=False` the inner gradients count as constants, as in `FirstOrder`.
     Time and memory: those of `Unroll`, and one outer forward and backward for each v_k above 0.
     Source: MAML++ (Antoniou et al. 2019, arXiv 1810.09502), eq. 4 and the paragraph on derivative annealing.
 
@@ -58,7 +58,7 @@ class MultiStep(Engine):
             raise ValueError(f"weights={self.weights!r} add up to {sum(self.weights):g}: they have to give 1")
 
     def compute(self, problem: Problem) -> Result:
-        solver, batches, u = problem.solver, problem.batches, leaves(problem.u)
+        solver, batches, u = problem.solver, problem.batches, leaf_tensors(problem.u)
         refuse_batch_solver(self, solver)
         refuse_rigid_solver(self, solver)
         steps: int = solver.steps
@@ -69,7 +69,7 @@ class MultiStep(Engine):
         w = distinct(starting_point(problem.w0, u))
         state, inner_values, parts = solver.init(u, w), [], []
         for k in range(steps):
-            at = w if self.second_order else leaves(w)
+            at = w if self.second_order else leaf_tensors(w)
             value, grads = inner_gradients(batches(k), inner_u, at, problem.task_axis, self.second_order)
             inner_values.append(value)
             w, state = solver.step(k, u, w, grads, state)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metapeft.learner.backbone_pass import BackbonePass
-from metapeft.learner.items import Items
+from metapeft.learner.items import Items, Parts
 from metapeft.learner.objectives import Objectives
 from metapeft.updates.inputs import mapped, sizes
 
@@ -68,13 +68,13 @@ class Adapted:
             return {name: value if value.shape[0] == 1 else value[one] for name, value in values.items()}
 
         passes = self.objectives.passes
-        support = passes.support
+        support = passes.parts.support
         items = Items(
             mapped(support.x, lambda value: value[one]),
             None if support.y is None else support.y[one],
             None if support.mask is None else support.mask[one],
         )
-        one_task = BackbonePass(self.learner, items, None, passes.ways, training=False)
+        one_task = BackbonePass(self.learner, Parts(items), passes.ways, training=False)
         return Adapted(Objectives(one_task), pick(self.w), pick(self.derived), alone=True)
 
     def merged(self) -> nn.Module:
@@ -84,7 +84,7 @@ class Adapted:
             ValueError: several tasks (take `.task(i)`), seeds per input, and what `model.merged` refuses.
         """
         self._check_one_update("merged()")
-        model, support = self.learner.model, self.objectives.passes.support
+        model, support = self.learner.model, self.objectives.passes.parts.support
         if model.norm == "support":
             mask = None if support.mask is None else support.mask[0]
             plain = model.merged(self.single_factors(), mapped(support.x, lambda value: value[0]), mask=mask)

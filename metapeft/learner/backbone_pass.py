@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metapeft.base.machine.precision import forward_precision
 from metapeft.learner.dropout_masks import ItemMasks
-from metapeft.learner.items import Items
+from metapeft.learner.items import Items, Parts
 from metapeft.learner.roles import Roles, Tensors
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import mapped
@@ -24,7 +24,7 @@ class BackbonePass:
 
     Args:
         roles: whose model, generator and selection are used.
-        support, query: the two parts of the episodes; `query` is None where tasks are only adapted.
+        parts: the items of the episodes.
         ways: the number of classes.
         training: whether batch statistics and `inner_data="both"` apply.
         masks: of dropout; None for none.
@@ -35,18 +35,18 @@ class BackbonePass:
     """
 
     roles: Roles
-    support: Items
-    query: Items | None
+    parts: Parts
     ways: int
     training: bool
     masks: ItemMasks | None = None
     statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
     places: dict[str, list[Place]] = field(default_factory=dict)
+    _features: dict[str, Tensor] | None = None
 
     @cached_property
     def tasks(self) -> int:
         """T."""
-        return self.support.tasks
+        return self.parts.support.tasks
 
     @cached_property
     def batch_statistics(self) -> bool:
@@ -58,18 +58,6 @@ class BackbonePass:
         """Whether both objectives are means over all items."""
         return self.training and self.roles.inner_data == "both"
 
-    def items(self, part: str) -> Items:
-        """The items of a part; ValueError where there are no queries."""
-        if part == "support":
-            return self.support
-        if self.query is None:
-            raise ValueError("the batch has no query set")
-        return self._everything if part == "both" else self.query
-
-    @cached_property
-    def _everything(self) -> Items:
-        return self.support.with_items(self.items("query"))
-
     @cached_property
     def runs(self) -> dict[str, tuple[str, ...]]:
         """Part -> the parts on which the backbone runs for its logits; the first has the items themselves.
@@ -80,9 +68,10 @@ class BackbonePass:
         """
         apart = self.roles.closed_head and self.roles.model.norm == "transductive"
         together = self.batch_statistics or (self.roles.closed_head and not apart)
-        parts = ("support",) if self.query is None else ("support", "query", "both")
-        found: dict[str, tuple[str, ...]] = {part: (part, "support") if apart else (part,) for part in parts}
-        if together and self.query is not None:
+        found: dict[str, tuple[str, ...]] = {
+            part: (part, "support") if apart else (part,) for part in self.parts.names
+        }
+        if together and "query" in found:
             found["query"] = ("both",)
         return found
 
@@ -114,21 +103,21 @@ class BackbonePass:
         Raises:
             LookupError: what is derived was kept of other parts only.
         """
-        roles, items = self.roles, self.items(part)
+        roles, items = self.roles, self.parts[part]
         factors = self.factors(u, w, derived, part)
         model = roles.model if self.masks is None else roles.training_model
         options: dict[str, Any] = {
             "weights": roles.weights(u),
-            "kept": fixed or self._replay(derived, part),
+            "recording": fixed or self._replay(derived, part),
         }
         if self.batch_statistics:
             model = roles.batch_model
             options.update(mask=items.mask, statistics=self.statistics)
         elif model.norm == "support":
-            own = items.x if part == "support" else self.support.x
+            own = items.x if part == "support" else self.parts.support.x
             apart = roles.per_input and part != "support"
             of_support = self.factors(u, w, derived, "support") if apart else factors
-            options["support"] = (own, of_support, self.support.mask)
+            options["support"] = (own, of_support, self.parts.support.mask)
         elif model.norm == "transductive":
             options["mask"] = items.mask
         if self.masks is not None:
@@ -160,19 +149,20 @@ class BackbonePass:
         selected: dict[str, Tensor] = roles.selection(roles.model.sites, factors, logits)
         return selected
 
-    @cached_property
     def features(self) -> dict[str, Tensor]:
         """Constant features for the generator, part -> `(T, B, F)`: of the support set, or of all inputs per input.
 
-        They come from the body with the current W0, no update and no gradient, or from the generator's own module;
-        ValueError where that gives another shape than it said.
+        They come from the body with the current W0, no update and no gradient, or from the generator's own module,
+        and are computed once; ValueError where that gives another shape than it said.
         """
-        if not self.roles.per_input:
-            return {"support": self._body_features(self.support)}
-        parts = {"query": self.query} if self.query is not None else {}
-        if self.outer_reads_support or self.roles.inner is not None:
-            parts["support"] = self.support
-        return {part: self._body_features(items) for part, items in parts.items()}
+        if self._features is None:
+            parts = ["support"]
+            if self.roles.per_input:
+                parts = ["query"] if self.parts.query is not None else []
+                if self.outer_reads_support or self.roles.inner is not None:
+                    parts.append("support")
+            self._features = {part: self._body_features(self.parts[part]) for part in parts}
+        return self._features
 
     @torch.no_grad()
     def _body_features(self, items: Items) -> Tensor:
@@ -189,7 +179,7 @@ class BackbonePass:
             return torch.unflatten(features, 0, (self.tasks, items.count))
         options: dict[str, Any] = {}
         if roles.model.norm == "support":
-            options["support"] = (self.support.x, {}, self.support.mask)
+            options["support"] = (self.parts.support.x, {}, self.parts.support.mask)
         elif roles.model.norm == "transductive":
             options["mask"] = items.mask
         return self._forward(roles.body, items, {}, True, **options)

@@ -22,7 +22,7 @@ from metapeft.hypergradients.problem import Problem, Result, unreachable
 from metapeft.hypergradients.reptile import Reptile
 from metapeft.hypergradients.table import registry
 from metapeft.inner.solver import Bound, Solver
-from metapeft.learner.derived import PREFIX, Derived, derive, read
+from metapeft.learner.derived import PREFIX, Derived, derive, parted
 from metapeft.learner.objectives import Objectives
 from metapeft.learner.roles import Roles, Tensors
 
@@ -78,10 +78,10 @@ def hypergradient(
         NumericalError: an objective or a gradient that is not finite.
     """
     roles, passes = objectives.roles, objectives.passes
-    if roles.generator is not None:
-        _ = passes.features  # constants, taken before any engine transforms the weights
     outer_u = {name: value.detach().requires_grad_() for name, value in roles.trained.items()}
     if direct_form or (direct_form is None and isinstance(roles.engine, Forward)):
+        if roles.generator is not None:
+            passes.features()  # constants, taken before the engine transforms the weights
         found = roles.engine(_problem(objectives, w0, outer_u, None))
         return _result(found, dict(found.grads), objectives)
     with torch.enable_grad():
@@ -107,8 +107,11 @@ def _problem(objectives: Objectives, w0: Tensors | None, u: Tensors, constant: T
     def start(u: Tensors) -> dict[str, Tensor]:
         if w0 is not None:
             return dict(w0)
-        made = derive(passes, u, keep=False).values if constant is None else read(u, constant)
-        return _displaced(roles, u, roles.start(u, made, passes.tasks))
+        if constant is None:
+            own, made = u, derive(passes, u, keep=False).values
+        else:
+            own, made = parted(u, constant)
+        return _displaced(roles, u, roles.start(own, made, passes.tasks))
 
     # the objectives read what is adapted from w, and of what is derived only seeds that stay as they are
     anew = roles.generator is not None and not set(roles.seeds) <= set(roles.adapted)

@@ -44,7 +44,7 @@ def derive(passes: BackbonePass, u: Tensors, keep: bool = True) -> Derived:
     if roles.adapts_head:
         known = values if "kept.support.0" in values else seeds
         features = passes.run(u, {}, known, "support")
-        values.update(roles.head_start(u, features, passes.support, passes.ways))
+        values.update(roles.head_start(u, features, passes.parts.support, passes.ways))
     if layers is None:
         return Derived(values)
     parts = set(passes.inner_runs) - set(passes.outer_runs)
@@ -63,8 +63,8 @@ def generated_seeds(passes: BackbonePass, u: Tensors) -> dict[str, Tensor]:
         return {}
     parameters = {name: roles.value(u, f"generator.{name}") for name in roles.generator_names}
     seeds: dict[str, Tensor] = {}
-    for part, features in passes.features.items():
-        mask = None if roles.per_input else passes.support.mask
+    for part, features in passes.features().items():
+        mask = None if roles.per_input else passes.parts.support.mask
         for name, added in generator(parameters, roles.seeds, features, mask).items():
             begin = roles.value(u, f"factors.{name}")
             if roles.per_input:
@@ -74,12 +74,13 @@ def generated_seeds(passes: BackbonePass, u: Tensors) -> dict[str, Tensor]:
     return seeds
 
 
-def read(u: Tensors, constant: Tensors) -> dict[str, Tensor]:
-    """What was derived, from an engine's outer variables and what gets no gradient.
+def parted(u: Tensors, constant: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """An engine's outer variables: those of the learner, and what is derived, with what of it gets no gradient.
 
     Example:
-        >>> read({"weights.w": Tensor(), "derived.seed.a": Tensor([1.0])}, {"head.bias": Tensor([2.0])})
-        {'head.bias': tensor([2.]), 'seed.a': tensor([1.])}
+        >>> parted({"weights.w": Tensor([3.0]), "derived.seed.a": Tensor([1.0])}, {"head.bias": Tensor([2.0])})
+        ({'weights.w': tensor([3.])}, {'head.bias': tensor([2.]), 'seed.a': tensor([1.])})
     """
-    own = {name.removeprefix(PREFIX): value for name, value in u.items() if name.startswith(PREFIX)}
-    return {**constant, **own}
+    own = {name: value for name, value in u.items() if not name.startswith(PREFIX)}
+    made = {name.removeprefix(PREFIX): value for name, value in u.items() if name.startswith(PREFIX)}
+    return own, {**constant, **made}

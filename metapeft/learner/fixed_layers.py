@@ -13,7 +13,7 @@ from metapeft.inner.fixed_point import FixedPoint, Step
 from metapeft.inner.table import registry as solvers
 from metapeft.learner.backbone_pass import BackbonePass
 from metapeft.learner.roles import FixedLayers, Roles, Tensors
-from metapeft.updates.layers.chains import has_hooks
+from metapeft.updates.chains import has_hooks
 from metapeft.updates.layers.recording import MovingLayerReached, Recording, Replay
 from metapeft.updates.table import registry as updates
 

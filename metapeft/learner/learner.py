@@ -27,7 +27,7 @@ from metapeft.learner import settings as stored
 from metapeft.learner.adapted_tasks import Adapted
 from metapeft.learner.backbone_pass import BackbonePass
 from metapeft.learner.dropout_masks import ItemMasks
-from metapeft.learner.items import Items, number_of_ways, of_batch, refuse_no_tensor
+from metapeft.learner.items import Items, Parts, number_of_ways, of_batch, refuse_no_tensor
 from metapeft.learner.losses import row_loss
 from metapeft.learner.objectives import Objectives
 from metapeft.learner.roles import Roles
@@ -176,9 +176,8 @@ class Learner(Roles):
     def objectives(self, batch: EpisodeBatch, training: bool) -> Objectives:
         """The two objectives on a batch, its inputs on the learner's device and turned into floats once."""
         checks.check_batch(batch)
-        support, query = of_batch(batch, self.model)
         masks = ItemMasks(self.seed, batch, self.like.device) if training and self.dropout else None
-        return Objectives(BackbonePass(self, support, query, batch.ways, training, masks))
+        return Objectives(BackbonePass(self, of_batch(batch, self.model), batch.ways, training, masks))
 
     def hypergradient(self, batch: EpisodeBatch, w0: Tensors | None = None) -> Result:
         """The outer value of a batch and its gradient for everything that is trained; changes nothing.
@@ -228,7 +227,7 @@ class Learner(Roles):
         whole(ways=1 if ways is None else ways)
         ways = number_of_ways(support_y, ways)
         support = self.prepared(Items(support_x, support_y, mask), "support")
-        objectives = Objectives(BackbonePass(self, support, None, ways, training=False))
+        objectives = Objectives(BackbonePass(self, Parts(support), ways, training=False))
         return Adapted(objectives, *self.solve(objectives, steps))
 
     def adapt(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from metapeft.learner.backbone_pass import BackbonePass
-from metapeft.learner.derived import derive, generated_seeds, read
-from metapeft.learner.items import Items
+from metapeft.learner.derived import derive, generated_seeds, parted
+from metapeft.learner.items import Items, Parts
 from metapeft.learner.losses import correct, task_losses
 from metapeft.learner.roles import Roles, Tensors
 
@@ -43,7 +43,7 @@ class Objectives:
         part = "both" if self.passes.both else "query"
         logits = self._logits(u, w, derived, part)
         loss = self._loss(logits, part)
-        query = self.passes.items("query")
+        query = self.passes.parts["query"]
         own = logits.detach()[:, -query.count :]
         hits = correct(own, query)
         return loss, {"logits": own} if hits is None else {"logits": own, "accuracy": hits}
@@ -62,7 +62,9 @@ class Objectives:
     def for_query(self, query: Items) -> Objectives:
         """The same tasks with other queries, already on the learner's device and in floats, outside training."""
         passes = self.passes
-        return Objectives(BackbonePass(passes.roles, passes.support, query, passes.ways, training=False))
+        return Objectives(
+            BackbonePass(passes.roles, Parts(passes.parts.support, query), passes.ways, training=False)
+        )
 
     def predict(self, w: Tensors, derived: Tensors) -> Tensor:
         """Logits of the query set, `(T, B, N)`; seeds per input are generated for it."""
@@ -80,7 +82,9 @@ class Objectives:
         if own or self.roles.head_name == "learned":
             return own
         passes = self.passes
-        return self.roles.head_start({}, passes.run({}, w, derived, "support"), passes.support, passes.ways)
+        return self.roles.head_start(
+            {}, passes.run({}, w, derived, "support"), passes.parts.support, passes.ways
+        )
 
     # --- parts ---------------------------------------------------------------------------------------------
 
@@ -89,21 +93,24 @@ class Objectives:
 
     def _loss(self, logits: Tensor, part: str) -> Tensor:
         return task_losses(
-            self.roles.loss, self.roles.row_loss, logits, self.passes.items(part), self.passes.ways
+            self.roles.loss, self.roles.row_loss, logits, self.passes.parts[part], self.passes.ways
         )
 
     def _logits(self, u: Tensors, w: Tensors, derived: Tensors | None, part: str) -> Tensor:
         """Logits `(T, B, N)` of the items of `part`, by the head that the learner has; see `BackbonePass.runs`."""
         passes, roles = self.passes, self.roles
-        made = derive(passes, u, keep=False).values if derived is None else read(u, derived)
-        passes.items(part)  # or it is refused
+        if derived is None:
+            made = derive(passes, u, keep=False).values
+        else:
+            u, made = parted(u, derived)
+        passes.parts[part]  # or it is refused
         own, *apart = passes.runs[part]
         output = passes.run(u, w, made, own)
-        count = passes.support.count
+        count = passes.parts.support.count
         tensors = self._of_head(w)
         if not tensors and roles.head_name != "learned":
             features = passes.run(u, w, made, apart[0]) if apart else output[:, :count]
-            tensors = roles.head_start(u, features, passes.support, passes.ways)
+            tensors = roles.head_start(u, features, passes.parts.support, passes.ways)
         if own != part:
             output = output[:, count:]
         return roles.head.logits(output, tensors) if tensors else output

@@ -8,7 +8,6 @@ unpickled.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,12 +17,17 @@ from torch import Tensor, nn
 
 from metapeft.base.registry import Registry
 from metapeft.base.state import digest
-from metapeft.base.stored_settings import as_json, refuse_difference
+from metapeft.base.stored_settings import as_json, custom, refuse_difference
 from metapeft.datasets.images import Preprocess
+from metapeft.generators.table import registry as generators
+from metapeft.heads.table import registry as heads
+from metapeft.hypergradients.table import registry as hypergradients
 from metapeft.inner.solver import Solver
+from metapeft.inner.table import registry as inner
 from metapeft.learner.roles import Roles
+from metapeft.updates.table import registry as updates
 
-_FOLDERS = ("updates", "heads", "generators", "inner", "hypergradients")
+_TABLES = (updates, heads, generators, inner, hypergradients)
 
 
 def of(value: Any) -> Any:
@@ -48,12 +52,12 @@ def of(value: Any) -> Any:
                 "deviation": value.deviation.flatten().tolist(),
             },
         }
-    if type(value) in _classes().values():
+    if _is_setting(type(value)) and any(table.made(value) for table in _TABLES):
         return {
             "name": type(value).__name__,
             "fields": {name: of(item) for name, item in _fields(value).items()},
         }
-    return {"custom": getattr(value, "__qualname__", type(value).__qualname__)}
+    return custom(value)
 
 
 def built(spec: Any, part: str) -> Any:
@@ -73,10 +77,12 @@ def built(spec: Any, part: str) -> Any:
         raise ValueError(
             f"{part}= is missing: the run was made with {spec['custom']!r}, which is of your own"
         )
-    known = {**_classes(), "Preprocess": Preprocess}
-    if spec["name"] not in known:
-        raise ValueError(f"{part} is a {spec['name']!r}, which this version of metapeft does not have")
-    return known[spec["name"]](**{name: built(item, part) for name, item in spec["fields"].items()})
+    name = spec["name"]
+    known = [table.attribute(name) for table in _TABLES if name in table]
+    made_by = Preprocess if name == "Preprocess" else next(filter(_is_setting, known), None)
+    if made_by is None:
+        raise ValueError(f"{part} is a {name!r}, which this version of metapeft does not have")
+    return made_by(**{name: built(item, part) for name, item in spec["fields"].items()})
 
 
 def given_or_built(part: str, spec: Any, given: Any, describe: Callable[[Any], Any] = of) -> Any:
@@ -107,12 +113,12 @@ def of_loss(loss: Any) -> Any:
         {'functional': 'mse_loss'}
     """
     name = getattr(loss, "__name__", "")
-    return {"functional": name} if name and getattr(F, name, None) is loss else {"custom": of(loss)["custom"]}
+    return {"functional": name} if name and getattr(F, name, None) is loss else custom(loss)
 
 
 def of_backbone(module: nn.Module) -> dict[str, Any]:
     """How one of `mp.backbones` was made; any other module as the user's own."""
-    return getattr(module, "made_by", None) or {"custom": type(module).__qualname__}
+    return getattr(module, "made_by", None) or custom(module)
 
 
 def of_learner(roles: Roles) -> dict[str, Any]:
@@ -158,18 +164,9 @@ def features_hash(generator: Any) -> str | None:
     return digest(features.state_dict()) if isinstance(features, nn.Module) else None
 
 
-def _classes() -> dict[str, Any]:
-    """Public name -> class, of every setting that the package's registries hold."""
-    found = {}
-    for folder in _FOLDERS:
-        registry: Registry = importlib.import_module(f"metapeft.{folder}").registry
-        for name in {*registry.names.values(), *_UNNAMED.get(folder, ())}:
-            found[name] = registry.attribute(name)
-    return found
-
-
-# settings that no string names
-_UNNAMED = {"inner": ("Proximal", "Projected", "Higher"), "generators": ("OtherTask",)}
+def _is_setting(kind: Any) -> bool:
+    """Whether objects of a class are settings, which their arguments build again."""
+    return isinstance(kind, type) and (issubclass(kind, Solver) or dataclasses.is_dataclass(kind))
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def _scored(
     w, derived = adapted(objectives, steps, checked=diverged == "raise")
     with torch.no_grad():
         loss, logits = objectives.scored(w, derived)
-    right = correct(logits, objectives.passes.items("query"))
+    right = correct(logits, objectives.passes.parts["query"])
     return loss.cpu(), None if right is None else right.cpu()
 
 

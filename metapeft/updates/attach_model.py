@@ -10,7 +10,7 @@ from metapeft.base.arguments import whole
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import Preprocess
 from metapeft.updates.refusals import refuse_backbone
-from metapeft.updates.skeleton import share
+from metapeft.updates.skeleton import shared_copy
 from metapeft.updates.targets import Formats, Targets, find_classifier, find_sites, patterns
 
 NORMS = ("running", "support", "transductive")
@@ -58,4 +58,4 @@ def attach(
     sites = find_sites(backbone, format, targets, found)
     named = {"head", "body"} & {*patterns(targets), *(format if isinstance(format, Mapping) else ())}
     certain = classifier != "auto" or bool(named)
-    return AttachedModel(share(backbone), sites, norm, preprocess, found, certain, seed)
+    return AttachedModel(shared_copy(backbone), sites, norm, preprocess, found, certain, seed)

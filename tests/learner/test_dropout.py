@@ -78,7 +78,7 @@ def test_generated_seeds_read_features_without_dropout(norm: str) -> None:
     learner = dropping("cp", norm, **options)
     plain = learner_of("cp", norm, net=DropNet(), **options)[0]
     batch = images()
-    features = [one.objectives(batch, training=True).passes.features["support"] for one in (learner, plain)]
+    features = [one.objectives(batch, training=True).passes.features()["support"] for one in (learner, plain)]
     assert torch.equal(*features)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 import torch
 
+from metapeft.base.machine.processor import processor_name
 from metapeft.base.version import __version__
 from metapeft.updates.layers.compiled.switch import in_use
 
@@ -34,7 +35,7 @@ def environment() -> dict[str, Any]:
         "commit": _commit(Path(__file__).parents[2]),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
-        "cpu": _cpu(),
+        "cpu": processor_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "compiled": in_use(),
     }
@@ -50,10 +51,3 @@ def _commit(package: Path) -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _cpu() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -104,10 +104,8 @@ class Chain:
     def _convolved(self, x: Tensor, update: Update | None, factor: Tensor) -> Tensor:
         """The convolution without bias, its outputs times `factor` `(C,)` or `(T, C)`; channels last."""
         options, weight = spatial(self.convolution), self.convolution.weight
-        x = options.pad(x)
-        x = (
-            x.movedim(1, -1).contiguous().movedim(-1, 1)
-        )  # channels last, in a form that torch.func.vmap knows
+        # channels last, in a form that torch.func.vmap knows
+        x = options.pad(x).movedim(1, -1).contiguous().movedim(-1, 1)
         spread = factor.view(*factor.shape, 1, 1, 1)
         if update is None:
             return options.convolve(x, weight * spread)
