@@ -43,7 +43,7 @@ def parameter_groups(trained: Mapping[str, Tensor], lr: float | Mapping[str, flo
     """One parameter group a rate, in the order of the outer variables.
 
     Args:
-        lr: of all, or by outer group, the first part of the variables' names: `{group: rate}`, `"default"` for others.
+        lr: of all, or `{outer group: rate}` by the first part of the variables' names; `"default"` for the rest.
 
     Raises:
         ValueError: a rate that is no number of at least 0, an outer group that is not trained, a variable without a rate.
@@ -78,8 +78,9 @@ def made_optimizer(
         ValueError: what `parameter_groups` refuses, options that it does not take, what is no optimiser, and one that
             wants to evaluate the objective itself.
     """
+    groups = parameter_groups(trained, lr)
     try:
-        made = optimizer(parameter_groups(trained, lr), **options)
+        made = optimizer(groups, **options)
     except TypeError as error:
         raise ValueError(f"options={dict(options)!r}: {error}") from error
     _refuse_optimizer(made)
