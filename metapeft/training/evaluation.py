@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +18,9 @@ from metapeft.base.machine.precision import precision_name
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.protocol import Protocol
 from metapeft.learner.adaptation import adapted, solver_outside_training
+from metapeft.learner.learner import Learner
 from metapeft.learner.losses import correct
 from metapeft.training.fingerprints import fingerprints
-
-if TYPE_CHECKING:
-    from metapeft.learner.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,6 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     return Comparison(mean, half, a.protocol)
 
 
-def device_of(learner: Any) -> torch.device:
+def device_of(learner: Learner) -> torch.device:
     """Where a learner's tensors are."""
-    found: torch.device = next(iter(learner.model.parameters.values())).device
-    return found
+    return next(iter(learner.model.parameters.values())).device

@@ -46,7 +46,8 @@ def parameter_groups(trained: Mapping[str, Tensor], lr: float | Mapping[str, flo
         lr: of all, or `{outer group: rate}` by the first part of the variables' names; `"default"` for the rest.
 
     Raises:
-        ValueError: a rate that is no number of at least 0, an outer group that is not trained, a variable without a rate.
+        ValueError: a rate that is no number of at least 0, an outer group that is not trained, a variable without a
+            rate.
 
     Example:
         >>> trained = {"weights.w": torch.zeros(1), "rates.r": torch.ones(1)}

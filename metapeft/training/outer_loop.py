@@ -22,7 +22,7 @@ from metapeft.training.drawing_ahead import drawn_ahead
 from metapeft.training.optimizer import made_optimizer, resolve_schedule
 from metapeft.training.outer_gradient import OuterGradient
 from metapeft.training.outer_settings import OuterSettings
-from metapeft.training.plan import Plan
+from metapeft.training.plan import NO_LEARNER, Plan
 from metapeft.training.progress_bar import Progress
 from metapeft.training.running_statistics import move_buffers
 from metapeft.training.runs.run import Run
@@ -111,7 +111,7 @@ class OuterLoop:
         """The score (accuracy, or minus the loss) and the numbers for the log."""
         learner, where = self.task.learner, f"validation after outer step {self.step}"
         if learner is None:
-            raise ValueError("validation= is for learners: what is trained here adapts to no episodes")
+            raise ValueError(NO_LEARNER)
         try:
             found = self.gradient.validate(learner, validation, episodes, where, self.processes)
         except NumericalError as error:

@@ -13,6 +13,8 @@ from metapeft.episodes.settings import built_episodes, of_episodes
 from metapeft.training.runs.run import Run
 from metapeft.training.task import Task
 
+NO_LEARNER = "validation= is for learners: what is trained here adapts to no episodes"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -66,7 +68,7 @@ class Plan:
         if validation is None and self.validate_start:
             raise ValueError("validate_start=True has no effect without validation=")
         if validation is not None and task.learner is None:
-            raise ValueError("validation= is for learners: what is trained here adapts to no episodes")
+            raise ValueError(NO_LEARNER)
         if tensorboard and run_dir is None:
             raise ValueError("tensorboard=True writes into the run folder: give run_dir= too")
 

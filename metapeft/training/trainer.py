@@ -14,6 +14,7 @@ from metapeft.base.machine.devices import usable
 from metapeft.base.machine.processes import processes
 from metapeft.hypergradients.problem import Problem
 from metapeft.learner.learner import Learner
+from metapeft.training.averages import Averages
 from metapeft.training.checks import refuse_processes, refuse_settings
 from metapeft.training.learner_task import GivenTask, LearnerTask
 from metapeft.training.outer_gradient import OuterGradient
@@ -85,18 +86,9 @@ class BilevelTrainer:
         floating(dtype)
         self.task = as_task(task, device, dtype)
         self.outer = OuterSettings(
-            optimizer,
-            lr,
-            tasks_per_step,
-            chunk,
-            clip,
-            schedule,
-            warm_start,
-            inner_every,
-            options,
-            memory,
-            progress,
-        )
+            optimizer, lr=lr, tasks_per_step=tasks_per_step, chunk=chunk, clip=clip, schedule=schedule,
+            warm_start=warm_start, inner_every=inner_every, options=options, memory=memory, progress=progress,
+        )  # fmt: skip
         refuse_settings(self.task, self.outer)
         refuse_processes(self.task, warm_start, self.processes)
         self.loop = OuterLoop(self.task, self.outer, self.processes)
@@ -115,6 +107,11 @@ class BilevelTrainer:
     def gradient(self) -> OuterGradient:
         """What takes the gradients of the run; `.chunking` says in which chunks."""
         return self.loop.gradient
+
+    @property
+    def averages(self) -> Averages:
+        """Means of the run's numbers since its last logged row."""
+        return self.loop.averages
 
     @property
     def step(self) -> int:
