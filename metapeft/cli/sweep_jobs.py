@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metapeft.base.arguments import whole
-from metapeft.base.errors import RunError
+from metapeft.base.errors import RunError, stored_in
 from metapeft.base.files import write_atomically
 from metapeft.base.machine.byte_units import parse_bytes
 from metapeft.base.whole_numbers import Whole
+from metapeft.experiments.results import read
 
 Cluster = Literal["local", "slurm"]
 _NUMBERS = "submitted.json"
@@ -200,11 +201,9 @@ def collected(folder: Path, tasks: Iterable[tuple[str, str]]) -> dict[str, dict[
         path = folder / name / "results.json"
         if not path.exists():
             continue
-        try:
-            columns = json.loads(path.read_text(encoding="utf-8"))["rows"][method]["columns"]
-            own = found.setdefault(method, {})
-            for column, cell in columns.items():
-                own.setdefault(column, []).append(float(cell["accuracy"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path} is damaged: {error}") from error
+        with stored_in(path):
+            columns = read(path).rows[method].columns
+        own = found.setdefault(method, {})
+        for column, cell in columns.items():
+            own.setdefault(column, []).append(cell.accuracy)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,16 +29,14 @@ def loaded(
         RunError: no such run.
     """
     from metapeft.base.machine.devices import ask, options
-    from metapeft.base.machine.precision import check_autocast
     from metapeft.training.runs.learner_in_run import load
 
     given = options(device, dtype, None if autocast == "off" else autocast)
     learner = load(run, checkpoint=checkpoint, device=given["device"])
     if given["dtype"] is not None:
         learner.to(dtype=given["dtype"])
-    if autocast is not None:
-        learner.autocast = given["autocast"]
-    check_autocast(learner.autocast, next(iter(learner.model.parameters.values())))
+    # that of the run too, for the dtype may be another
+    learner = learner.with_autocast(learner.autocast if autocast is None else given["autocast"])
     ask(device, None if learner.autocast is None else "bfloat16")
     return learner
 
@@ -81,10 +78,12 @@ def data_and_sizes(
 
 def chosen_steps(run: Path, shift: bool) -> int | None:
     """The inner steps that the main job chose on validation episodes for a method's folder in its own; else None."""
+    from metapeft.base.errors import RunError
+    from metapeft.experiments.results import read
+
     run = run.resolve()
     try:
-        results = json.loads((run.parent / "results.json").read_text(encoding="utf-8"))
-        steps = results["rows"][run.name]["chosen"]["shifted" if shift else "plain"]["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
+        row = read(run.parent / "results.json").rows.get(run.name)
+    except (OSError, RunError):
         return None
-    return steps if isinstance(steps, int) else None
+    return None if row is None else row.steps("shifted" if shift else "plain")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,3 +158,16 @@ class SweepConfig(TrainConfig):
     """The settings of the main job without sinusoids."""
 
     sinusoid_steps: Whole = 0
+
+
+def plain_config(config: TrainConfig) -> dict[str, Any]:
+    """The settings as JSON can say them.
+
+    Example:
+        >>> plain_config(TrainConfig(methods=("maml",)))["methods"]
+        ['maml']
+    """
+    return {
+        name: str(value) if isinstance(value, Path) else [*value] if isinstance(value, tuple) else value
+        for name, value in asdict(config).items()
+    }

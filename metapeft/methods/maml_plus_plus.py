@@ -83,9 +83,10 @@ class Annealing:
     def _set_engine(self, step: int) -> None:
         inner = self.learner.inner
         count = 1 if inner is None else inner.steps
-        self.learner.engine = MultiStep(
-            step_weights(step, self.multi_step, count), second_order=step >= self.first_order
-        )
+        weights = step_weights(step, self.multi_step, count)
+        engine = MultiStep(weights, second_order=step >= self.first_order)
+        # checked as at the start; what the learner's settings name stays
+        self.learner.engine = self.learner.with_engine(engine).engine
 
     def step(self) -> None:
         """After an outer step."""

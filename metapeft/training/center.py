@@ -8,7 +8,7 @@ import torch
 
 from metapeft.base.arguments import whole
 from metapeft.learner.learner import Learner
-from metapeft.training.image_groups import GroupSampler
+from metapeft.training.image_groups import ImageGroupSampler
 from metapeft.updates.copying import viewed
 
 
@@ -46,7 +46,7 @@ def fit_center(learner: Learner, data: Any, *, images: int = 5000, group: int = 
             'head=mp.heads.Prototypes(normalize="center+l2")'
         )
     whole(images=images, group=group)
-    drawn = GroupSampler(data, min(images, len(getattr(data, "labels", ())) or images), seed)
+    drawn = ImageGroupSampler(data, min(images, len(getattr(data, "labels", ())) or images), seed)
     x = drawn.batch(0, 1).x[0]
     body = learner.body if learner.model.norm == "running" else viewed(learner.body, norm="transductive")
     total = torch.zeros((), dtype=torch.float64)
