@@ -14,7 +14,7 @@ from tests.learner.helpers import stir
 # every word that the library puts before a dot, or asks names for
 WORDS = [
     "head", "body", "weights", "factors", "generator", "selection", "rates", "seed", "support", "query", "both", "kept",
-    "derived", "buffers", "center", "softmax", "bias", "weight", "A", "B", "delta", "classifier", "all", "default",
+    "derived", "center", "softmax", "bias", "weight", "A", "B", "delta", "classifier", "all", "default",
     "c++", "a b", "*", "[x]", "1", "x-1", "train.ing".replace(".", "_"),
 ]  # fmt: skip
 
