@@ -156,7 +156,7 @@ class Learner(Roles):
         return stored.of_learner(self)
 
     def with_engine(self, method: Any) -> Learner:
-        """This learner with another hypergradient, as `Learner(hypergradient=method)` checks it; all tensors are shared.
+        """This learner with another hypergradient, checked as at construction; all tensors are shared.
 
         Raises:
             ValueError: an engine that cannot reach what is trained.
