@@ -40,7 +40,7 @@ def learner(kind: str) -> mp.Learner:
             "running", {"generator": mp.generators.MappingNet(hidden=5, per="input"), "outer": ("generator",)},
         ),
         "forward": ("running", {"inner": SGD(2, 0.1, rates="step"), "hypergradient": "forward", "outer": ("rates",)}),
-        "implicit": ("running", {"inner": SGD(2, 0.1), "hypergradient": mp.hypergradients.CG(2), "adapt": "classifier.*"}),
+        "implicit": ("running", {"inner": SGD(2, 0.1), "hypergradient": mp.hypergradients.CG(2), "adapt": "class*"}),
         "first order": ("running", {"inner": SGD(2, 0.1), "hypergradient": "first-order"}),
     }  # fmt: skip
     norm, options = given[kind]
