@@ -48,10 +48,7 @@ class OuterSettings:
         flag(warm_start=self.warm_start)
         if self.clip is not None:
             number(above=True, clip=self.clip)
-        if self.ema is not None and not (isinstance(self.ema, float) and 0 < self.ema < 1):
-            raise ValueError(
-                f"ema={self.ema!r}: allowed is a number between 0 and 1, such as 0.999, and None"
-            )
+        number(0, 1, above=True, more="such as 0.999, or None", ema=0.5 if self.ema is None else self.ema)
         by_name("settings", options=self.options or {})
         _ = self.memory_bytes
 

@@ -68,7 +68,7 @@ def test_the_average_is_what_is_validated() -> None:
 
 @pytest.mark.parametrize("ema", [0, 1.0, -0.1, "0.9", True])
 def test_no_decay(ema: Any) -> None:
-    with pytest.raises(ValueError, match=r"ema=.*between 0 and 1"):
+    with pytest.raises(ValueError, match=r"ema=.*: allowed is a finite number above 0 and below 1"):
         mp.BilevelTrainer(learner("maml"), ema=ema)
 
 
