@@ -125,13 +125,14 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "CG",
+    "CP",
+    "KNN",
     "Adapted",
     "AttachedModel",
     "Augment",
     "AutoLoRA",
     "BilevelTrainer",
-    "CG",
-    "CP",
     "DataError",
     "Direct",
     "Engine",
@@ -148,7 +149,6 @@ __all__ = [
     "Head",
     "ImageData",
     "IndefiniteHessian",
-    "KNN",
     "Learned",
     "Learner",
     "LoRA",
