@@ -82,7 +82,11 @@ def imports(found: dict[str, str]) -> str:
     pairs.sort(key=lambda pair: (pair[0].split("."), sorting(pair[1])))
     text = ""
     for module, group in groupby(pairs, key=lambda pair: pair[0]):
-        text += line(module, [a if a == name else f"{a} as {name}" for _, a, name in group])
+        own = [(attribute, name) for _, attribute, name in group]
+        if plain := [name for attribute, name in own if attribute == name]:
+            text += line(module, plain)
+        for attribute, name in own:
+            text += line(module, [f"{attribute} as {name}"]) if attribute != name else ""
     return text
 
 
