@@ -15,8 +15,22 @@ import metapeft
 
 ROOT = Path(metapeft.__file__).parent.parent
 # from top to bottom: each may import what stands below it
-FOLDERS = """cli experiments training methods learner heads generators hypergradients inner updates episodes datasets
-backbones base""".split()
+FOLDERS = [
+    "cli",
+    "experiments",
+    "training",
+    "methods",
+    "learner",
+    "heads",
+    "generators",
+    "hypergradients",
+    "inner",
+    "updates",
+    "episodes",
+    "datasets",
+    "backbones",
+    "base",
+]
 
 
 def file_of(module: str) -> Path | None:
