@@ -131,6 +131,15 @@ class Plain:
         """Mean outer value over tasks."""
         return torch.stack([Task(self, u, t).value() for t in range(len(self.batch))]).mean()
 
+    def displacements(self) -> Tensors:
+        """Reptile's gradient of the weights under full updates: how far these went, with a minus, mean over tasks."""
+        found: dict[str, list[Tensor]] = {f"weights.{name}": [] for name in self.sites}
+        for task in (Task(self, {}, t) for t in range(len(self.batch))):
+            start, end = task.start(), task.adapted(self.said.inner_data)
+            for name in self.sites:
+                found[f"weights.{name}"].append((start[f"{name}.delta"] - end[f"{name}.delta"]).detach())
+        return {name: torch.stack(moved).mean(0) for name, moved in found.items()}
+
     def predictions(self) -> Tensor:
         """Logits of the queries `(T, B, N)` after adapting, outside training."""
         self.batch_statistics = False
@@ -258,6 +267,10 @@ def plain_gradients(
     """
     plain = kind(values, net, batch, Said(**said))
     u = {name: plain.values[name].clone().requires_grad_() for name in plain.trained()}
+    if plain.said.hypergradient == "reptile":
+        return plain.value({}), plain.displacements()
     value = plain.value(u)
+    if not u:
+        return value.detach(), {}
     found = torch.autograd.grad(value, list(u.values()), allow_unused=True, materialize_grads=True)
     return value.detach(), dict(zip(u, found))
