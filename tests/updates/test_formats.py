@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 import metapeft as mp
 from metapeft.updates.formats.format import Format, Geometry
-from tests.updates.helpers import assert_close, generator, randn
+from metapeft.updates.table import registry
+from tests.updates import helpers
+from tests.updates.helpers import SELECTIONS, assert_close, generator, randn
 
 GEOMETRIES = {
     "linear": Geometry((5, 7)),
@@ -23,8 +25,22 @@ GEOMETRIES = {
     "conv2d": Geometry((6, 4, 3, 2)),
     "embedding": Geometry((9, 4), transposed=True),
 }
-LOW_RANK = [mp.LoRA(3), mp.LoRA(2, alpha=5.0), mp.CP(3), mp.CP(2, alpha=0.5)]
-LOW_RANK += [mp.TensorRing(2), mp.TensorRing((1, 3, 2), alpha=2.0), mp.LoRA(0), mp.CP(0), mp.TensorRing(0)]
+#: every format of the table -> its settings, and the scale of each by hand
+GRID: dict[str, dict[Format, float]] = {
+    "full": {mp.Full(): 1.0},
+    "lora": {mp.LoRA(3): 1.0, mp.LoRA(2, alpha=5.0): 2.5, mp.LoRA(0): 1.0},
+    "cp": {mp.CP(3): 1.0, mp.CP(2, alpha=0.5): 0.25, mp.CP(0): 1.0},
+    "tensor-ring": {
+        mp.TensorRing(2): 1.0, mp.TensorRing((1, 3, 2), alpha=2.0): 2 / 3, mp.TensorRing((3, 1, 2)): 1.0,
+        mp.TensorRing(0): 1.0,
+    },
+}  # fmt: skip
+CASES = [
+    pytest.param(name, format, scale, id=str(format))
+    for name, formats in GRID.items()
+    for format, scale in formats.items()
+]
+LOW_RANK = [format for formats in GRID.values() for format in formats if not format.dense]
 
 
 def random(format: Format, geometry: Geometry, tasks: int = 2) -> dict[str, Tensor]:
@@ -43,26 +59,43 @@ def matrix(factor: Tensor) -> Tensor:
     return factor.flatten(1).T
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
-@pytest.mark.parametrize("format", [mp.LoRA(3), mp.CP(3), mp.CP(3, alpha=2.0)], ids=str)
-def test_cp_decomposition_of_tensorly(format: Format, geometry: Geometry) -> None:
-    factors = random(format, geometry)
-    for number, delta in enumerate(format.delta(factors)):
-        weights = factors["seed"][number] if "seed" in factors else torch.ones(3, dtype=torch.float64)
-        expected = cp_to_tensor((weights, [factors["B"][number], matrix(factors["A"][number])]))
-        assert_close(delta.flatten(1), format.scale * expected, 1e-12)
+def of_cp(own: dict[str, Tensor]) -> Tensor:
+    """tensorly's sum of `seed_r B[:, r] x A[r]`, as `(out, in * kernel)`; a seed of ones for LoRA."""
+    weights = own.get("seed", torch.ones(len(own["A"]), dtype=torch.float64))
+    return cp_to_tensor((weights, [own["B"], matrix(own["A"])]))
+
+
+def of_ring(own: dict[str, Tensor]) -> Tensor:
+    """tensorly's ring of `A (R0, in * kernel, R1)`, `B (R1, out, R2)` and `seed (R2, 1, R0)`."""
+    ring = tr_to_tensor([own["A"].flatten(1, -2), own["B"], own["seed"].unsqueeze(1)])
+    return ring.squeeze(-1).T
+
+
+#: name -> its update without the scale, from one task's factors
+FORMULAS = {"full": lambda own: own["delta"], "lora": of_cp, "cp": of_cp, "tensor-ring": of_ring}
+
+
+def test_every_format_is_in_the_grids() -> None:
+    names = {name for name, kind in registry.names.items() if issubclass(registry.attribute(kind), Format)}
+    assert set(GRID) == set(FORMULAS) == set(helpers.GRID) == names
+    for name in names:
+        classes = {type(format) for format in [*GRID[name], *helpers.GRID[name].values()]}
+        assert classes == {registry.resolve(name)}
+    assert set(SELECTIONS) == set(registry.names) - names
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
-@pytest.mark.parametrize("bonds", [(2, 2, 2), (1, 3, 2), (3, 1, 2)])
-def test_tensor_ring_of_tensorly(bonds: tuple[int, int, int], geometry: Geometry) -> None:
-    format = mp.TensorRing(bonds)
+@pytest.mark.parametrize(("name", "format", "scale"), CASES)
+def test_the_update_is_that_of_tensorly(name: str, format: Format, scale: float, geometry: Geometry) -> None:
     factors = random(format, geometry)
-    for number, delta in enumerate(format.delta(factors)):
-        down = factors["A"][number].flatten(1, -2)  # (R0, in * kernel, R1)
-        seed = factors["seed"][number].unsqueeze(1)  # (R2, 1, R0)
-        ring = tr_to_tensor([down, factors["B"][number], seed])  # (in * kernel, out, 1)
-        assert_close(delta.flatten(1), ring.squeeze(-1).T, 1e-12)
+    deltas = format.delta(factors)
+    if not format.terms and not format.dense:  # rank 0, which tensorly has not
+        assert deltas.shape == (2, geometry.out, geometry.inner, *geometry.kernel)
+        assert not deltas.any()
+        return
+    for number, delta in enumerate(deltas):
+        expected = scale * FORMULAS[name]({key: value[number] for key, value in factors.items()})
+        assert_close(delta.reshape(expected.shape), expected, 1e-12)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)

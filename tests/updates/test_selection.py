@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import metapeft as mp
-from tests.updates.helpers import assert_close, assert_equals_merged, randn, random_factors, randomised
+from tests.updates.helpers import (
+    SELECTIONS,
+    assert_close,
+    assert_equals_merged,
+    randn,
+    random_factors,
+    randomised,
+)
 
+#: formats that have terms, three each
+TERMS = [mp.LoRA(3), mp.CP(3), mp.TensorRing((2, 3, 2))]
 LOGITS = {
     "a": torch.tensor([3.0, 1.0, 0.0, -2.0]),
     "b": torch.tensor([0.0, 0.0, 0.0]),
@@ -32,16 +42,17 @@ def network() -> nn.Module:
     return randomised(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)))
 
 
-@pytest.mark.parametrize("format", [mp.LoRA(3), mp.CP(3), mp.TensorRing((2, 3, 2))], ids=str)
-def test_relaxed_update_is_the_weighted_sum_of_its_terms(format: object) -> None:
-    model, selection = mp.attach(network(), format), mp.Softmax()
+@pytest.mark.parametrize("format", TERMS, ids=str)
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_relaxed_update_is_the_weighted_sum_of_its_terms(name: str, format: Any) -> None:
+    model, selection = mp.attach(network(), format), SELECTIONS[name]
     factors = random_factors(model, 2)
-    found = {name: randn(3, seed=number) for number, name in enumerate(model.sites)}
+    found = {site: randn(3, seed=number) for number, site in enumerate(model.sites)}
     selected = selection(model.sites, factors, found)
-    for name, site in model.sites.items():
+    for parameter, site in model.sites.items():
         keys = site.format.shapes(site.geometry)
-        whole, weighed = ({key: f[f"{name}.{key}"] for key in keys} for f in (factors, selected))
-        alpha = found[name].softmax(0)
+        whole, weighed = ({key: f[f"{parameter}.{key}"] for key in keys} for f in (factors, selected))
+        alpha = found[parameter].softmax(0)
         assert_close(alpha.sum(), torch.ones((), dtype=torch.float64), 1e-14)
         terms = [
             site.format.delta(site.format.select(whole, row)) for row in torch.eye(3, dtype=torch.float64)
