@@ -8,10 +8,10 @@ import torch
 from metapeft import inner as mi
 from metapeft.hypergradients import Recompute, hypergradient
 from tests.inner.problems import curved, torch_trajectory
-from tests.inner.solvers import OPTIM, PAIRS, SOLVERS, named
+from tests.inner.solvers import OPTIM, SOLVERS, against_torch, named
 
 
-@pytest.mark.parametrize(("solver", "optimizer", "options"), PAIRS, ids=named)
+@pytest.mark.parametrize(("solver", "optimizer", "options"), against_torch(), ids=named)
 def test_every_step_is_that_of_torch(solver, optimizer, options):
     inner, _, u, start = curved()
     found = mi.solve(inner, u, start, solver, trace=True)
