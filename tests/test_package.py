@@ -172,14 +172,6 @@ def test_no_machine_paths():
     assert found == []
 
 
-def test_readme_commands():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "pip install -r requirements.txt -e . && metapeft train" in text
-    assert "pip install -r requirements.txt -e '.[test]' && pytest" in text
-    assert "CVPR 2025" in text[:2000]
-    assert text.index("<!-- results:begin -->") < text.index("<!-- results:end -->")
-
-
 @pytest.mark.slow
 def test_readme_example(tmp_path):
     """The example runs as it stands, in a folder of its own, with warnings as errors."""
