@@ -122,7 +122,9 @@ def test_bad_numbers_stop_the_run_and_keep_the_checkpoint(tmp_path: Path) -> Non
     with Run.open(tmp_path / "x", writable=False) as run:
         tree, _ = run.load("latest")
     assert tree["step"] == 4
-    assert all(bool(value.isfinite().all()) for value in tree["learner"].values())
+    good = trainer()
+    good.fit(sampler(), 12, stop_at=4)
+    assert digest(tree["learner"]) == digest(good.learner.state())
 
 
 class Interrupting:

@@ -175,7 +175,13 @@ def test_start_does_not_read_or_move_the_global_random_state() -> None:
 
 @pytest.mark.parametrize("seed", [-3, 2**62, 2**70])
 def test_any_integer_is_a_seed(seed: int) -> None:
-    mp.attach(nn.Linear(2, 2), mp.LoRA(1), seed=seed).factors()
+    """Each a start of its own, and the same one again."""
+    found, again, next_one = (
+        mp.attach(nn.Linear(2, 2), mp.LoRA(1), seed=number).factors()["weight.A"]
+        for number in (seed, seed, seed + 1)
+    )
+    assert torch.equal(found, again)
+    assert not torch.equal(found, next_one)
 
 
 @pytest.mark.parametrize("seed", [None, 4])
