@@ -20,6 +20,7 @@ CORE = [
     "scipy>=1.11",
     "tensorly>=0.9",
     "safetensors>=0.4",
+    "filelock>=3.30",
     "cyclopts>=4.0",
     "rich>=13.0",
     "jinja2>=3.1",
@@ -55,7 +56,7 @@ setup(
     packages=find_packages(include=["metapeft", "metapeft.*", "theory", "theory.*"]),
     package_data={
         "metapeft": ["py.typed", "**/*.json", "**/*.gz", "**/*.html", "**/*.txt", "**/*.cpp", "**/*.hpp"],
-        "theory": ["*.html"],
+        "theory": ["**/*.html"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -21,7 +21,7 @@ from cyclopts import App, Parameter
 
 import metapeft as mp
 from benchmarks.speed_problems import WORKLOADS
-from metapeft.training.image_groups import Groups
+from metapeft.training.image_groups import ImageGroups
 from metapeft.training.pretraining import Pretraining
 from metapeft.training.runs.environment import environment
 
@@ -36,7 +36,7 @@ def retraining() -> Callable[[], Any]:
     labels = torch.randint(0, 64, (1, 64), generator=random)
     body = mp.backbones.conv4(ways=64, channels=3, width=64, size=84, seed=0)
     task = Pretraining(mp.attach(body, {}), classes=64)
-    return lambda: task.hypergradient(Groups(images, labels))
+    return lambda: task.hypergradient(ImageGroups(images, labels))
 
 
 def meta_step(name: str) -> Callable[[], Any]:

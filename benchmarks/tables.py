@@ -12,6 +12,7 @@ from cyclopts import App
 from benchmarks.speed_tables import of_speed, speed
 from metapeft.base.intervals import mean_interval
 from metapeft.episodes.protocol import Protocol
+from metapeft.experiments.results import read
 from metapeft.experiments.tables import accuracy, percent, protocol_line
 
 ROOT = Path(__file__).parents[1]
@@ -22,24 +23,24 @@ app = App(help=__doc__, version_flags=[])
 
 def main_job(path: Path) -> str:
     """The table of one main job, as Markdown."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    columns = list(next(iter(found["rows"].values()))["columns"])
-    references = list(found["differences"])
+    found = read(path)
+    columns = list(next(iter(found.rows.values())).columns)
+    references = list(found.differences)
     paired = [(reference, column) for reference in references for column in columns]
     titles = [*columns, *(f"{column}, minus {reference}" for reference, column in paired)]
     lines = [f"| method | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
-    for name, row in found["rows"].items():
-        cells = [accuracy(row["columns"][c]) for c in columns]
+    for name, row in found.rows.items():
+        cells = [accuracy(row.columns[c]) for c in columns]
         for reference, column in paired:
-            own = found["differences"][reference].get(name)
+            own = found.differences[reference].get(name)
             cells.append(percent(own[column][0], own[column][1], sign=True) if own else "-")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    command = "bench" if "generator-off" in found["rows"] else "train"
-    where = found["environment"]
+    command = "bench" if "generator-off" in found.rows else "train"
+    where = found.environment
     note = (
         f"Accuracy in %, mean ± half-width of the 95 % t-interval; {protocol_line(found)}. Differences in points, "
-        f"paired over the same episodes. `metapeft {command}`, seed {found['config']['seed']}, commit "
-        f"{str(where['commit'])[:9]}, {where['cpu']}, {where['threads']} threads, {found['seconds']:.0f} s. "
+        f"paired over the same episodes. `metapeft {command}`, seed {found.config['seed']}, commit "
+        f"{str(where['commit'])[:9]}, {where['cpu']}, {where['threads']} threads, {found.seconds:.0f} s. "
         f"From `benchmarks/results/{path.name}`."
     )
     return "\n".join([*lines, "", note])

@@ -23,8 +23,18 @@ from pathlib import Path
 import numpy as np
 
 from metapeft.training.runs.environment import environment
-from theory.problems import Array, LinearSetting
-from theory.sweeps import METHODS, OUTER_STEPS, RATE, RUNS, STEPS, SWEEPS, TUNE_RATE, linear_sweeps, settings
+from theory.figures.sweeps import (
+    METHODS,
+    OUTER_STEPS,
+    RATE,
+    RUNS,
+    STEPS,
+    SWEEPS,
+    TUNE_RATE,
+    linear_sweeps,
+    settings,
+)
+from theory.models.problems import Array, LinearSetting
 
 BAR = 50.0
 INNER_STEPS, INNER_RATE, START = 10, 0.003, 0.1

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from metapeft.training.runs.environment import environment
-from theory.figures import names
+from theory.figures.command import names
 
 app = App(help=__doc__, version_flags=[])
 RESULTS = Path(__file__).parent / "results" / "theory_times.json"

@@ -65,8 +65,9 @@ if TYPE_CHECKING:
     from metapeft.hypergradients.unroll import Truncated, Unroll
     from metapeft.learner.adapted_tasks import Adapted
     from metapeft.learner.learner import Learner
+    from metapeft.training.calibration import calibrate
     from metapeft.training.evaluation import compare, evaluate
-    from metapeft.training.pretraining import calibrate, pretrain
+    from metapeft.training.pretraining import pretrain
     from metapeft.training.runs.learner_in_run import load, save
     from metapeft.training.trainer import BilevelTrainer
     from metapeft.updates.attach_model import attach
@@ -99,7 +100,7 @@ _NAMES = {
     "Adapted": "learner.adapted_tasks",
     "BilevelTrainer": "training.trainer",
     "pretrain": "training.pretraining",
-    "calibrate": "training.pretraining",
+    "calibrate": "training.calibration",
     "evaluate": "training.evaluation",
     "compare": "training.evaluation",
     "load": "training.runs.learner_in_run",

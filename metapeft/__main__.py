@@ -7,7 +7,7 @@ import sys
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the shell; bad input ends in one sentence and exit code 2."""
-    from metapeft.cli import run
+    from metapeft.cli.shell import run
 
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 

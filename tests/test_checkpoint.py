@@ -236,7 +236,7 @@ def test_missing_folder(tmp_path):
 def test_killed_in_the_middle_of_a_write(tmp_path):
     """The system kills the process at the 100,000th byte: the older checkpoint is whole and stays usable."""
     code = (
-        "import resource, signal, sys, torch\nfrom metapeft import checkpoint\n"
+        "import resource, signal, sys, torch\nfrom metapeft.training.runs import checkpoint\n"
         "checkpoint.save(sys.argv[1], {'step': 1})\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"

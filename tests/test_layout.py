@@ -6,6 +6,7 @@ Every import counts, also those inside functions and those for type checkers; wh
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -110,3 +111,8 @@ def test_folders_import_downwards():
 
 def test_root_is_small():
     assert len([path for path in (ROOT / "metapeft").iterdir() if path.name != "__pycache__"]) <= 19
+
+
+def test_contributing_shows_the_folders_from_top_to_bottom():
+    house = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## The house")[2]
+    assert re.findall(r"^(\w+)/  ", house.partition("\n## ")[0], flags=re.M) == FOLDERS

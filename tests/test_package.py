@@ -119,14 +119,15 @@ def test_contributing_names_what_is_there():
     assert [file for file in files if not file.exists()] == []
 
 
-def test_package_data_is_complete(setup_arguments):
+@pytest.mark.parametrize(("package", "one"), [("metapeft", "py.typed"), ("theory", "figures/summary.html")])
+def test_package_data_is_complete(setup_arguments, package, one):
     """Whatever is no Python file in the package is matched by a pattern, so that a wheel has it too."""
-    patterns = setup_arguments["package_data"]["metapeft"]
+    patterns = setup_arguments["package_data"][package]
     files = [
-        path for path in (ROOT / "metapeft").rglob("*") if path.is_file() and "__pycache__" not in path.parts
+        path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts
     ]
-    names = [path.relative_to(ROOT / "metapeft").as_posix() for path in files if path.suffix != ".py"]
-    assert "py.typed" in names
+    names = [path.relative_to(ROOT / package).as_posix() for path in files if path.suffix != ".py"]
+    assert one in names
     assert [name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)] == []
     for path in files:
         assert path.suffix != ".py" or (path.parent / "__init__.py").exists(), path

@@ -36,7 +36,7 @@ def verify(*, json: Path | None = None, seed: Whole = 0) -> None:
         Of the random instances.
     """
     one_thread()
-    from theory.verify import verify as run
+    from theory.checks.command import verify as run
 
     if not run(json, seed):
         sys.exit(1)
@@ -65,7 +65,7 @@ def figures(
         Of the one nested draw that all sweeps share.
     """
     one_thread()
-    from theory.figures import draw
+    from theory.figures.command import draw
 
     draw(out, protocol, only, seed)
 
@@ -98,7 +98,7 @@ def bridge(
     import torch
 
     from theory.bridge.command import bridge as run
-    from theory.problems import require_positive
+    from theory.models.problems import require_positive
 
     require_positive("--threads", threads)
     torch.set_num_threads(threads)

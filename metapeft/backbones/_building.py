@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 from collections.abc import Callable
 from typing import ParamSpec
 
 import torch
 from torch import nn
+
+from metapeft.base.arguments import plain, whole
 
 P = ParamSpec("P")
 
@@ -50,28 +51,24 @@ def recorded(factory: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         module = factory(*args, **kwargs)
-        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in given.arguments.items()}
-        object.__setattr__(module, "made_by", {"name": factory.__name__, "arguments": plain})
+        arguments = {
+            name: list(v) if isinstance(v, tuple) else plain(v) for name, v in given.arguments.items()
+        }
+        object.__setattr__(module, "made_by", {"name": factory.__name__, "arguments": arguments})
         return module
 
     return build
 
 
-def check_sizes(minimum: int = 1, /, **sizes: int) -> None:
-    """Raise ValueError for the first argument that is not an integer of at least `minimum`.
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError for the first argument that is no whole number, of Python or NumPy, of at least 1.
 
     Example:
-        >>> check_sizes(1, ways=0)
+        >>> check_sizes(ways=0)
         Traceback (most recent call last):
-        ValueError: ways=0: must be an integer of at least 1
+        ValueError: ways=0: allowed is a whole number of at least 1
     """
-    for name, value in sizes.items():
-        try:
-            legal = not isinstance(value, bool) and operator.index(value) >= minimum
-        except TypeError:
-            legal = False
-        if not legal:
-            raise ValueError(f"{name}={value!r}: must be an integer of at least {minimum}")
+    whole(**{name: plain(size) for name, size in sizes.items()})
 
 
 def check_pooled(size: int) -> int:
@@ -81,11 +78,7 @@ def check_pooled(size: int) -> int:
         >>> check_pooled(84)
         5
     """
-    check_sizes(size=size)
-    if size < 16:
-        raise ValueError(
-            f"size={size}: must be at least 16, for each of the four poolings halves the side of the image"
-        )
+    whole(16, size=plain(size), more="for each of the four poolings halves the side of the image")
     return size // 16
 
 

@@ -13,15 +13,16 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from metapeft.base.arguments import plain, seed_number
+
 Words = NDArray[np.uint64]
 Integers = NDArray[np.int64]
 
-STEP = np.uint64(
-    0x9E3779B97F4A7C15
-)  # 2^64 over the golden ratio, odd: position * STEP runs through all of 2^64
-_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND = np.uint64(0x94D049BB133111EB)
-_SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
+# 2^64 over the golden ratio, odd: position * STEP runs through all of 2^64
+STEP = np.uint64(0x9E3779B97F4A7C15)
+# of `mix`
+FIRST, SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 
 
 def mix(x: Words) -> Words:
@@ -31,18 +32,17 @@ def mix(x: Words) -> Words:
         >>> [hex(word) for word in mix(np.array([1, 2], dtype=np.uint64)).tolist()]
         ['0x5692161d100b05e5', '0xdbd238973a2b148a']
     """
-    x = x ^ (x >> _SHIFTS[0])
-    x *= _FIRST
-    x ^= x >> _SHIFTS[1]
-    x *= _SECOND
-    x ^= x >> _SHIFTS[2]
+    x = x ^ (x >> SHIFTS[0])
+    x *= FIRST
+    x ^= x >> SHIFTS[1]
+    x *= SECOND
+    x ^= x >> SHIFTS[2]
     return x
 
 
 def root(seed: int) -> Words:
     """The key `(1,)` of a seed in `0 .. 2^63 - 1`; raises ValueError for any other."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be an integer from 0 to 2^63 - 1, not {seed!r}")
+    seed_number(plain(seed))
     return child(np.zeros(1, dtype=np.uint64), np.array([seed], dtype=np.uint64))
 
 

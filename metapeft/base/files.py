@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where those lie that may be made again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 from metapeft.base.errors import RunError
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept, `$XDG_CACHE_HOME/metapeft`, by default `~/.cache/metapeft`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "metapeft"
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -37,11 +43,12 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, must survive a power failure
-        finally:
-            os.close(folder)
+        if hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)  # the new name, too, must survive a power failure
+            finally:
+                os.close(folder)
     except OSError as error:
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}; what was there is untouched"

@@ -7,10 +7,11 @@ so `import metapeft` stays as quick as `import torch`.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from metapeft.base.suggestions import did_you_mean
 
 
 class Registry:
@@ -59,9 +60,10 @@ class Registry:
     def check(self, name: str) -> None:
         """Raise ValueError, with the nearest name, for a string that names nothing here."""
         if name not in self.names:
-            near = difflib.get_close_matches(name, self.names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown {self.kind} {name!r}: known are {', '.join(sorted(self.names))}{hint}")
+            known = ", ".join(sorted(self.names))
+            raise ValueError(
+                f"unknown {self.kind} {name!r}: known are {known}{did_you_mean(name, self.names)}"
+            )
 
     def resolve(self, name: str) -> Any:
         """Return the object that a string names; raises ValueError as `check` does."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError
 from cyclopts.config import Dict, Json, Toml, Yaml
+
+from metapeft.base.suggestions import did_you_mean
 
 _FORMATS = {".toml": Toml, ".yaml": Yaml, ".yml": Yaml, ".json": Json}
 
@@ -39,12 +40,10 @@ def from_file(path: Path, app: App, tokens: Sequence[str]) -> Dict:
                 "called"
             )
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
-            raise ValueError(f"config={str(path)!r}: unknown option {name!r}; {hint}")
-    for command in reversed(
-        app.parse_commands(tokens)[0]
-    ):  # `data` is an option here and a command elsewhere
+            hint = did_you_mean(name, known) or f": known are {', '.join(sorted(known))}"
+            raise ValueError(f"config={str(path)!r}: unknown option {name!r}{hint}")
+    # `data` is an option here and a command elsewhere
+    for command in reversed(app.parse_commands(tokens)[0]):
         found = {command: found}
     return Dict(found, source=str(path))
 

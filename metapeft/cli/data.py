@@ -32,14 +32,14 @@ def data(
     from rich.console import Console
     from rich.table import Table
 
-    import metapeft as mp
+    from metapeft.datasets.by_name import load_dataset
 
     options = reader_options(data_options, root) | ({"download": True} if download else {})
     table = Table(title=name)
     for column in ("split", "images", "classes", "shape", "hash"):
         table.add_column(column)
     for split in ("train", "val", "test"):
-        found = mp.load_dataset(name, split=split, **options)
+        found = load_dataset(name, split=split, **options)
         shape = "x".join(str(size) for size in found.images.shape[1:])
         table.add_row(split, str(len(found)), str(len(found.classes)), shape, found.split_hash)
     Console().print(table)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App
 
+from metapeft.base.arguments import whole
 from metapeft.base.whole_numbers import Whole
 from metapeft.datasets.shell_options import reader_options
 
@@ -57,20 +59,20 @@ def dump(
     seed
         Of the sampler.
     """
-    import metapeft as mp
+    from metapeft.datasets.by_name import load_dataset
     from metapeft.episodes.listing import dump as write
+    from metapeft.episodes.sampler import EpisodeSampler
 
-    if episodes < 1:
-        raise ValueError(f"episodes={episodes}: allowed is a whole number of at least 1")
-    sizes = []
+    whole(episodes=episodes)
+    sizes: dict[str, Any] = {}
     for name, size in (("ways", ways), ("shots", shots)):
         if not 1 <= len(size) <= 2:
             raise ValueError(f"{name} is given {len(size)} times: once, or twice for the least and the most")
-        sizes.append(size if len(size) == 2 else size[0])
+        sizes[name] = size if len(size) == 2 else size[0]
     options = reader_options(data_options, root)
-    sampler = mp.EpisodeSampler(
-        mp.load_dataset(data, split=split, **options), *sizes, queries, seed=seed, rotations=rotations,
-        imbalanced=imbalanced,
+    sampler = EpisodeSampler(
+        load_dataset(data, split=split, **options), queries=queries, seed=seed, rotations=rotations,
+        imbalanced=imbalanced, **sizes,
     )  # fmt: skip
     print(f"{path}: {write(sampler, episodes, path)}")
     return 0
@@ -100,9 +102,9 @@ def verify(
     split
         train, val or test.
     """
-    import metapeft as mp
+    from metapeft.datasets.by_name import load_dataset
     from metapeft.episodes.listing import verify as check
 
     options = reader_options(data_options, root)
-    print(f"{path} holds what it says: {check(path, mp.load_dataset(data, split=split, **options))}")
+    print(f"{path} holds what it says: {check(path, load_dataset(data, split=split, **options))}")
     return 0

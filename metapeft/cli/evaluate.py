@@ -64,15 +64,16 @@ def evaluate(
     compiled
         Compute with compiled kernels where they fit.
     """
-    import metapeft as mp
     from metapeft.cli.trained_run import chosen_steps, data_and_sizes, loaded
+    from metapeft.episodes.sampler import EpisodeSampler
+    from metapeft.training.evaluation import evaluate as measure
     from metapeft.updates.layers.compiled.switch import compiled_used
 
     learner = loaded(run, checkpoint, device, dtype, autocast)
-    found, sizes = data_and_sizes(run, data, root, split, ways, shots)
-    sampler = mp.EpisodeSampler(found, *sizes, queries, seed=seed, shift=shift)
+    found, (own_ways, own_shots) = data_and_sizes(run, data, root, split, ways, shots)
+    sampler = EpisodeSampler(found, own_ways, own_shots, queries, seed=seed, shift=shift)
     if steps is None:
         steps = chosen_steps(run, shift)
     with compiled_used(compiled):
-        print(mp.evaluate(learner, sampler, episodes, steps=steps))
+        print(measure(learner, sampler, episodes, steps=steps))
     return 0

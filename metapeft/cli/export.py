@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from metapeft.base.arguments import whole
 from metapeft.base.whole_numbers import Whole
 from metapeft.experiments.config import AutocastOrOff, DtypeName
 
@@ -58,16 +59,15 @@ def export(
     autocast
         Type of the forwards that adapt; default that of the run.
     """
-    import metapeft as mp
     from metapeft.cli.trained_run import chosen_steps, data_and_sizes, loaded
+    from metapeft.episodes.sampler import EpisodeSampler
     from metapeft.updates.peft_export import new_folder
 
-    if episode < 0:
-        raise ValueError(f"episode={episode}: episodes are counted from 0")
+    whole(0, episode=episode)
     new_folder(folder)  # before anything is loaded
     learner = loaded(run, checkpoint, device, dtype, autocast)
-    found, sizes = data_and_sizes(run, data, root, split, ways, shots)
-    task = mp.EpisodeSampler(found, *sizes, 1, seed=seed)[episode]
+    found, (own_ways, own_shots) = data_and_sizes(run, data, root, split, ways, shots)
+    task = EpisodeSampler(found, own_ways, own_shots, 1, seed=seed)[episode]
     if steps is None:
         steps = chosen_steps(run, shift=False)
     learner.adapt(task.support_x, task.support_y, steps).export_peft(folder)

@@ -24,9 +24,10 @@ def ranks(run: Path, *, total: Whole | None = None, checkpoint: str | None = Non
     from rich.console import Console
     from rich.table import Table
 
-    import metapeft as mp
+    from metapeft.training.runs.learner_in_run import load
+    from metapeft.updates.formats.ranking import ranks as rounded_to
 
-    learner = mp.load(run, checkpoint=checkpoint)
+    learner = load(run, checkpoint=checkpoint)
     logits = {name: learner.variables[f"selection.{name}"] for name in learner.selected}
     if not logits:
         raise ValueError(
@@ -34,9 +35,9 @@ def ranks(run: Path, *, total: Whole | None = None, checkpoint: str | None = Non
         )
     budget = sum(len(value) for value in logits.values()) // 2 if total is None else total
     found = {
-        "threshold": mp.ranks(logits, "threshold"),
-        f"total {budget}": mp.ranks(logits, "total", total=budget),
-        "uniform": mp.ranks(logits, "uniform", total=budget),
+        "threshold": rounded_to(logits, "threshold"),
+        f"total {budget}": rounded_to(logits, "total", total=budget),
+        "uniform": rounded_to(logits, "uniform", total=budget),
     }
     table = Table(title="ranks by layer")
     table.add_column("layer")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 
@@ -18,8 +17,8 @@ def report(run: Path) -> int:
 
     from metapeft.base.errors import stored_in
     from metapeft.cli.train import configured
-    from metapeft.experiments.main_job import samplers
-    from metapeft.experiments.results_page import write
+    from metapeft.experiments import results, results_page
+    from metapeft.experiments.samplers import samplers
     from metapeft.experiments.tables import tables
     from metapeft.training.runs.run import Run
 
@@ -28,16 +27,12 @@ def report(run: Path) -> int:
         path = opened.folder / "results.json"
         if not path.exists():
             raise ValueError(f"{run} has no results yet: metapeft train --out {run} --resume")
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            found["rows"].items()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): metapeft train --out {run} --resume") from error
+        found = results.read(path)
         episodes = samplers(config)
         with stored_in(path):
-            if not found["rows"]:
+            if not found.rows:
                 raise KeyError("row")
-            page = write(opened.folder, opened.environment, found, episodes)
+            page = results_page.write(opened.folder, config, opened.environment, found, episodes)
             shown = tables(found)
     for table in shown:
         Console().print(table)

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from metapeft.base.whole_numbers import Whole
 from metapeft.cli import named_options as named
 from metapeft.cli.sweep_jobs import Place
-from metapeft.experiments.config import SweepConfig, TrainConfig
+from metapeft.experiments.config import SweepConfig, TrainConfig, plain_config
 
 _DEFAULT, _HERE = SweepConfig(), Place()
 
@@ -116,7 +116,6 @@ def _submitted(
 
 def _options(config: TrainConfig, place: Place, method: str, seed: int) -> dict[str, Any]:
     """The options of one job; a method that builds on another is trained beside it."""
-    from metapeft.cli.train import plain_config
     from metapeft.experiments.compared_methods import METHODS, check_method
 
     needs = METHODS[method].needs if method in METHODS else None

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from metapeft.base.errors import RunError
+from metapeft.base.arguments import whole
+from metapeft.base.errors import RunError, stored_in
 from metapeft.base.files import write_atomically
 from metapeft.base.machine.byte_units import parse_bytes
 from metapeft.base.whole_numbers import Whole
+from metapeft.experiments.results import read
 
 Cluster = Literal["local", "slurm"]
 _NUMBERS = "submitted.json"
@@ -62,9 +64,7 @@ class Place:
     partition: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("processors", "minutes", "parallel"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: allowed is a whole number of at least 1")
+        whole(processors=self.processors, minutes=self.minutes, parallel=self.parallel)
         parse_bytes(self.job_memory, "job_memory")
         if self.partition is not None and self.cluster != "slurm":
             raise ValueError(f"partition={self.partition!r} has no effect with cluster={self.cluster!r}")
@@ -107,7 +107,7 @@ class Job:
     folder: str
 
     def __call__(self) -> None:
-        from metapeft.cli import run
+        from metapeft.cli.shell import run
 
         begun = ["--resume"] if (Path(self.folder) / "config.json").exists() else []
         code = run(["--config", self.options, "train", "--out", self.folder, "--quiet", *begun])
@@ -201,11 +201,9 @@ def collected(folder: Path, tasks: Iterable[tuple[str, str]]) -> dict[str, dict[
         path = folder / name / "results.json"
         if not path.exists():
             continue
-        try:
-            columns = json.loads(path.read_text(encoding="utf-8"))["rows"][method]["columns"]
-            own = found.setdefault(method, {})
-            for column, cell in columns.items():
-                own.setdefault(column, []).append(float(cell["accuracy"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path} is damaged: {error}") from error
+        with stored_in(path):
+            columns = read(path).rows[method].columns
+        own = found.setdefault(method, {})
+        for column, cell in columns.items():
+            own.setdefault(column, []).append(cell.accuracy)
     return found

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-import json
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from metapeft.cli import named_options as named
-from metapeft.experiments.config import TrainConfig
+from metapeft.experiments.config import TrainConfig, plain_config
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from metapeft.base.machine.processes import Processes
+    from metapeft.experiments.samplers import Samplers
+    from metapeft.training.runs.run import Run
 
 _DEFAULT = TrainConfig()
 _MEANT = {"device": "cpu", "dtype": "float32"}
@@ -59,10 +65,10 @@ def start(
         raise ValueError("--resume needs --out, the run folder to go on with")
     from rich.console import Console
 
-    from metapeft.base.machine import devices as placement
+    from metapeft.base.machine import devices
     from metapeft.base.machine.processes import processes, restarts
-    from metapeft.experiments.main_job import prepared
-    from metapeft.training.runs import shared as shared_run
+    from metapeft.experiments.main_job import checked_samplers
+    from metapeft.training.runs import shared
     from metapeft.updates.layers.compiled.switch import compiled_used
 
     begun = time.monotonic()
@@ -74,33 +80,24 @@ def start(
     settings = plain_config(config)
     console = Console(soft_wrap=True, quiet=not together.main)
     try:
-        if resume or (restarted and shared_run.exists(out, together)):
-            with shared_run.opened(out, together) as run:
+        if resume or (restarted and shared.exists(out, together)):
+            with shared.opened(out, together) as run:
                 config = configured(run.config.get("train"), config, given)
-                placement.ask(config.device, config.autocast)
+                devices.ask(config.device, config.autocast)
                 with compiled_used(config.compiled):
-                    return _run(config, prepared(config), run, console, quiet, together.main, begun)
-        placement.ask(config.device, config.autocast)  # before anything is written
+                    return _run(config, checked_samplers(config), run, console, quiet, together, begun)
+        devices.ask(config.device, config.autocast)  # before anything is written
         processors = os.cpu_count() or config.threads
         if config.threads > processors:
             raise ValueError(f"threads={config.threads}: this machine has {processors}; 0 leaves it to torch")
-        found = prepared(config)
+        episodes = checked_samplers(config)
         with (
             compiled_used(config.compiled),
-            shared_run.created(out, {"train": settings}, together) as run,
+            shared.created(out, {"train": settings}, together) as run,
         ):
-            return _run(config, found, run, console, quiet, together.main, begun)
+            return _run(config, episodes, run, console, quiet, together, begun)
     except MemoryError as error:
         raise ValueError(str(error) or "out of memory") from error
-
-
-def plain_config(config: TrainConfig) -> dict[str, Any]:
-    """The settings as JSON can say them."""
-    fields = dataclasses.asdict(config)
-    return {
-        name: str(v) if isinstance(v, Path) else [*v] if isinstance(v, tuple) else v
-        for name, v in fields.items()
-    }
 
 
 def configured(
@@ -155,17 +152,19 @@ def _list() -> int:
 
 
 def _run(
-    config: TrainConfig, samplers: Any, run: Any, console: Any, quiet: bool, main: bool, begun: float
+    config: TrainConfig,
+    samplers: Samplers,
+    run: Run,
+    console: Console,
+    quiet: bool,
+    together: Processes,
+    begun: float,
 ) -> int:
     import torch
 
-    from metapeft.base.files import write_atomically
-    from metapeft.base.machine import devices as placement
     from metapeft.base.machine.freed_memory import keep_freed_memory
-    from metapeft.experiments import main_job as experiment
-    from metapeft.experiments import sinusoids
-    from metapeft.experiments.results import as_json
-    from metapeft.experiments.results_page import write
+    from metapeft.experiments import main_job, results, results_page, sinusoids
+    from metapeft.experiments.job import Job
     from metapeft.experiments.tables import tables
 
     keep_freed_memory()
@@ -175,23 +174,25 @@ def _run(
     def say(line: str) -> None:
         console.print(f"[{time.monotonic() - begun:5.0f} s] {line}", markup=False, highlight=False)
 
-    results = experiment.run(config, samplers, run.folder, say, progress=not quiet)
-    fits = None
+    job = Job(config, samplers, run.folder, together, progress=not quiet)
+    found = main_job.run(job, say)
     if config.sinusoid_steps:
         say("sinusoid regression by the same recipes")
-        fits = sinusoids.run(
-            config.sinusoid_steps, config.seed, run.folder / "sinusoid", not quiet, config.memory,
-            **placement.options(config.device, config.dtype, config.autocast),
-        )  # fmt: skip
-    if not main:
+        regression = sinusoids.run(
+            config.sinusoid_steps,
+            config.seed,
+            run.folder / "sinusoid",
+            job.progress,
+            config.memory,
+            **job.place,
+        )
+        found = dataclasses.replace(found, sinusoid=regression)
+    if not together.main:
         return 0
-    found = as_json(results)
-    if fits is not None:
-        found["sinusoid"] = fits.as_json()
-    found["seconds"] = round(time.monotonic() - begun, 1)
-    found["environment"] = run.environment
-    write_atomically(run.folder / "results.json", (json.dumps(found, indent=1) + "\n").encode())
-    page = write(run.folder, run.environment, found, results.samplers)
+    seconds = round(time.monotonic() - begun, 1)
+    found = dataclasses.replace(found, seconds=seconds, environment=run.environment)
+    results.write(run.folder / "results.json", found)
+    page = results_page.write(run.folder, config, run.environment, found, samplers)
     for shown in tables(found):
         console.print(shown)
     say(f"report: {page}")

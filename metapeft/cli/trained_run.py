@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,30 +29,28 @@ def loaded(
         RunError: no such run.
     """
     from metapeft.base.machine.devices import ask, options
-    from metapeft.base.machine.precision import check_autocast
     from metapeft.training.runs.learner_in_run import load
 
     given = options(device, dtype, None if autocast == "off" else autocast)
     learner = load(run, checkpoint=checkpoint, device=given["device"])
     if given["dtype"] is not None:
         learner.to(dtype=given["dtype"])
-    if autocast is not None:
-        learner.autocast = given["autocast"]
-    check_autocast(learner.autocast, next(iter(learner.model.parameters.values())))
+    # that of the run too, for the dtype may be another
+    learner = learner.with_autocast(learner.autocast if autocast is None else given["autocast"])
     ask(device, None if learner.autocast is None else "bfloat16")
     return learner
 
 
 def data_and_sizes(
     run: Path, data: str | None, root: Path | None, split: str, ways: int | None, shots: int | None
-) -> tuple[Any, tuple[Any, ...]]:
+) -> tuple[Any, tuple[Any, Any]]:
     """The data set of a command, and ways and shots: what it was given or, where it was not, those of the run.
 
     Raises:
         ValueError: a run on data of the user's own, where the command names none.
     """
-    import metapeft as mp
     from metapeft.base.errors import stored_in
+    from metapeft.datasets.by_name import load_dataset
     from metapeft.datasets.table import registry
     from metapeft.training.runs.run import Run
 
@@ -69,20 +66,24 @@ def data_and_sizes(
         options = {}
     if root is not None:
         options["root"] = root
-    found = mp.load_dataset(data, split=split, **options)
-    own = (
-        tuple(size) if isinstance(size, list) else size
-        for size in (spec.get("ways", 5), spec.get("shots", 1))
-    )
-    return found, tuple(mine if given is None else given for mine, given in zip(own, (ways, shots)))
+    found = load_dataset(data, split=split, **options)
+
+    def chosen(given: int | None, name: str, usual: int) -> Any:
+        stored = spec.get(name, usual)
+        own = tuple(stored) if isinstance(stored, list) else stored
+        return own if given is None else given
+
+    return found, (chosen(ways, "ways", 5), chosen(shots, "shots", 1))
 
 
 def chosen_steps(run: Path, shift: bool) -> int | None:
     """The inner steps that the main job chose on validation episodes for a method's folder in its own; else None."""
+    from metapeft.base.errors import RunError
+    from metapeft.experiments.results import read
+
     run = run.resolve()
     try:
-        results = json.loads((run.parent / "results.json").read_text(encoding="utf-8"))
-        steps = results["rows"][run.name]["chosen"]["shifted" if shift else "plain"]["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
+        row = read(run.parent / "results.json").rows.get(run.name)
+    except (OSError, RunError):
         return None
-    return steps if isinstance(steps, int) else None
+    return None if row is None else row.steps("shifted" if shift else "plain")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 from typing import Any
 
+from metapeft.base.suggestions import did_you_mean
 from metapeft.datasets.table import registry
 
 
@@ -42,10 +42,9 @@ download; did you mean 'size'?
     known = [option for option in inspect.signature(reader).parameters if option not in ("root", "split")]
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            has = ", ".join(known) or "none"
             raise ValueError(
-                f"data set {name!r} has no option {option!r}: it has {', '.join(known) or 'none'}{hint}"
+                f"data set {name!r} has no option {option!r}: it has {has}{did_you_mean(option, known)}"
             )
     data = reader(root, split, **options)
     # how to read it again, for run folders

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metapeft.base import counter
+from metapeft.base.arguments import whole
 from metapeft.base.errors import DataError
 from metapeft.datasets.decoding import decoded
 from metapeft.datasets.images import SPLITS, ImageData, check_split, statistics
@@ -56,8 +57,7 @@ def read_folder(
         )
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), not {channels!r}")
-    if isinstance(size, bool) or not isinstance(size, int) or size < 8:
-        raise ValueError(f"size must be at least 8 pixels, not {size!r}")
+    whole(8, size=size)
     found = _find(Path(root))
     parts = (
         _drawn_split(sorted(found), fractions, seed)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapeft.base import counter
+from metapeft.base.arguments import whole
 from metapeft.datasets.glyph_shapes import CANVAS, all_faces
 from metapeft.datasets.images import ImageData, check_split
 
@@ -60,10 +61,8 @@ def read_glyphs(
     if root is not None:
         raise ValueError(f"root has no effect on 'glyphs', which is embedded: leave out {os.fspath(root)!r}")
     check_split(split)
-    if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= CANVAS:
-        raise ValueError(f"size must be 8 to {CANVAS} pixels, not {size!r}")
-    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
-        raise ValueError(f"per_class must be a positive integer, images a class, not {per_class!r}")
+    whole(8, CANVAS, size=size)
+    whole(per_class=per_class)
     chars = characters()[split]
     stacks = [all_faces(char) for char in chars]
     key = counter.child(counter.root(seed), np.array([ord(char) for char in chars], dtype=np.uint64))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from metapeft.base.arguments import whole
 from metapeft.base.errors import DataError
 from metapeft.datasets.decoding import decoded
 from metapeft.datasets.images import ImageData, check_split
@@ -48,8 +49,7 @@ def read_miniimagenet(
         ImageData(miniimagenet, test: 12000 images 3x84x84, 20 classes)
     """
     check_split(split)
-    if isinstance(size, bool) or not isinstance(size, int) or size < 8:
-        raise ValueError(f"size must be at least 8 pixels, not {size!r}")
+    whole(8, size=size)
     folder = data_root(root, "miniimagenet")
     classes = class_names(split)
     rows = read_rows(folder / f"{split}.csv", split, classes, per_class)

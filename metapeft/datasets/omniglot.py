@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from metapeft.base import counter
+from metapeft.base.arguments import whole
 from metapeft.datasets import omniglot_files, omniglot_published
 from metapeft.datasets.images import SPLITS, ImageData, check_split, statistics
 from metapeft.datasets.published import table
@@ -60,8 +61,7 @@ def read_omniglot(
         ImageData(omniglot, test: 33840 images 1x28x28, 1692 classes)
     """
     check_split(split)
-    if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= SIDE:
-        raise ValueError(f"size must be 8 to {SIDE} pixels (the drawings have {SIDE}), not {size!r}")
+    whole(8, SIDE, size=size)
     parts = _parts(split_by, validation)
     if not parts[split]:
         raise ValueError(
@@ -120,8 +120,7 @@ def _parts(split_by: str, validation: int) -> dict[str, list[int]]:
         }
     if split_by != "characters":
         raise ValueError(f"split_by must be 'vinyals' or 'characters', not {split_by!r}")
-    if not 0 <= validation < _TRAINING_CHARACTERS:
-        raise ValueError(f"validation must be 0 to {_TRAINING_CHARACTERS - 1} characters, not {validation}")
+    whole(0, _TRAINING_CHARACTERS - 1, validation=validation)
     total = len(characters())
     order = counter.draw(counter.root(0), np.array([total]), total)[0].tolist()
     kept = _TRAINING_CHARACTERS - validation

@@ -15,15 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metapeft.base.errors import DataError
+from metapeft.base.files import cache_folder
 
 Images = NDArray[np.uint8]
 log = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/metapeft`, or `~/.cache/metapeft`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "metapeft"
 
 
 def cached_images(

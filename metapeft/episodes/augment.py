@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metapeft.base import counter
-from metapeft.base.arguments import flag, number
+from metapeft.base.arguments import flag, number, whole
 
 
 class Augment:
@@ -31,8 +31,7 @@ class Augment:
     def __init__(
         self, crop: int = 0, flip: bool = False, brightness: float = 0.0, contrast: float = 0.0
     ) -> None:
-        if isinstance(crop, bool) or not isinstance(crop, int) or crop < 0:
-            raise ValueError(f"crop must be a number of pixels, at least 0, not {crop!r}")
+        whole(0, crop=crop)
         number(brightness=brightness, contrast=contrast)
         flag(flip=flip)
         if not (crop or flip or brightness or contrast):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metapeft.base import counter
-from metapeft.base.arguments import flag
+from metapeft.base.arguments import flag, whole
 from metapeft.datasets.rotated import Rotated
 from metapeft.episodes.episode import Episode, EpisodeBatch
 from metapeft.episodes.shift import checked_change, resolved_shift
@@ -90,8 +90,7 @@ class EpisodeSampler:
         self.shift = resolved_shift(shift, getattr(dataset, "split", "train"))
         self.augment = checked_change("augment", augment)
         self.episodes = sys.maxsize if episodes is None else episodes
-        if not isinstance(self.episodes, int) or not 1 <= self.episodes <= sys.maxsize:
-            raise ValueError(f"episodes must be an integer from 1 to {sys.maxsize}, not {episodes!r}")
+        whole(1, sys.maxsize, episodes=self.episodes)
         if self.generative:
             self._check_generative(ways, shots, shift, augment, rotations)
         else:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from metapeft.base.stored_settings import as_json, refuse_difference
+from metapeft.base.stored_settings import as_json, custom, refuse_difference
 from metapeft.datasets.by_name import load_dataset
 from metapeft.datasets.rotated import Rotated
 from metapeft.episodes.augment import Augment
 from metapeft.episodes.sampler import EpisodeSampler
 from metapeft.episodes.shift import Shift
-from metapeft.learner.settings import of
 
 _AUGMENT = ("crop", "flip", "brightness", "contrast")
 
@@ -29,7 +28,7 @@ def of_episodes(episodes: Any) -> Any:
         return None
     if type(episodes) is not EpisodeSampler:
         settings = getattr(episodes, "settings", None)
-        return as_json(settings()) if callable(settings) else {"custom": type(episodes).__qualname__}
+        return as_json(settings()) if callable(settings) else custom(episodes)
     data = episodes.dataset
     found = {
         "data": of_data(data.data if episodes.rotations and isinstance(data, Rotated) else data),
@@ -61,7 +60,7 @@ def of_change(change: Any) -> Any:
         return {"kinds": list(change.kinds)}
     if type(change) is Augment:
         return {name: getattr(change, name) for name in _AUGMENT}
-    return None if change is None else of(change)
+    return None if change is None else custom(change)
 
 
 def built_episodes(spec: Any, part: str) -> Any:

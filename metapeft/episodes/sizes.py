@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metapeft.base import counter
+from metapeft.base.arguments import is_whole, plain, whole
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,7 @@ class Sizes:
     @classmethod
     def checked(cls, ways: object, shots: object, queries: object, imbalanced: bool) -> Sizes:
         """ValueError unless these are positive integers or, for ways and shots, a `(low, high)` of them."""
-        if not _is_count(queries):
-            raise ValueError(f"queries must be a positive integer, images a class, not {queries!r}")
+        whole(queries=plain(queries))
         found = cls(_range("ways", ways), _range("shots", shots), int(str(queries)), bool(imbalanced))
         if imbalanced and found.shots[0] == found.shots[1]:
             raise ValueError(f"imbalanced=True needs a range of shots, such as shots=(1, 5), not {shots!r}")
@@ -62,18 +62,10 @@ class Sizes:
         return {"classes": present, "support": support.reshape(len(key), -1), "query": query}
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
-
-
 def _range(name: str, value: object) -> tuple[int, int]:
-    if isinstance(value, (int, np.integer)) and _is_count(value):
-        return int(value), int(value)
-    if (
-        isinstance(value, (tuple, list))
-        and len(value) == 2
-        and all(map(_is_count, value))
-        and value[0] <= value[1]
-    ):
-        return int(value[0]), int(value[1])
-    raise ValueError(f"{name} must be a positive integer or a range (low, high) of them, not {value!r}")
+    low, high = map(plain, value if isinstance(value, tuple | list) and len(value) == 2 else (value, value))
+    if is_whole(low) and is_whole(high, low):
+        return low, high
+    raise ValueError(
+        f"{name}={value!r}: allowed is a whole number of at least 1, or a range (low, high) of them"
+    )

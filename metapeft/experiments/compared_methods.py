@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from metapeft.base.suggestions import did_you_mean
 from metapeft.learner.learner import Learner
 from metapeft.methods import recipes
 from metapeft.updates.formats.cp import CP
 from metapeft.updates.formats.ranking import ranks
+
+
+def no_rank(rank: int) -> dict[str, Any]:
+    """Full updates, or none."""
+    return {}
+
+
+def of_rank(rank: int) -> dict[str, Any]:
+    """The recipe has a format of its own."""
+    return {"rank": rank}
+
+
+def cp_of_rank(rank: int) -> dict[str, Any]:
+    """The recipe takes any format, here CP."""
+    return {"format": CP(rank)}
+
+
+def ring_of_rank(rank: int) -> dict[str, Any]:
+    """As many parameters as CP of rank^2.
+
+    Example:
+        >>> ring_of_rank(4)
+        {'rank': 2}
+    """
+    return {"rank": max(1, math.isqrt(rank))}
 
 
 @dataclass(frozen=True)
@@ -19,70 +44,81 @@ class Method:
     """A row of the table.
 
     Attributes:
-        make: recipe. about: one line. trains: whether it is meta-trained from the common start; else it gets the
-            continued retraining. options: of the recipe. adapts: whether it has inner steps to
-            choose. adapts_head: whether they move the head too, from a nearest-centroid one; else that is in closed
-            form. learns_rates: whether its inner rates, one a tensor and step, are trained.
+        make: recipe. about: one line. options: of the recipe. sized: the job's rank -> further options of it.
+        trains: whether it is meta-trained from the common start; else it gets the continued retraining.
+        adapts: whether it has inner steps to choose. adapts_head: whether they move the head too, from a
+            nearest-centroid one; else that is in closed form.
+        learns_rates: whether its inner rates, one a tensor and step, are trained.
         control_of: a trained method whose weights it takes, only evaluated otherwise.
-        rule: how the selection variables of `"metapeft"` are rounded to the ranks that it is trained at, anew.
+        ranks_from: a trained method whose selection variables, rounded by `rule`, are the ranks that it is trained
+            at, anew.
     """
 
     make: Callable[..., Learner]
     about: str
+    options: dict[str, Any] = field(default_factory=dict)
+    sized: Callable[[int], dict[str, Any]] = no_rank
     trains: bool = True
     adapts: bool = True
     adapts_head: bool = True
     learns_rates: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
     control_of: str | None = None
-    rule: str | None = None
+    ranks_from: str | None = None
+    rule: str = ""
 
     @property
     def needs(self) -> str | None:
         """The method that has to be trained before."""
-        return self.control_of or ("metapeft" if self.rule is not None else None)
+        return self.control_of or self.ranks_from
 
+
+WHOLE = Method(
+    recipes.metapeft,
+    "CP: generated, selected, adapted; W0, generator, selection and rates trained",
+    sized=cp_of_rank,
+)
+METALORA = Method(
+    recipes.metalora_cp,
+    "W0 frozen, CP factors trained, seeds generated, no inner loop",
+    sized=of_rank,
+    adapts=False,
+)
+RUNNING: dict[str, Any] = {"options": {"norm": "running"}, "learns_rates": False}
 
 METHODS = {
-    "metapeft": Method(
-        recipes.metapeft, "CP: generated, selected, adapted; W0, generator, selection and rates trained"
+    "metapeft": WHOLE,
+    "lora-ml": Method(recipes.lora_ml, "LoRA adapted; W0, starts and rates trained through it", sized=of_rank),
+    "sr+lora": Method(
+        recipes.sr_lora, "continued retraining, then LoRA and head fitted at test", sized=of_rank, trains=False
     ),
-    "lora-ml": Method(recipes.lora_ml, "LoRA adapted; W0, starts and rates trained through it"),
-    "sr+lora": Method(recipes.sr_lora, "continued retraining, then LoRA and head fitted at test", trains=False),
-    "metalora-cp": Method(
-        recipes.metalora_cp, "W0 frozen, CP factors trained, seeds generated, no inner loop", adapts=False
-    ),
+    "metalora-cp": METALORA,
     "centroids": Method(
         recipes.centroids, "continued retraining, nearest centroids, nothing adapts", trains=False, adapts=False
     ),
-    "metalora-tr": Method(
-        recipes.metalora_tr, "W0 frozen, ring factors trained, seeds generated, no inner loop", adapts=False
+    "metalora-tr": replace(
+        METALORA, make=recipes.metalora_tr, sized=ring_of_rank,
+        about="W0 frozen, ring factors trained, seeds generated, no inner loop",
     ),
-    "maml": Method(
-        recipes.maml, "full updates adapted, W0 trained", options={"norm": "running"}, learns_rates=False
-    ),
-    "fomaml": Method(
-        recipes.fomaml, "maml with first-order gradients", options={"norm": "running"}, learns_rates=False
-    ),
-    "anil": Method(recipes.anil, "the head adapted, W0 trained", options={"norm": "running"}, learns_rates=False),
+    "maml": Method(recipes.maml, "full updates adapted, W0 trained", **RUNNING),
+    "fomaml": Method(recipes.fomaml, "maml with first-order gradients", **RUNNING),
+    "anil": Method(recipes.anil, "the head adapted, W0 trained", **RUNNING),
     "boil": Method(
-        recipes.boil, "all but the head adapted, nearest centroids, W0 trained",
-        options={"norm": "running"}, adapts_head=False, learns_rates=False,
+        recipes.boil, "all but the head adapted, nearest centroids, W0 trained", adapts_head=False, **RUNNING
     ),
     "protonet": Method(recipes.protonet, "nothing adapts, W0 trained episodically", adapts=False),
-    "generator-off": Method(recipes.metapeft, "metapeft with a constant seed", options={"generator": None}),
-    "selection-off": Method(recipes.metapeft, "metapeft without selection variables", options={"selection": None}),
-    "inner-off": Method(
-        recipes.metalora_cp, "metapeft without inner loop: W0, factors and generator trained", adapts=False,
+    "generator-off": replace(WHOLE, about="metapeft with a constant seed", options={"generator": None}),
+    "selection-off": replace(WHOLE, about="metapeft without selection variables", options={"selection": None}),
+    "inner-off": replace(
+        METALORA, about="metapeft without inner loop: W0, factors and generator trained",
         options={"outer": ("weights", "factors", "generator")},
     ),
-    "other-task": Method(
-        recipes.metapeft, "metapeft, its generator fed another task's support set at test", control_of="metapeft"
+    "other-task": replace(
+        WHOLE, about="metapeft, its generator fed another task's support set at test", control_of="metapeft"
     ),
     **{
-        f"retrained-{rule}": Method(
-            recipes.metapeft, f"metapeft trained anew at ranks by the rule {rule!r}, no selection variables",
-            options={"selection": None}, rule=rule,
+        f"retrained-{rule}": replace(
+            WHOLE, about=f"metapeft trained anew at ranks by the rule {rule!r}, no selection variables",
+            options={"selection": None}, ranks_from="metapeft", rule=rule,
         )
         for rule in ("threshold", "total", "uniform", "shuffled", "random")
     },
@@ -90,10 +126,10 @@ METHODS = {
 
 
 def check_method(name: str, methods: tuple[str, ...]) -> None:
+    """Raise ValueError for a method that is not known, or that builds on one which is not among `methods`."""
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"methods has {name!r}: known are {', '.join(METHODS)}{hint}")
+        known = ", ".join(METHODS)
+        raise ValueError(f"methods has {name!r}: known are {known}{did_you_mean(name, METHODS)}")
     needed = METHODS[name].needs
     if needed is not None and needed not in methods:
         raise ValueError(f"methods has {name!r}, which builds on {needed!r}: add that too")
@@ -107,13 +143,3 @@ def round_ranks(learner: Learner, rule: str, seed: int = 0) -> dict[str, int]:
     if rule in ("shuffled", "random"):
         options["seed"] = seed
     return ranks(logits, rule, **options)
-
-
-def rank_option(method: Method, rank: int) -> dict[str, Any]:
-    if method.make is recipes.metapeft:
-        return {"format": CP(rank)}
-    if method.make in (recipes.lora_ml, recipes.sr_lora, recipes.metalora_cp):
-        return {"rank": rank}
-    if method.make is recipes.metalora_tr:
-        return {"rank": max(1, math.isqrt(rank))}  # as many parameters as CP of rank^2
-    return {}

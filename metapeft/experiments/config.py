@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from metapeft.base.arguments import number, whole
 from metapeft.base.machine.byte_units import parse_bytes
 from metapeft.base.whole_numbers import Whole
 from metapeft.datasets.shell_options import reader_options
@@ -118,27 +119,21 @@ class TrainConfig:
             "ways", "shots", "queries", "width", "rank", "pretrain_steps", "steps", "tasks_per_step", "episodes",
             "validation_episodes",
         )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: allowed is a whole number of at least 1")
-        for name in ("sinusoid_steps", "seed", "threads"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: allowed is a whole number of at least 0")
-        for name in ("lr", "weights_lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)}: allowed is a number above 0")
+        whole(**{name: getattr(self, name) for name in positive})
+        whole(0, sinusoid_steps=self.sinusoid_steps, seed=self.seed, threads=self.threads)
+        number(lr=self.lr, weights_lr=self.weights_lr, above=True)
         if self.episodes < 2:
             raise ValueError("episodes=1: an interval needs 2 at least")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods={self.methods} names one twice")
         if not self.methods or not self.inner_lrs or not self.inner_steps:
             raise ValueError("methods, inner_lrs and inner_steps each need at least one entry")
-        for rate in self.inner_lrs:
-            if not 0 < rate < float("inf"):
-                raise ValueError(f"inner_lrs has {rate}: allowed are numbers above 0")
-        for steps in self.inner_steps:
-            if steps < 0:
-                raise ValueError(f"inner_steps has {steps}: allowed are whole numbers of at least 0")
+        rates: dict[str, Any] = {f"inner_lrs[{place}]": rate for place, rate in enumerate(self.inner_lrs)}
+        number(above=True, **rates)
+        steps: dict[str, Any] = {
+            f"inner_steps[{place}]": count for place, count in enumerate(self.inner_steps)
+        }
+        whole(0, **steps)
         if self.memory is not None:
             parse_bytes(self.memory)
         if self.autocast is not None and self.dtype == "float64":
@@ -163,3 +158,16 @@ class SweepConfig(TrainConfig):
     """The settings of the main job without sinusoids."""
 
     sinusoid_steps: Whole = 0
+
+
+def plain_config(config: TrainConfig) -> dict[str, Any]:
+    """The settings as JSON can say them.
+
+    Example:
+        >>> plain_config(TrainConfig(methods=("maml",)))["methods"]
+        ['maml']
+    """
+    return {
+        name: str(value) if isinstance(value, Path) else [*value] if isinstance(value, tuple) else value
+        for name, value in asdict(config).items()
+    }

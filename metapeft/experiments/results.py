@@ -1,93 +1,144 @@
-"""What comes out of the main job: evaluations, choices and logs by method, and all of it as JSON."""
+"""What a run of the main job keeps in its `results.json`: the one place that knows how that is laid out.
+
+Loads no torch. Whatever an older version left out has a default here, what a later one adds is passed over.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from metapeft.experiments.compared_methods import METHODS
-from metapeft.experiments.config import TrainConfig
-from metapeft.learner.learner import Learner
-from metapeft.training.evaluation import Comparison, Evaluation, compare
+from metapeft.base.errors import RunError, stored_in
+from metapeft.base.files import write_atomically
+
+COLUMNS = ("plain", "shifted")
+Interval = Sequence[float]  # a mean, and the half-width of its 95 % t-interval
 
 
-@dataclass
+@dataclass(frozen=True)
+class Cell:
+    """One method on the test episodes of one column.
+
+    Attributes:
+        accuracy: the mean in [0, 1]. ci95: half-width of its interval. values: of each episode.
+        diverged: episodes in which adaptation diverged, which count as wrong.
+        protocol: what was measured on what, as `Protocol.as_dict` says it.
+    """
+
+    accuracy: float
+    ci95: float
+    diverged: int = 0
+    protocol: dict[str, Any] | None = None
+    values: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Row:
-    """What came out for one method: evaluations by column, choices, and the training log."""
+    """One method.
 
-    name: str
-    evaluations: dict[str, Evaluation] = field(default_factory=dict)
-    chosen: dict[str, Any] = field(default_factory=dict)
-    log: list[dict[str, Any]] = field(default_factory=list)
-    learner: Learner | None = None
+    Attributes:
+        about: a line about it. parameters: numbers that a task has of its own, beside a head.
+        chosen: what validation chose: `"scale"` of the logits, settings for `"train"`, inner steps by column.
+        ranks: rule -> parameter -> rank. log: of its training, a row a logged step. columns: column -> cell.
+    """
+
+    about: str = ""
     parameters: int = 0
+    chosen: dict[str, Any] = field(default_factory=dict)
     ranks: dict[str, dict[str, int]] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    columns: dict[str, Cell] = field(default_factory=dict)
+
+    def steps(self, column: str) -> int | None:
+        """The number of inner steps that validation chose for a column; None where there was no choice.
+
+        Example:
+            >>> Row(chosen={"scale": 1.0, "plain": {"steps": 5}}).steps("plain")
+            5
+        """
+        found = self.chosen.get(column)
+        return None if found is None else int(found["steps"])
 
 
-@dataclass
+@dataclass(frozen=True)
+class SinusoidResults:
+    """The regression: method -> number of inner steps -> mean squared error, and some fits to look at."""
+
+    rows: dict[str, dict[str, Interval]]
+    protocol: str
+    fits: list[dict[str, list[float]]]
+
+
+@dataclass(frozen=True)
 class Results:
-    """What came out of the main job."""
+    """Everything that tables and the report need.
 
-    config: TrainConfig
-    rows: dict[str, Row]
-    sr_log: list[dict[str, Any]]
-    samplers: dict[str, Any]
+    Attributes:
+        config: the settings of the run. rows: method -> what came out for it.
+        differences: reference -> method -> column -> paired difference over the same episodes.
+        sr_log: of the standard retraining that all methods start from.
+        seconds: that the last call took. environment: what it ran on.
 
-    def differences(self, reference: str) -> dict[str, dict[str, Comparison]]:
-        """Paired differences of every method against one of them, by method and column."""
-        if reference not in self.rows:
-            return {}
-        base = self.rows[reference].evaluations
-        return {
-            name: {column: compare(found, base[column]) for column, found in row.evaluations.items()}
-            for name, row in self.rows.items()
-            if name != reference
-        }
+    Example:
+        >>> stored = {"rows": {"maml": {"columns": {"plain": {"accuracy": 0.9, "ci95": 0.01}}}}}
+        >>> Results.from_json(stored).rows["maml"].columns["plain"].accuracy
+        0.9
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
+    differences: dict[str, dict[str, dict[str, Interval]]] = field(default_factory=dict)
+    sr_log: list[dict[str, Any]] = field(default_factory=list)
+    sinusoid: SinusoidResults | None = None
+    seconds: float = 0.0
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `results.json`."""
+        found = asdict(self)
+        if self.sinusoid is None:
+            del found["sinusoid"]
+        return found
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Results:
+        """The results that a file holds; AttributeError, KeyError or TypeError for something else."""
+        rows = {name: _row(row) for name, row in stored["rows"].items()}
+        sinusoid = stored.get("sinusoid")
+        regression = None if sinusoid is None else SinusoidResults(**_known(SinusoidResults, sinusoid))
+        return cls(**{**_known(cls, stored), "rows": rows, "sinusoid": regression})
 
 
-def adapted_parameters(learner: Learner) -> int:
-    """Numbers that a task has of its own: adapted or generated factors (a head's come on top)."""
-    starts = learner.model.factors()
-    names = set(learner.adapted) | (set(learner.seeds) if learner.generator is not None else set())
-    return sum(starts[name].numel() for name in names)
+def read(path: Path) -> Results:
+    """The results in a file.
+
+    Raises:
+        RunError: a file that is no JSON or holds something else; the message says how to write it again.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored["rows"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        again = f"metapeft train --out {path.parent} --resume"
+        raise RunError(f"{path} is damaged ({error}): {again}") from error
+    with stored_in(path):
+        return Results.from_json(stored)
 
 
-def as_json(results: Results) -> dict[str, Any]:
-    """Everything that a table needs, as JSON can say it."""
-    return {
-        "config": {
-            name: str(v) if isinstance(v, Path) else v
-            for name, v in dataclasses.asdict(results.config).items()
-        },
-        "rows": {
-            name: {
-                "about": METHODS[name].about,
-                "parameters": row.parameters,
-                "chosen": row.chosen,
-                "ranks": row.ranks,
-                "log": row.log,
-                "columns": {
-                    column: {
-                        "accuracy": found.accuracy,
-                        "ci95": found.ci95,
-                        "diverged": found.diverged,
-                        "protocol": None if found.protocol is None else found.protocol.as_dict(),
-                        "values": [round(value, 4) for value in found.values.tolist()],
-                    }
-                    for column, found in row.evaluations.items()
-                },
-            }
-            for name, row in results.rows.items()
-        },
-        "differences": {
-            reference: {
-                name: {column: [found.difference, found.ci95] for column, found in columns.items()}
-                for name, columns in results.differences(reference).items()
-            }
-            for reference in ("sr+lora", "centroids")
-            if reference in results.rows
-        },
-        "sr_log": results.sr_log,
-    }
+def write(path: Path, results: Results) -> None:
+    """Write what `read` reads."""
+    write_atomically(path, (json.dumps(results.as_json(), indent=1) + "\n").encode())
+
+
+def _row(stored: Mapping[str, Any]) -> Row:
+    columns = {column: Cell(**_known(Cell, cell)) for column, cell in stored.get("columns", {}).items()}
+    return Row(**{**_known(Row, stored), "columns": columns})
+
+
+def _known(kind: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Those entries of an object of JSON that a class has a field for."""
+    names = {one.name for one in fields(kind)}
+    return {name: value for name, value in stored.items() if name in names}

@@ -6,77 +6,79 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metapeft.experiments.main_job import COLUMNS
+from metapeft.experiments.config import TrainConfig
 from metapeft.experiments.report.bar_plot import rank_bars
 from metapeft.experiments.report.dot_plot import intervals
 from metapeft.experiments.report.line_plot import curves
 from metapeft.experiments.report.page import Figure, Section, Table, write_report
 from metapeft.experiments.report.pictures import episode_grid
-from metapeft.experiments.report.regression import fits as draw_fits
+from metapeft.experiments.report.regression import fits
+from metapeft.experiments.results import COLUMNS, Results, SinusoidResults
+from metapeft.experiments.samplers import Samplers
 from metapeft.experiments.tables import accuracy, inner_steps, percent, protocol_line
 
 
 def write(
-    folder: Path, environment: Mapping[str, Any], found: dict[str, Any], samplers: Mapping[str, Any]
+    folder: Path,
+    config: TrainConfig,
+    environment: Mapping[str, Any],
+    found: Results,
+    samplers: Samplers,
 ) -> Path:
-    """Write `report.html` into a run folder, from what its `results.json` holds; returns the file.
+    """Write `report.html` into a run folder; returns the file.
 
     Args:
-        folder: the run. environment: what it ran on. found: the content of `results.json`.
-        samplers: `"test <column>"` -> the sampler whose first episode is shown.
+        folder, config: the run and its settings. environment: what it ran on. found: its results.
+        samplers: of whose test episodes the first are shown.
     """
-    sections = [_accuracy(found), _training(found), *_ranks(found), _episodes(samplers)]
-    if "sinusoid" in found:
-        sections.append(_sinusoid(found["sinusoid"]))
-    config = found["config"]
-    episodes = f"{config['ways']}-way {config['shots']}-shot"
+    sections = [_accuracy(found), _training(found), *_ranks(found, config.rank), _episodes(samplers)]
+    if found.sinusoid is not None:
+        sections.append(_sinusoid(found.sinusoid))
+    episodes = f"{config.ways}-way {config.shots}-shot"
     facts = {
-        "data": f"{config['data']}, {episodes}, {config['backbone']} of width {config['width']}",
-        "seed": str(config["seed"]),
+        "data": f"{config.data}, {episodes}, {config.backbone} of width {config.width}",
+        "seed": str(config.seed),
         "commit": str(environment.get("commit") or "not from a checkout"),
         "precision": _precision(config),
         "machine": _machine(config, environment),
-        "time": f"{found['seconds']:.0f} s",
+        "time": f"{found.seconds:.0f} s",
     }
     return write_report(folder, "Few-shot episodes: what adapting brings", sections, facts)
 
 
-def _precision(config: Mapping[str, Any]) -> str:
-    dtype = config.get("dtype") or "float32"
-    return dtype if config.get("autocast") is None else f"{dtype}, forwards in {config['autocast']}"
+def _precision(config: TrainConfig) -> str:
+    dtype = config.dtype or "float32"
+    return dtype if config.autocast is None else f"{dtype}, forwards in {config.autocast}"
 
 
-def _machine(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    on = "" if config.get("device") in (None, "cpu") else f"{environment.get('gpu')}, "
+def _machine(config: TrainConfig, environment: Mapping[str, Any]) -> str:
+    on = "" if config.device in (None, "cpu") else f"{environment.get('gpu')}, "
     return f"{on}{environment.get('cpu')}, {environment.get('threads')} threads"
 
 
-def _accuracy(found: dict[str, Any]) -> Section:
-    rows = found["rows"]
-    groups = {
+def _accuracy(found: Results) -> Section:
+    accuracies = {
         column: {
-            name: (row["columns"][column]["accuracy"], row["columns"][column]["ci95"])
-            for name, row in rows.items()
+            name: (row.columns[column].accuracy, row.columns[column].ci95) for name, row in found.rows.items()
         }
         for column in COLUMNS
     }
-    protocol = protocol_line(found)
     table = Table(
         ["method", *COLUMNS, "inner steps", "numbers a task"],
         [
             [
                 name,
-                *[accuracy(row["columns"][column]) for column in COLUMNS],
+                *[accuracy(row.columns[column]) for column in COLUMNS],
                 inner_steps(row),
-                str(row["parameters"]),
+                str(row.parameters),
             ]
-            for name, row in rows.items()
+            for name, row in found.rows.items()
         ],
-        protocol,
+        protocol_line(found),
     )
-    figures = [Figure(intervals(groups), "Accuracy on the same test episodes, with 95 % t-intervals.")]
+    figures = [Figure(intervals(accuracies), "Accuracy on the same test episodes, with 95 % t-intervals.")]
     tables = [table]
-    for reference, others in found["differences"].items():
+    for reference, others in found.differences.items():
         if not others:
             continue
         tables.append(
@@ -94,14 +96,14 @@ def _accuracy(found: dict[str, Any]) -> Section:
         "each test episode draws one style that training never showed. Episodes in which adaptation diverged count "
         "as wrong."
     )
-    return Section("Accuracy", text, tables, figures, {name: row["about"] for name, row in rows.items()})
+    return Section("Accuracy", text, tables, figures, {name: row.about for name, row in found.rows.items()})
 
 
-def _training(found: dict[str, Any]) -> Section:
-    logs = {name: row["log"] for name, row in found["rows"].items() if row["log"]}
+def _training(found: Results) -> Section:
+    logs = {name: row.log for name, row in found.rows.items() if row.log}
     figures = [
         Figure(
-            curves({"standard retraining": _series(found["sr_log"], "loss")}, ylabel="loss"),
+            curves({"standard retraining": _series(found.sr_log, "loss")}, ylabel="loss"),
             "Standard retraining: cross-entropy over all training classes.",
         )
     ]
@@ -117,13 +119,11 @@ def _series(log: list[dict[str, Any]], name: str) -> tuple[list[Any], list[Any]]
     return [row["step"] for row in rows], [row[name] for row in rows]
 
 
-def _ranks(found: dict[str, Any]) -> list[Section]:
+def _ranks(found: Results, largest: int) -> list[Section]:
     figures = [
-        Figure(
-            rank_bars(row["ranks"], found["config"]["rank"]), f"{name}: selection variables rounded to ranks."
-        )
-        for name, row in found["rows"].items()
-        if row["ranks"]
+        Figure(rank_bars(row.ranks, largest), f"{name}: selection variables rounded to ranks.")
+        for name, row in found.rows.items()
+        if row.ranks
     ]
     text = (
         "Rounded by the rule of AutoLoRA, a term stays where its weight is at least 1/k, and by a total budget of half "
@@ -132,23 +132,24 @@ def _ranks(found: dict[str, Any]) -> list[Section]:
     return [Section("Ranks by layer", text, figures=figures)] if figures else []
 
 
-def _episodes(samplers: Mapping[str, Any]) -> Section:
+def _episodes(samplers: Samplers) -> Section:
     figures = []
     for column in COLUMNS:
-        sampler = samplers[f"test {column}"]
+        sampler = samplers.test[column]
         episode = sampler[0]
-        names = [sampler.dataset.classes[i] for i in episode.classes.tolist()]
+        classes = sampler.dataset.classes
+        names = None if episode.classes is None else [classes[i] for i in episode.classes.tolist()]
         grid = episode_grid(episode.support_x, episode.support_y, episode.query_x, episode.query_y, names)
         figures.append(Figure(grid, f"The first test episode, {column}."))
     return Section("Episodes", figures=figures)
 
 
-def _sinusoid(found: dict[str, Any]) -> Section:
+def _sinusoid(found: SinusoidResults) -> Section:
     rows = [
         [name, *[f"{mean:.3f} ± {half:.3f}" for mean, half in row.values()]]
-        for name, row in found["rows"].items()
+        for name, row in found.rows.items()
     ]
-    counts = list(next(iter(found["rows"].values())))
-    table = Table(["mean squared error", *[f"{count} steps" for count in counts]], rows, found["protocol"])
-    figure = Figure(draw_fits(found["fits"]), "Test tasks before and after adaptation to 10 points (maml).")
+    counts = list(next(iter(found.rows.values())))
+    table = Table(["mean squared error", *[f"{count} steps" for count in counts]], rows, found.protocol)
+    figure = Figure(fits(found.fits), "Test tasks before and after adaptation to 10 points (maml).")
     return Section("Sinusoid regression", "The same recipes with a squared error.", [table], [figure])

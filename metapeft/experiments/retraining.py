@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from metapeft.base.errors import RunError, stored_in
-from metapeft.base.machine import devices as placement
-from metapeft.base.machine.processes import processes
 from metapeft.episodes.shift import training_styles
-from metapeft.experiments.config import TrainConfig
+from metapeft.experiments.job import Job
 from metapeft.training.pretraining import pretrain
 from metapeft.training.runs.checkpoint import load, save
 
 
 def retrained(
-    config: TrainConfig,
-    folder: Path,
+    job: Job,
+    stage: str,
     body: nn.Module,
-    data: Any,
     steps: int,
     group: int,
     groups: int,
-    progress: bool,
     softmax: dict[str, Tensor] | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Standard retraining, or its result where it has been done; with `softmax` it continues an earlier one.
 
     Args:
-        config: device, precision, memory and seed. folder: of this stage. body: the start, which is not changed.
-        data, steps, group, groups: as `mp.pretrain` takes them. progress: show a bar.
+        stage: name of its folder in that of the job. body: the start, which is not changed.
+        steps, group, groups: as `mp.pretrain` takes them.
 
     Returns: the trained copy, on the configured device and in the configured dtype, and the log.
     """
-    place = placement.options(config.device, config.dtype, config.autocast)
+    folder, place = job.folder / stage, job.place
     done = folder / "done.safetensors"
-    if processes().decided(done.exists):
+    if job.processes.decided(done.exists):
         state, metadata = load(done)
         body = copy.deepcopy(body).to(device=place["device"], dtype=place["dtype"])
         try:
@@ -50,10 +45,10 @@ def retrained(
         with stored_in(done):
             return body, metadata["log"]
     trained, log = pretrain(
-        body, data, steps, group=group, groups=groups, seed=config.seed + (softmax is not None), softmax=softmax,
-        shift=training_styles(), lr=2e-3 if softmax is None else 1e-3, run_dir=folder / "run", resume=True,
-        progress=progress, memory=config.memory, **place,
+        body, job.data, steps, group=group, groups=groups, seed=job.config.seed + (softmax is not None),
+        softmax=softmax, shift=training_styles(), lr=2e-3 if softmax is None else 1e-3, run_dir=folder / "run",
+        resume=True, progress=job.progress, memory=job.config.memory, **place,
     )  # fmt: skip
-    if processes().main:
+    if job.processes.main:
         save(done, dict(trained.state_dict()), {"log": log})
     return trained, log

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +12,15 @@ from torch import Tensor
 from metapeft.backbones.table import registry as backbones
 from metapeft.datasets.by_name import load_dataset
 from metapeft.episodes.sampler import EpisodeSampler
+from metapeft.experiments.results import Interval, SinusoidResults
 from metapeft.inner.descent import SGD
 from metapeft.learner.learner import Learner
 from metapeft.methods import recipes
-from metapeft.training.evaluation import Evaluation, evaluate
+from metapeft.training.evaluation import evaluate
 from metapeft.training.trainer import BilevelTrainer
 
 STEPS = (0, 1, 5)
 SHOTS, POINTS, TASKS, EPISODES = 10, 20, 25, 200
-
-
-@dataclass
-class Sinusoids:
-    """What came out: evaluations by method and number of inner steps, and some fits to look at."""
-
-    evaluations: dict[str, dict[int, Evaluation]]
-    fits: list[dict[str, Any]]
-
-    def as_json(self) -> dict[str, Any]:
-        """Mean squared errors with their intervals, as JSON can say them."""
-        first = next(iter(self.evaluations.values()))[STEPS[-1]]
-        return {
-            "rows": {
-                name: {str(steps): [found.loss, found.ci95] for steps, found in row.items()}
-                for name, row in self.evaluations.items()
-            },
-            "protocol": str(first.protocol),
-            "fits": [{name: value.tolist() for name, value in fit.items()} for fit in self.fits],
-        }
 
 
 def learners(seed: int, **place: Any) -> dict[str, Learner]:
@@ -58,7 +38,7 @@ def learners(seed: int, **place: Any) -> dict[str, Learner]:
 
 def run(
     steps: int, seed: int, folder: Path, progress: bool = True, memory: str | None = None, **place: Any
-) -> Sinusoids:
+) -> SinusoidResults:
     """Train both recipes for `steps` outer steps of 25 tasks, 10-shot, and evaluate 0, 1 and 5 inner steps.
 
     Args:
@@ -69,8 +49,9 @@ def run(
         split: EpisodeSampler(load_dataset("sinusoid", split=split), 1, SHOTS, POINTS, seed=seed)
         for split in ("train", "test")
     }
-    evaluations: dict[str, dict[int, Evaluation]] = {}
-    fits: list[dict[str, Any]] = []
+    rows: dict[str, dict[str, Interval]] = {}
+    fits: list[dict[str, list[float]]] = []
+    protocol = ""
     for name, learner in learners(seed, **place).items():
         trainer = BilevelTrainer(
             learner, lr=1e-2, tasks_per_step=TASKS, schedule="cosine", progress=progress, memory=memory
@@ -79,15 +60,14 @@ def run(
             trainer.resume(folder / name, sampler["train"])
         else:
             trainer.fit(sampler["train"], steps, run_dir=folder / name, checkpoint_every=200)
-        evaluations[name] = {
-            k: evaluate(learner, sampler["test"], EPISODES, steps=k, tasks_per_batch=50) for k in STEPS
-        }
+        found = {k: evaluate(learner, sampler["test"], EPISODES, steps=k, tasks_per_batch=50) for k in STEPS}
+        rows[name] = {str(k): (one.loss, one.ci95) for k, one in found.items()}
         if not fits:
-            fits = pictures(learner, sampler["test"])
-    return Sinusoids(evaluations, fits)
+            fits, protocol = pictures(learner, sampler["test"]), str(found[STEPS[-1]].protocol)
+    return SinusoidResults(rows, protocol, fits)
 
 
-def pictures(learner: Learner, sampler: EpisodeSampler, count: int = 3) -> list[dict[str, Any]]:
+def pictures(learner: Learner, sampler: EpisodeSampler, count: int = 3) -> list[dict[str, list[float]]]:
     """Curves of the first test tasks before and after adaptation, with the truth and the support points."""
     shown = []
     for task in range(count):
@@ -99,16 +79,15 @@ def pictures(learner: Learner, sampler: EpisodeSampler, count: int = 3) -> list[
             torch.cat([episode.support_x, episode.query_x]),
             torch.cat([episode.support_y, episode.query_y]),
         )
-        shown.append(
-            {
-                "x": x.flatten(),
-                "truth": sine_through(*points)(x).flatten(),
-                "before": before.flatten(),
-                "after": after.flatten(),
-                "support_x": episode.support_x.flatten(),
-                "support_y": episode.support_y.flatten(),
-            }
-        )
+        fit = {
+            "x": x,
+            "truth": sine_through(*points)(x),
+            "before": before,
+            "after": after,
+            "support_x": episode.support_x,
+            "support_y": episode.support_y,
+        }
+        shown.append({name: value.flatten().tolist() for name, value in fit.items()})
     return shown
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.table import Table
 
 from metapeft.episodes.protocol import Protocol
-
-Found = dict[str, Any]
+from metapeft.experiments.results import Cell, Results, Row, SinusoidResults
 
 
 def percent(value: float, half: float, sign: bool = False) -> str:
@@ -21,51 +18,48 @@ def percent(value: float, half: float, sign: bool = False) -> str:
     return f"{100 * value:{'+' if sign else ''}.2f} ± {100 * half:.2f}"
 
 
-def accuracy(cell: Found) -> str:
+def accuracy(cell: Cell) -> str:
     """A cell of the accuracy table, with the number of episodes in which adaptation diverged.
 
     Example:
-        >>> accuracy({"accuracy": 0.9, "ci95": 0.01, "diverged": 2})
+        >>> accuracy(Cell(accuracy=0.9, ci95=0.01, diverged=2))
         '90.00 ± 1.00 (2 diverged)'
     """
-    lost = cell.get("diverged", 0)
-    return percent(cell["accuracy"], cell["ci95"]) + (f" ({lost} diverged)" if lost else "")
+    return percent(cell.accuracy, cell.ci95) + (f" ({cell.diverged} diverged)" if cell.diverged else "")
 
 
-def inner_steps(row: Found) -> str:
+def inner_steps(row: Row) -> str:
     """The numbers of inner steps that validation chose, by column.
 
     Example:
+        >>> cell = Cell(accuracy=0.9, ci95=0.01)
         >>> chosen = {"plain": {"steps": 5}, "shifted": {"steps": 10}}
-        >>> inner_steps({"columns": chosen, "chosen": chosen})
+        >>> inner_steps(Row(chosen=chosen, columns={"plain": cell, "shifted": cell}))
         '5 / 10'
     """
-    steps = [str(row["chosen"][column]["steps"]) for column in row["columns"] if column in row["chosen"]]
-    return " / ".join(steps) or "-"
+    steps = [row.steps(column) for column in row.columns]
+    return " / ".join(str(count) for count in steps if count is not None) or "-"
 
 
-def protocol_line(found: Found) -> str:
+def protocol_line(found: Results) -> str:
     """The protocol that all numbers of the table share."""
-    row = next(iter(found["rows"].values()))
-    lines = [
-        Protocol.from_dict({**cell["protocol"], "inner_steps": None, "head": None})
-        for cell in row["columns"].values()
-    ]
-    return "; ".join(str(line) for line in lines)
+    row = next(iter(found.rows.values()))
+    stored = [cell.protocol or {} for cell in row.columns.values()]
+    return "; ".join(str(Protocol.from_dict({**one, "inner_steps": None, "head": None})) for one in stored)
 
 
-def tables(found: Found) -> list[Table]:
+def tables(found: Results) -> list[Table]:
     """All tables of a run."""
     shown = [
         table(found),
-        *[differences_table(found, name) for name, rows in found["differences"].items() if rows],
+        *[differences_table(found, name) for name, rows in found.differences.items() if rows],
     ]
-    return [*shown, sinusoid_table(found)] if "sinusoid" in found else shown
+    return shown if found.sinusoid is None else [*shown, sinusoid_table(found.sinusoid)]
 
 
-def table(found: Found) -> Table:
+def table(found: Results) -> Table:
     """Accuracy by method and column, with inner steps and the numbers of a task."""
-    columns = list(next(iter(found["rows"].values()))["columns"])
+    columns = list(next(iter(found.rows.values())).columns)
     result = Table(
         title="accuracy in %, mean ± half-width of the 95 % t-interval", caption=protocol_line(found)
     )
@@ -74,15 +68,15 @@ def table(found: Found) -> Table:
         result.add_column(column, justify="right")
     result.add_column("inner steps", justify="right")
     result.add_column("numbers a task", justify="right")
-    for name, row in found["rows"].items():
-        cells = [accuracy(row["columns"][column]) for column in columns]
-        result.add_row(name, *cells, inner_steps(row), str(row["parameters"]))
+    for name, row in found.rows.items():
+        cells = [accuracy(row.columns[column]) for column in columns]
+        result.add_row(name, *cells, inner_steps(row), str(row.parameters))
     return result
 
 
-def differences_table(found: Found, reference: str) -> Table:
+def differences_table(found: Results, reference: str) -> Table:
     """Paired differences against one method, in points."""
-    rows = found["differences"][reference]
+    rows = found.differences[reference]
     columns = list(next(iter(rows.values()))) if rows else []
     result = Table(title=f"difference to {reference} in points, paired over the same episodes")
     result.add_column("method")
@@ -93,12 +87,11 @@ def differences_table(found: Found, reference: str) -> Table:
     return result
 
 
-def sinusoid_table(found: Found) -> Table:
+def sinusoid_table(found: SinusoidResults) -> Table:
     """Mean squared error before and after adaptation."""
-    rows = found["sinusoid"]["rows"]
-    result = Table(title="sinusoid regression: mean squared error", caption=found["sinusoid"]["protocol"])
+    result = Table(title="sinusoid regression: mean squared error", caption=found.protocol)
     for column in ("method", "before", "after 1 step", "after 5 steps"):
         result.add_column(column, justify="left" if column == "method" else "right")
-    for name, row in rows.items():
+    for name, row in found.rows.items():
         result.add_row(name, *[f"{row[steps][0]:.3f} ± {row[steps][1]:.3f}" for steps in ("0", "1", "5")])
     return result

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metapeft.base.arguments import whole
 from metapeft.generators.generator import Generator, Shapes, Tensors
 
 
@@ -44,8 +45,7 @@ class MappingNet(Generator):
     size: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.hidden, bool) or not isinstance(self.hidden, int) or self.hidden < 1:
-            raise ValueError(f"hidden={self.hidden!r}: the width is a whole number of at least 1")
+        whole(hidden=self.hidden)
         if self.per not in ("task", "input"):
             raise ValueError(f"per={self.per!r}: allowed are 'task' and 'input'")
         if self.features is not None and self.size is None:

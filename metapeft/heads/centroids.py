@@ -15,7 +15,7 @@ from metapeft.heads.head import Head, Tensors, absent_bias, class_means, one_hot
 
 @dataclass(frozen=True)
 class PrototypeInit(Head):
-    """Starts as the nearest-centroid classifier, `W = 2 s c`, `b = -s |c|^2`, and is then moved by the inner solver.
+    """The nearest-centroid classifier, `W = 2 s c`, `b = -s |c|^2`, as the start of what the inner solver moves.
 
     The logits are `-s |x - c_n|^2`, less what all classes share. The scale s changes no prediction before adaptation,
     but how sure they are, and with it every gradient; it is learned as a logarithm, the outer group `head`.

@@ -9,14 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import whole
 from metapeft.heads.head import Head, Tensors, one_hot
 
 
 @dataclass(frozen=True)
 class KNN(Head):
-    """Votes of the k nearest support items by Euclidean distance; ties go to the nearer items. For evaluation only.
+    """Votes of the k nearest support items by Euclidean distance; ties go to the nearer items.
 
-    Source: the evaluation of MetaLoRA (Wang & Zhao 2025), k = 5 and 10.
+    It is for evaluation only. Source: the evaluation of MetaLoRA (Wang & Zhao 2025), k = 5 and 10.
 
     Args:
         k: how many neighbours vote; all items where the support set has fewer.
@@ -32,8 +33,7 @@ class KNN(Head):
     differentiable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"k={self.k!r}: the number of neighbours is a whole number of at least 1")
+        whole(k=self.k)
 
     def start(
         self,

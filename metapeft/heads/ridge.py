@@ -17,7 +17,8 @@ from metapeft.inner.closed_form import ridge
 class Ridge(Head):
     """Ridge regression onto one-hot labels: `W = scale * X^T (X X^T + penalty I)^-1 Y`, logits `x W + bias`.
 
-    Penalty and scale are learned as logarithms, the bias as it is: the outer group `head`.
+    It is solved in the smaller of the two spaces, the items' or the features'. Penalty and scale are learned as
+    logarithms, the bias as it is: the outer group `head`.
     Source: Bertinetto et al. 2019 (R2-D2), eqs. 6 and 7.
 
     Args:
@@ -25,6 +26,7 @@ class Ridge(Head):
 
     Raises:
         ValueError: a penalty or a scale that is not above 0.
+        NumericalError: from `start`, a system that is not positive definite, or not finite.
 
     Example:
         >>> import torch
@@ -60,11 +62,13 @@ class Ridge(Head):
         own = self.learned() if learned is None else learned
         values = {name: value.to(features) for name, value in own.items()}
         rows = one_hot(y, ways, mask, features)
-        x = features if mask is None else features * mask.unsqueeze(-1).to(features)
-        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        gram = torch.bmm(x, x.transpose(1, 2)) + values["log_penalty"].exp() * eye
-        weight = torch.bmm(torch.linalg.solve(gram, rows).transpose(1, 2), x) * values["log_scale"].exp()
-        return {"head.weight": weight, "head.bias": absent_bias(rows) + values["bias"]}
+        weight = ridge(features, rows, values["log_penalty"].exp(), self.item_weights(rows, mask))
+        bias = absent_bias(rows) + values["bias"]
+        return {"head.weight": weight.mT * values["log_scale"].exp(), "head.bias": bias}
+
+    def item_weights(self, rows: Tensor, mask: Tensor | None) -> Tensor | None:
+        """How much each item counts, `(T, S)`, from the rows of `one_hot`; None where all count 1."""
+        return None if mask is None else mask.to(rows)
 
 
 @dataclass(frozen=True)
@@ -82,20 +86,8 @@ class WeightedRidge(Ridge):
         tensor([ 50., -50.])
     """
 
-    def start(
-        self,
-        features: Tensor,
-        y: Tensor,
-        ways: int,
-        mask: Tensor | None = None,
-        learned: Tensors | None = None,
-    ) -> dict[str, Tensor]:
-        own = self.learned() if learned is None else learned
-        values = {name: value.to(features) for name, value in own.items()}
-        rows = one_hot(y, ways, mask, features)
+    def item_weights(self, rows: Tensor, mask: Tensor | None) -> Tensor:
         count = rows.sum(1)
         present = (count > 0).sum(1, keepdim=True)
         each = count.sum(1, keepdim=True) / (present * count.clamp_min(1.0))
-        weights = torch.bmm(rows, each.unsqueeze(-1)).squeeze(-1)
-        weight = ridge(features, rows, values["log_penalty"].exp(), weights) * values["log_scale"].exp()
-        return {"head.weight": weight.mT, "head.bias": absent_bias(rows) + values["bias"]}
+        return torch.bmm(rows, each.unsqueeze(-1)).squeeze(-1)

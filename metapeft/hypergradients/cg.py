@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import number, whole
 from metapeft.base.errors import NumericalError
 from metapeft.hypergradients.implicit import (
     Implicit,
     IndefiniteHessian,
     Solution,
     System,
-    check_count,
-    check_damping,
     relative,
 )
 from metapeft.inner.solver import Tensors
@@ -35,9 +34,8 @@ class CG(Implicit):
         iterations: at most so many iterations.
         damping: added to the Hessian's diagonal, 0 or more.
         tolerance: relative residual to stop at; None: 1e-10 in float64, else 1e-5.
-        preconditioner: name -> residual to name -> approximate solution, linear, symmetric, positive
-        definite. start: first guess of q, name -> tensor like w, such as an earlier `log["solution"]`; None:
-        0.
+        preconditioner: residual to approximate solution, both name -> tensor: linear, symmetric, positive definite.
+        start: first guess of q, name -> tensor like w, such as an earlier `log["solution"]`; None: 0.
 
     Raises:
         NumericalError: no iterate is better than q = 0, or the Hessian is singular and g leaves its range.
@@ -59,8 +57,8 @@ class CG(Implicit):
     start: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        check_count("iterations", self.iterations)
-        check_damping(self.damping)
+        whole(0, iterations=self.iterations)
+        number(damping=self.damping)
         if self.tolerance is not None and not 0 <= self.tolerance < 1:
             raise ValueError(f"tolerance={self.tolerance!r} has to be None or a number in [0, 1)")
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from metapeft.base.errors import NumericalError
 from metapeft.hypergradients.problem import Engine, Problem, Result
-from metapeft.inner.loop import check_inner_values, check_value, constants, leaves, starting_point
+from metapeft.inner.objective import check_inner_values, check_value
 from metapeft.inner.solver import Solver, Tensors
+from metapeft.inner.variables import constants, leaf_tensors, starting_point
 
 
 def outer_value(
@@ -91,8 +92,10 @@ def _true_zeros(problem: Problem, u: Tensors, w: Mapping[str, Tensor], missing: 
     """Without any step: zeros for the outer variables that the steps would have used."""
     if problem.solver is None or problem.solver.steps or problem.inner is None:
         return {}
-    fresh = leaves(u)
-    value = problem.solver.objective(problem.batches(0), fresh, leaves(w), starting_point(problem.w0, fresh))
+    fresh = leaf_tensors(u)
+    value = problem.solver.objective(
+        problem.batches(0), fresh, leaf_tensors(w), starting_point(problem.w0, fresh)
+    )
     wanted = [fresh[name] for name in missing]
     reached: list[Tensor | None] = list(torch.autograd.grad(value.sum(), wanted, allow_unused=True))
     return {

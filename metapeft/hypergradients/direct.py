@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value
 from metapeft.hypergradients.problem import Engine, Problem, Result
-from metapeft.inner.loop import leaves, starting_point
 from metapeft.inner.solver import Solver
+from metapeft.inner.variables import leaf_tensors, starting_point
 
 
 @dataclass(frozen=True)
 class Direct(Engine):
-    """`d/du F(u, w_0(u))`: no inner loop. Exact; one forward and one backward.
+    """`d/du F(u, w_0(u))`: no inner loop, so it is exact, in one forward and one backward.
 
     Example:
         >>> import torch
@@ -28,7 +28,7 @@ class Direct(Engine):
     def compute(self, problem: Problem) -> Result:
         if problem.solver is not None:
             raise ValueError(f'solver={problem.solver!r} is not used by method="direct": leave it out')
-        u = leaves(problem.u)
+        u = leaf_tensors(problem.u)
         w = starting_point(problem.w0, u, may_be_empty=True)
         values, aux = outer_value(problem, u, w)
         return finish(self, problem, u, w, values, gradient(values, tuple(u.values())), aux, [])

@@ -8,8 +8,9 @@ import torch
 
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value
 from metapeft.hypergradients.problem import Engine, Problem, Result
-from metapeft.inner.loop import constants, leaves, plain_steps, starting_point
+from metapeft.inner.loop import plain_steps
 from metapeft.inner.solver import Solver
+from metapeft.inner.variables import constants, leaf_tensors, starting_point
 
 NOTE = (
     "envelope: an approximation, unless outer and inner objective are the same function of the same data "
@@ -21,8 +22,8 @@ NOTE = (
 class Envelope(Engine):
     """`partial_u F(u, w)` at the adapted point `w = w_K`, as if w did not depend on u (Danskin).
 
-    Exact when F and f are the same function of the same data and w is stationary (`grad_w F = 0`); else an
-    approximation, and `log["note"]` says so. Time: K inner gradients and one outer gradient; memory of one
+    It is exact when F and f are the same function of the same data and w is stationary (`grad_w F = 0`); else
+    an approximation, and `log["note"]` says so. Time: K inner gradients and one outer gradient; memory of one
     inner step.
     Source: LoRA-ML as published (Block et al. 2025), where A is updated at the adapted U_t.
 
@@ -39,7 +40,7 @@ class Envelope(Engine):
     repeats_batches = True
 
     def compute(self, problem: Problem) -> Result:
-        u = leaves(problem.u)
+        u = leaf_tensors(problem.u)
         with torch.no_grad():
             start = starting_point(problem.w0, constants(u))
         path = plain_steps(problem.batches, u, start, problem.solver, problem.task_axis)

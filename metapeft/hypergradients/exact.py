@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import number, whole
 from metapeft.base.errors import NumericalError
-from metapeft.hypergradients.implicit import Implicit, Solution, System, check_count, check_damping, relative
+from metapeft.hypergradients.implicit import Implicit, Solution, System, relative
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Exact(Implicit):
     limit: int = 2000
 
     def __post_init__(self) -> None:
-        check_damping(self.damping)
-        check_count("limit", self.limit)
+        number(damping=self.damping)
+        whole(0, limit=self.limit)
 
     def system_damping(self) -> float:
         return self.damping
@@ -52,8 +53,7 @@ class Exact(Implicit):
         n = g.shape[1]
         if n > self.limit:
             raise ValueError(
-                f"the inner variables have {n} entries a task, above limit={self.limit}: a dense Hessian "
-                "would have "
+                f"the inner variables have {n} entries a task, above limit={self.limit}: a dense Hessian would have "
                 f'{n} x {n} entries; use "cg", or raise the limit'
             )
         units = torch.eye(n, dtype=g.dtype, device=g.device)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import number
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value, refuse_batch_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.hypergradients.recompute import added, pull_back
-from metapeft.inner.loop import constants, inner_gradients, leaves, plain_steps, starting_point
+from metapeft.inner.loop import plain_steps
+from metapeft.inner.objective import inner_gradients
 from metapeft.inner.solver import Solver, Tensors
-
-
-def _check_epsilon(epsilon: object) -> None:
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
-        raise ValueError(f"epsilon={epsilon!r} has to be a finite number above 0")
+from metapeft.inner.variables import constants, leaf_tensors, starting_point
 
 
 def _norms(vector: Mapping[str, Tensor], tasks: int) -> Tensor:
@@ -46,8 +43,8 @@ def central_difference(
     total: list[Tensor | None] = [None] * (len(u) + len(wanted))
     for sign in (1, -1):
         step = {name: h.reshape(h.shape + (1,) * (v.ndim - h.ndim)) * v for name, v in vector.items()}
-        at = leaves({name: w[name] + sign * step[name] for name in w})
-        fresh = leaves(u)
+        at = leaf_tensors({name: w[name] + sign * step[name] for name in w})
+        fresh = leaf_tensors(u)
         value = problem.batches.last(fresh, at)
         inputs = [*fresh.values(), *(at[name] for name in wanted)]
         total = added(total, pull_back([value], [sign * weight], inputs))
@@ -60,8 +57,8 @@ class FiniteDifference(Engine):
 
     With `w' = w - lr grad_w f(u, w)`, `v = grad_w' F(u, w')`, `h = epsilon / ||v||`, a task its own h:
     `partial_u F(u, w') - lr (grad_u f(u, w + h v) - grad_u f(u, w - h v)) / (2 h)`, and starts and rates
-    likewise. The rate is the step's true one, whatever the solver. Error O(h^2) against `Unroll` with one
-    step; exact for f quadratic in w. Time: three inner gradients, one outer; memory of one step. Source: Liu
+    likewise. The rate is the step's true one, whatever the solver. The error against `Unroll` with one step is
+    O(h^2), and 0 for f quadratic in w. Time: three inner gradients, one outer; memory of one step. Source: Liu
     et al. 2019.
 
     Args:
@@ -81,10 +78,10 @@ class FiniteDifference(Engine):
     epsilon: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_epsilon(self.epsilon)
+        number(above=True, epsilon=self.epsilon)
 
     def compute(self, problem: Problem) -> Result:
-        solver, u = problem.solver, leaves(problem.u)
+        solver, u = problem.solver, leaf_tensors(problem.u)
         refuse_batch_solver(self, solver)
         if solver.steps > 1:
             raise ValueError(
@@ -92,21 +89,18 @@ class FiniteDifference(Engine):
                 '"unroll" or "recompute", or SGD(steps=1, ...)'
             )
         origin = starting_point(problem.w0, u)
-        start = leaves(origin)
+        start = leaf_tensors(origin)
         state, inner_values, slope, w = solver.init(u, start), [], {}, start
         if solver.steps:
             value, grads = inner_gradients(
-                problem.batches(0), constants(u), leaves(start), problem.task_axis, create_graph=False
+                problem.batches(0), constants(u), leaf_tensors(start), problem.task_axis, create_graph=False
             )
-            inner_values, slope = [value], leaves(grads)
+            inner_values, slope = [value], leaf_tensors(grads)
             w, _ = solver.step(0, u, start, slope, state)
         values, aux = outer_value(problem, u, w)
         found = gradient(values, [*u.values(), *start.values(), *slope.values()])
-        grads_u, starts, through = (
-            found[: len(u)],
-            found[len(u) :][: len(start)],
-            found[len(u) + len(start) :],
-        )
+        own, rest = found[: len(u)], found[len(u) :]
+        grads_u, starts, through = own, rest[: len(start)], rest[len(start) :]
         if slope:
             vector = {
                 name: torch.zeros_like(slope[name]) if v is None else v for name, v in zip(slope, through)
@@ -124,8 +118,8 @@ class AutoLoRA(Engine):
     """AutoLoRA's published code: the difference is taken around the adapted point, with rate 1.
 
     `partial_u F(u, w') - (grad_u f(u, w' + h v) - grad_u f(u, w' - h v)) / (2 h)`, where w' is the adapted
-    point, `v = grad_w' F(u, w')` and `h = epsilon / ||v||`, a task its own h. Not the gradient of what the
-    inner step does (for that: `FiniteDifference`), but what the published results were obtained with;
+    point, `v = grad_w' F(u, w')` and `h = epsilon / ||v||`, a task its own h. It is not the gradient of
+    what the inner step does (for that: `FiniteDifference`), but what the published results were obtained with;
     `log["note"]` says so. Time: K + 2 inner gradients, one outer; memory of one step. Source: Zhang et al.
     2024, and its code.
 
@@ -147,14 +141,14 @@ class AutoLoRA(Engine):
     repeats_batches = True
 
     def __post_init__(self) -> None:
-        _check_epsilon(self.epsilon)
+        number(above=True, epsilon=self.epsilon)
 
     def compute(self, problem: Problem) -> Result:
-        u = leaves(problem.u)
+        u = leaf_tensors(problem.u)
         with torch.no_grad():
             start = starting_point(problem.w0, constants(u))
         path = plain_steps(problem.batches, u, start, problem.solver, problem.task_axis)
-        w = leaves(path.w[-1])
+        w = leaf_tensors(path.w[-1])
         values, aux = outer_value(problem, u, w)
         found = gradient(values, [*u.values(), *w.values()])
         vector = {n: torch.zeros_like(w[n]) if v is None else v for n, v in zip(w, found[len(u) :])}
@@ -167,7 +161,6 @@ class AutoLoRA(Engine):
         return {
             "starts": "AutoLoRA's formula is about the adapted point, so the starts receive no gradient; use "
             '"finite-difference" or "unroll".',
-            "rates": "AutoLoRA's formula takes the inner rate as 1, so the inner rates receive no gradient; "
-            "use "
+            "rates": "AutoLoRA's formula takes the inner rate as 1, so the inner rates receive no gradient; use "
             '"finite-difference" or "unroll".',
         }

@@ -12,8 +12,8 @@ from metapeft.hypergradients.checked_result import (
     refuse_rigid_solver,
 )
 from metapeft.hypergradients.problem import Engine, Problem, Result
-from metapeft.inner.loop import constants, inner_gradients, leaves, starting_point
-from metapeft.inner.solver import distinct
+from metapeft.inner.objective import inner_gradients
+from metapeft.inner.variables import constants, distinct, leaf_tensors, starting_point
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class FirstOrder(Engine):
     """`d/du F(u, w_K)` where each `grad_w f(u, w_k)` counts as a constant.
 
     Starts, rates, the solver's own terms (proximal, decay) and whatever F reaches directly receive gradients;
-    what enters only the inner objective does not and is refused. Exact if f is linear in w and free of u.
+    what enters only the inner objective does not and is refused. It is exact if f is linear in w and free of u.
     Time: K inner gradients and one outer gradient; memory of one inner step.
     Source: first-order MAML (Finn et al. 2017, section 5.2; Nichol et al. 2018, section 5).
 
@@ -36,7 +36,7 @@ class FirstOrder(Engine):
     """
 
     def compute(self, problem: Problem) -> Result:
-        solver, batches, u = problem.solver, problem.batches, leaves(problem.u)
+        solver, batches, u = problem.solver, problem.batches, leaf_tensors(problem.u)
         refuse_batch_solver(self, solver)
         refuse_rigid_solver(self, solver)
         fixed = constants(u)
@@ -44,7 +44,7 @@ class FirstOrder(Engine):
         state, inner_values = solver.init(u, w), []
         for k in range(solver.steps):
             value, grads = inner_gradients(
-                batches(k), fixed, leaves(w), problem.task_axis, create_graph=False
+                batches(k), fixed, leaf_tensors(w), problem.task_axis, create_graph=False
             )
             inner_values.append(value)
             w, state = solver.step(k, u, w, grads, state)

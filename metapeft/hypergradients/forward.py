@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import whole
 from metapeft.hypergradients.checked_result import finish, outer_value, refuse_rigid_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.hypergradients.unroll import reached
-from metapeft.inner.loop import constants, leaves, plain_steps, starting_point
+from metapeft.inner.loop import plain_steps
 from metapeft.inner.solver import Bound, Tensors
+from metapeft.inner.variables import constants, leaf_tensors, starting_point
 
 
 def _inner_gradients(inner: Bound, u: Mapping[str, Tensor], w: Tensors) -> Tensors:
@@ -23,7 +25,7 @@ def _inner_gradients(inner: Bound, u: Mapping[str, Tensor], w: Tensors) -> Tenso
 
 @dataclass(frozen=True)
 class Forward(Engine):
-    """`dF/du_i = partial_i F + partial_w F z_i`, with `z_i = dw_K/du_i` carried along the steps. Exact.
+    """`dF/du_i = partial_i F + partial_w F z_i`, with `z_i = dw_K/du_i` carried along the steps: exact.
 
     Time: about (number of entries of u) x (the inner loop), batched by `torch.func.vmap`; memory does not
     grow with K, but holds one tangent of the inner state and of one step an entry. For a handful of outer
@@ -45,8 +47,8 @@ class Forward(Engine):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        if self.chunk is not None and (isinstance(self.chunk, bool) or self.chunk < 1):
-            raise ValueError(f"chunk={self.chunk!r} has to be None or an integer, 1 or more")
+        if self.chunk is not None:
+            whole(chunk=self.chunk)
 
     def compute(self, problem: Problem) -> Result:
         solver, batches, u = problem.solver, problem.batches, constants(problem.u)
@@ -79,8 +81,7 @@ class Forward(Engine):
                 slopes = torch.func.vmap(slope, chunk_size=self.chunk)(tangents)
             except RuntimeError as error:
                 raise ValueError(
-                    "forward mode runs objectives and solver under torch.func.jvp and vmap, which refuse "
-                    "something "
+                    "forward mode runs objectives and solver under torch.func.jvp and vmap, which refuse something "
                     f'in them; use "unroll" or "recompute". PyTorch says: {error}'
                 ) from error
         entries = torch.split(slopes, sizes)
@@ -88,4 +89,4 @@ class Forward(Engine):
         if any(grad is not None and not bool(grad.any()) for grad in grads):
             depends = reached(problem, u)  # forward mode itself cannot tell a zero from no dependence
             grads = [grad if depends[name] else None for name, grad in zip(u, grads)]
-        return finish(self, problem, leaves(u), path.w[-1], values, grads, aux, path.values)
+        return finish(self, problem, leaf_tensors(u), path.w[-1], values, grads, aux, path.values)

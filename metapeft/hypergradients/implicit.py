@@ -12,8 +12,10 @@ from torch import Tensor
 
 from metapeft.hypergradients.checked_result import check_finite, finish, gradient, outer_value
 from metapeft.hypergradients.problem import Engine, Problem, Result
-from metapeft.inner.loop import check_value, constants, leaves, plain_steps, starting_point
+from metapeft.inner.loop import plain_steps
+from metapeft.inner.objective import check_value
 from metapeft.inner.solver import Solver, Tensors
+from metapeft.inner.variables import constants, leaf_tensors, starting_point
 
 
 class NotConverged(UserWarning):
@@ -29,7 +31,7 @@ class System:
     """`(H + damping I) q = g`, one system a task; rows are tasks (one row without a task axis).
 
     Args:
-        w: the point, name -> leaf with the graph of `slope`.
+        w: the point, name -> leaf tensor with the graph of `slope`.
         slope: gradient of the solver's objective there, with its graph.
         damping: added to the diagonal.
         tasks: number of rows T.
@@ -104,13 +106,13 @@ class Implicit(Engine):
         return 0.0
 
     def compute(self, problem: Problem) -> Result:
-        solver, u = problem.solver, leaves(problem.u)
+        solver, u = problem.solver, leaf_tensors(problem.u)
         start = starting_point(problem.w0, u) if solver.anchored else None
         if start is None:
             with torch.no_grad():
                 start = starting_point(problem.w0, constants(u))
         path = plain_steps(problem.batches, u, start, solver, problem.task_axis)
-        w = leaves(path.w[-1])
+        w = leaf_tensors(path.w[-1])
         values, aux = outer_value(problem, u, w)
         found = gradient(values, [*u.values(), *w.values()])
         direct = found[: len(u)]
@@ -155,7 +157,7 @@ class Implicit(Engine):
         """Norm of phi's gradient at w_K over that at the start, `()` or `(T,)`; warns unless small."""
         if first is None:
             fixed = constants(start)
-            first = self._slope(problem, constants(u), leaves(fixed), fixed)
+            first = self._slope(problem, constants(u), leaf_tensors(fixed), fixed)
         norm = system.rows(system.slope).detach().norm(dim=1)
         at_start = system.rows(first).detach().norm(dim=1)
         size = system.rows(system.w).detach().norm(dim=1).clamp_min(1.0)
@@ -177,8 +179,7 @@ class Implicit(Engine):
 
     def unreachable(self, solver: Solver | None) -> dict[str, str]:
         found = {
-            "rates": "a stationary point does not depend on the rates that led to it, so the inner rates "
-            "receive "
+            "rates": "a stationary point does not depend on the rates that led to it, so the inner rates receive "
             'no gradient; use "unroll", "recompute" or "forward".'
         }
         if solver is None or not solver.anchored:
@@ -187,13 +188,3 @@ class Implicit(Engine):
                 'gradient; give the solver a proximal term (iMAML), or use "unroll".'
             )
         return found
-
-
-def check_damping(damping: object) -> None:
-    if isinstance(damping, bool) or not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
-        raise ValueError(f"damping={damping!r} has to be a finite number, 0 or more")
-
-
-def check_count(name: str, count: object) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ValueError(f"{name}={count!r} has to be an integer, 0 or more")

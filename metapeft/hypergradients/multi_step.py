@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from metapeft.base.arguments import number
 from metapeft.hypergradients.checked_result import (
     finish,
     gradient,
@@ -16,15 +18,15 @@ from metapeft.hypergradients.checked_result import (
     refuse_rigid_solver,
 )
 from metapeft.hypergradients.problem import Engine, Problem, Result
-from metapeft.inner.loop import constants, inner_gradients, leaves, starting_point
-from metapeft.inner.solver import distinct
+from metapeft.inner.objective import inner_gradients
+from metapeft.inner.variables import constants, distinct, leaf_tensors, starting_point
 
 
 @dataclass(frozen=True)
 class MultiStep(Engine):
     """`d/du sum_k v_k mean_t F_t(u, w_k(u))`, k = 1 .. K, by reverse mode; `value` is that sum.
 
-    Exact for that sum. With `second_order=False` the inner gradients count as constants, as in `FirstOrder`.
+    It is exact for that sum. With `second_order=False` the inner gradients count as constants, as in `FirstOrder`.
     Time and memory: those of `Unroll`, and one outer forward and backward for each v_k above 0.
     Source: MAML++ (Antoniou et al. 2019, arXiv 1810.09502), eq. 4 and the paragraph on derivative annealing.
 
@@ -50,13 +52,13 @@ class MultiStep(Engine):
         if self.weights is None:
             return
         object.__setattr__(self, "weights", tuple(self.weights))
-        if any(isinstance(v, bool) or not isinstance(v, int | float) or not v >= 0 for v in self.weights):
-            raise ValueError(f"weights={self.weights!r}: each has to be a number, 0 or more")
+        each: dict[str, Any] = {f"weights[{place}]": weight for place, weight in enumerate(self.weights)}
+        number(**each)
         if not math.isclose(sum(self.weights), 1.0, rel_tol=1e-6):
             raise ValueError(f"weights={self.weights!r} add up to {sum(self.weights):g}: they have to give 1")
 
     def compute(self, problem: Problem) -> Result:
-        solver, batches, u = problem.solver, problem.batches, leaves(problem.u)
+        solver, batches, u = problem.solver, problem.batches, leaf_tensors(problem.u)
         refuse_batch_solver(self, solver)
         refuse_rigid_solver(self, solver)
         steps: int = solver.steps
@@ -67,7 +69,7 @@ class MultiStep(Engine):
         w = distinct(starting_point(problem.w0, u))
         state, inner_values, parts = solver.init(u, w), [], []
         for k in range(steps):
-            at = w if self.second_order else leaves(w)
+            at = w if self.second_order else leaf_tensors(w)
             value, grads = inner_gradients(batches(k), inner_u, at, problem.task_axis, self.second_order)
             inner_values.append(value)
             w, state = solver.step(k, u, w, grads, state)

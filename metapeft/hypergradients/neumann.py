@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from metapeft.hypergradients.implicit import Implicit, NotConverged, Solution, System, check_count, relative
+from metapeft.base.arguments import number, whole
+from metapeft.hypergradients.implicit import Implicit, NotConverged, Solution, System, relative
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,8 @@ class Neumann(Implicit):
     lr: float = 0.1
 
     def __post_init__(self) -> None:
-        check_count("terms", self.terms)
-        if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
-            raise ValueError(f"lr={self.lr!r} has to be a finite number above 0")
+        whole(0, terms=self.terms)
+        number(above=True, lr=self.lr)
 
     def solve(self, system: System, g: Tensor) -> Solution:
         power, total = g, torch.zeros_like(g)
@@ -52,9 +51,8 @@ class Neumann(Implicit):
         if bool((residual > 1).any()):
             warnings.warn(
                 f"the Neumann series diverges (relative residual {residual.max().item():.3g} after "
-                f"{self.terms} terms): lr={self.lr} is above 2 / (largest eigenvalue of the inner Hessian), "
-                "or the Hessian has "
-                'a negative eigenvalue; lower lr, or use "cg" with damping.',
+                f"{self.terms} terms): lr={self.lr} is above 2 / (largest eigenvalue of the inner Hessian), or the "
+                'Hessian has a negative eigenvalue; lower lr, or use "cg" with damping.',
                 NotConverged,
                 stacklevel=5,
             )

@@ -12,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metapeft.hypergradients.table import registry
 from metapeft.inner.fixed_point import as_solver
-from metapeft.inner.loop import Batches, Start
+from metapeft.inner.objective import Batches
 from metapeft.inner.solver import Solver, Tensors
+from metapeft.inner.variables import Start
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,17 @@ class Engine:
         return {}
 
 
+def unreachable(engine: object, solver: Solver | None) -> dict[str, str]:
+    """Group ("starts", "rates") -> the sentence why the engine gives it no gradient; {} for a user's function.
+
+    Example:
+        >>> from metapeft.hypergradients import Direct
+        >>> unreachable(Direct(), None), unreachable(lambda problem: None, None)
+        ({'rates': 'there is no inner loop, so there are no inner rates.'}, {})
+    """
+    return engine.unreachable(solver) if isinstance(engine, Engine) else {}
+
+
 def resolve(method: Any) -> Callable[[Problem], Result]:
     """The engine that a name, an engine or a user's function stands for.
 
@@ -196,8 +208,3 @@ def hypergradient(
     """
     problem = Problem(outer, inner, u, w0, solver, method, data, task_axis, has_aux)
     return resolve(method)(problem)
-
-
-def unreachable(engine: object, inner: Solver | None) -> dict[str, str]:
-    """What an engine cannot reach (`"starts"`, `"rates"`), with the reason; {} for a user's function."""
-    return engine.unreachable(inner) if isinstance(engine, Engine) else {}

@@ -11,11 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import whole
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value, refuse_rigid_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
-from metapeft.inner.loop import Path, inner_gradients, leaves, plain_steps, starting_point
+from metapeft.inner.loop import Path, plain_steps
 from metapeft.inner.nested_tensors import rebuild, tensors
-from metapeft.inner.solver import Tensors, distinct
+from metapeft.inner.objective import inner_gradients
+from metapeft.inner.solver import Tensors
+from metapeft.inner.variables import distinct, leaf_tensors, starting_point
 
 Adjoints = list[Tensor | None]
 
@@ -55,7 +58,7 @@ class Recompute(Engine):
     """`d/du F(u, w_K(u))` as `Unroll`, with the graph of one inner step alive at a time.
 
     The adjoints of iterate and state, `a_k = a_{k+1} d(w_{k+1}, s_{k+1})/d(w_k, s_k)`, run backwards over
-    stored iterates and states, each step evaluated once more. Exact. Time: `Unroll` and K inner gradients
+    stored iterates and states, each step evaluated once more: exact. Time: `Unroll` and K inner gradients
     (nearly 2 K where `every` > 1). Memory: one step, and K iterates; `K/every + every` of them otherwise.
     Source: Griewank 1992 (checkpointing); Chen et al. 2016.
 
@@ -75,26 +78,27 @@ class Recompute(Engine):
     every: int | Literal["sqrt"] = 1
 
     def __post_init__(self) -> None:
-        number = isinstance(self.every, int) and not isinstance(self.every, bool) and self.every >= 1
-        if not number and self.every != "sqrt":
-            raise ValueError(f'every={self.every!r} has to be an integer, 1 or more, or "sqrt"')
+        if isinstance(self.every, str) and self.every != "sqrt":
+            raise ValueError(f'every={self.every!r}: allowed are a whole number of at least 1, and "sqrt"')
+        if self.every != "sqrt":
+            whole(every=self.every)
 
     def compute(self, problem: Problem) -> Result:
-        solver, u = problem.solver, leaves(problem.u)
+        solver, u = problem.solver, leaf_tensors(problem.u)
         refuse_rigid_solver(self, solver)
         steps: int = solver.steps
         every = max(math.isqrt(max(steps - 1, 0)) + 1, 1) if self.every == "sqrt" else self.every
         start = distinct(starting_point(problem.w0, u))
         state = solver.init(u, start)
         marks = [*range(0, steps, every), steps]
-        kept, inner_values = self._forward(problem, u, start, state, marks)
+        checkpoints, inner_values = self._forward(problem, u, start, state, marks)
 
-        w = leaves(kept.w[-1])
+        w = leaf_tensors(checkpoints.w[-1])
         values, aux = outer_value(problem, u, w)
         found = gradient(values, [*u.values(), *w.values()])
         grads, adjoints = found[: len(u)], found[len(u) :]  # nothing depends on the last state
         for index in reversed(range(len(marks) - 1)):
-            segment = self._segment(problem, u, kept, index, marks)
+            segment = self._segment(problem, u, checkpoints, index, marks)
             for k in reversed(range(marks[index], marks[index + 1])):
                 at = k - marks[index]
                 more, adjoints = self._step_back(problem, u, segment.w[at], segment.states[at], k, adjoints)
@@ -125,18 +129,19 @@ class Recompute(Engine):
                 inner_values += of_values.keep(k, [value])
         return Path(iterates, states, inner_values, None), inner_values
 
-    def _segment(self, problem: Problem, u: Tensors, kept: Path, index: int, marks: list[int]) -> Path:
-        """All iterates of one segment; its first is kept, the others are computed again."""
-        w, state, first, last = kept.w[index], kept.states[index], marks[index], marks[index + 1]
+    def _segment(self, problem: Problem, u: Tensors, checkpoints: Path, index: int, marks: list[int]) -> Path:
+        """All iterates of one segment; its first is a checkpoint, the others are computed again."""
+        w, state = checkpoints.w[index], checkpoints.states[index]
+        first, last = marks[index], marks[index + 1] - 1
         return plain_steps(
-            problem.batches, u, w, problem.solver, problem.task_axis, state, first, last - 1, keep=True
+            problem.batches, u, w, problem.solver, problem.task_axis, state, first, last, keep=True
         )
 
     def _step_back(
         self, problem: Problem, u: Tensors, w: Tensors, state: dict[str, Any], k: int, adjoints: Adjoints
     ) -> tuple[Adjoints, Adjoints]:
         """Gradients for u from step k, and the adjoints of `(w_k, state_k)`."""
-        solver, w = problem.solver, leaves(w)
+        solver, w = problem.solver, leaf_tensors(w)
         entries = [
             value.detach().requires_grad_() if value.is_floating_point() else value
             for value in tensors(state)

@@ -9,8 +9,9 @@ import torch
 from metapeft.hypergradients.checked_result import finish, outer_value
 from metapeft.hypergradients.problem import Engine, Problem, Result
 from metapeft.hypergradients.recompute import pull_back
-from metapeft.inner.loop import constants, leaves, plain_steps, starting_point
+from metapeft.inner.loop import plain_steps
 from metapeft.inner.solver import Solver
+from metapeft.inner.variables import constants, leaf_tensors, starting_point
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Reptile(Engine):
     """
 
     def compute(self, problem: Problem) -> Result:
-        u = leaves(problem.u)
+        u = leaf_tensors(problem.u)
         start = starting_point(problem.w0, u)
         path = plain_steps(problem.batches, u, start, problem.solver, problem.task_axis)
         w = path.w[-1]

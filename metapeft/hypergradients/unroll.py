@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import whole
 from metapeft.hypergradients.checked_result import finish, gradient, outer_value, refuse_rigid_solver
 from metapeft.hypergradients.problem import Engine, Problem, Result
-from metapeft.inner.loop import constants, inner_gradients, leaves, plain_steps, starting_point
-from metapeft.inner.solver import Solver, Tensors, distinct
+from metapeft.inner.loop import plain_steps
+from metapeft.inner.objective import inner_gradients
+from metapeft.inner.solver import Solver, Tensors
+from metapeft.inner.variables import constants, distinct, leaf_tensors, starting_point
 
 
 def unrolled_steps(
@@ -48,7 +51,7 @@ class Unroll(Engine):
     """
 
     def compute(self, problem: Problem) -> Result:
-        solver, u = problem.solver, leaves(problem.u)
+        solver, u = problem.solver, leaf_tensors(problem.u)
         refuse_rigid_solver(self, solver)
         w = distinct(starting_point(problem.w0, u))
         w, inner_values = unrolled_steps(problem, u, w, solver.init(u, w), 0, solver.steps)
@@ -60,7 +63,7 @@ class Unroll(Engine):
 class Truncated(Engine):
     """`d/du F(u, w_K)` by reverse mode through the last `window` steps, `w_{K-window}` taken as a constant.
 
-    Equal to `Unroll` when the window covers all steps; otherwise an approximation: starts receive no
+    It equals `Unroll` when the window covers all steps; otherwise it is an approximation: starts receive no
     gradient, and rates of the steps before the window receive 0. Time: K inner gradients, and about twice
     `window` of them backwards; memory of `window` steps. Source: Shaban et al. 2019, section 3.
 
@@ -80,11 +83,10 @@ class Truncated(Engine):
     window: int = 5
 
     def __post_init__(self) -> None:
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"window={self.window!r} has to be an integer, 1 or more")
+        whole(window=self.window)
 
     def compute(self, problem: Problem) -> Result:
-        solver, u = problem.solver, leaves(problem.u)
+        solver, u = problem.solver, leaf_tensors(problem.u)
         refuse_rigid_solver(self, solver)
         first = max(solver.steps - self.window, 0)
         if first == 0:
@@ -92,7 +94,9 @@ class Truncated(Engine):
         with torch.no_grad():
             start = starting_point(problem.w0, constants(u))
         path = plain_steps(problem.batches, u, start, solver, problem.task_axis, last=first)
-        w, inner_values = unrolled_steps(problem, u, leaves(path.w[-1]), path.states[-1], first, solver.steps)
+        w, inner_values = unrolled_steps(
+            problem, u, leaf_tensors(path.w[-1]), path.states[-1], first, solver.steps
+        )
         values, aux = outer_value(problem, u, w)
         grads = gradient(values, tuple(u.values()))
         return finish(self, problem, u, w, values, grads, aux, path.values + inner_values)
@@ -108,7 +112,7 @@ class Truncated(Engine):
 
 def reached(problem: Problem, u: Mapping[str, Tensor]) -> dict[str, bool]:
     """Which outer variables the unrolled value depends on at all, found with at most two steps."""
-    fresh, steps = leaves(u), min(problem.solver.steps, 2)
+    fresh, steps = leaf_tensors(u), min(problem.solver.steps, 2)
     w = distinct(starting_point(problem.w0, fresh))
     w, _ = unrolled_steps(problem, fresh, w, problem.solver.init(fresh, w), 0, steps)
     values, _ = outer_value(problem, fresh, w)

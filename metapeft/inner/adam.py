@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import number
 from metapeft.inner.descent import Descent, Per, Setting, is_on, value_of
 from metapeft.inner.momentum import check_fraction
 from metapeft.inner.solver import Bound, Tensors
@@ -59,8 +60,7 @@ class Adam(Descent):
             raise ValueError(f"betas={betas!r} has to be a pair of numbers in [0, 1)")
         check_fraction("betas[0]", betas[0])
         check_fraction("betas[1]", betas[1])
-        if not 0 < eps < math.inf:
-            raise ValueError(f"eps={eps!r} has to be a finite number above 0")
+        number(above=True, eps=eps)
         self.betas, self.eps = (betas[0], betas[1]), eps
 
     def init(self, u: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class _Argmin(torch.autograd.Function):
                 for value, wanted in zip(arguments, needed)
             ]
             product = -(q * slope(w, *own)).sum()
-            leaves = [value for value, wanted in zip(own, needed) if wanted]
-            found = iter(torch.autograd.grad(product, leaves, create_graph=again, allow_unused=True))
+            inputs = [value for value, wanted in zip(own, needed) if wanted]
+            found = iter(torch.autograd.grad(product, inputs, create_graph=again, allow_unused=True))
         return (None, None, None, *(next(found) if wanted else None for wanted in needed))
 
 

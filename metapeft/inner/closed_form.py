@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metapeft.base.arguments import whole
 from metapeft.base.errors import NumericalError
 from metapeft.inner.argmin import argmin, newton
 from metapeft.inner.descent import Setting, check_setting, value_of
-from metapeft.inner.solver import Solver, Tensors, check_steps
+from metapeft.inner.solver import Solver, Tensors
 
 Table = tuple[Tensor, Tensor]
 Weights = Callable[[Mapping[str, Tensor]], Tensor]
@@ -21,8 +22,8 @@ Weights = Callable[[Mapping[str, Tensor]], Tensor]
 def ridge(x: Tensor, y: Tensor, penalty: float | Tensor, weights: Tensor | None = None) -> Tensor:
     """`argmin_w sum_i s_i ||x_i w - y_i||^2 + penalty ||w||^2`, differentiable in all arguments.
 
-    Solved in the smaller of the two spaces: `(X'SX + p I)^-1 X'Sy`, or `X' R (R XX' R + p I)^-1 R y` with
-    `R = sqrt(S)` (R2-D2: Bertinetto et al. 2019, eq. 6).
+    It is solved in the smaller of the two spaces: `(X'SX + p I)^-1 X'Sy`, or `X' R (R XX' R + p I)^-1 R y`
+    with `R = sqrt(S)` (R2-D2: Bertinetto et al. 2019, eq. 6).
 
     Args:
         x: `(..., n, d)`.
@@ -167,7 +168,7 @@ class Ridge(Solver):
     def __init__(
         self, features: Callable[..., Table], penalty: Setting, weights: Weights | None = None, steps: int = 1
     ) -> None:
-        check_steps(steps)
+        whole(0, steps=steps)
         check_setting("penalty", penalty)
         self.features, self.penalty, self.weights, self.steps = features, penalty, weights, steps
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metapeft.inner.solver import Bound, Solver, Tensors, check_steps
+from metapeft.base.arguments import whole
+from metapeft.inner.solver import Bound, Solver, Tensors
 
 Setting = float | Tensor | Callable[[Mapping[str, Tensor]], Any]
 Per = Literal["step", "element"]
@@ -85,7 +86,7 @@ class Descent(Solver):
         proximal: Setting = 0.0,
         weight_decay: Setting = 0.0,
     ) -> None:
-        check_steps(steps)
+        whole(0, steps=steps)
         check_setting("lr", lr)
         check_setting("proximal", proximal)
         check_setting("weight_decay", weight_decay)

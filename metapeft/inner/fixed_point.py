@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from metapeft.inner.solver import Solver, Tensors, check_steps
+from metapeft.base.arguments import whole
+from metapeft.inner.solver import Solver, Tensors
 
 
 def checked(found: Any, w: Mapping[str, Tensor], what: str) -> Tensors:
@@ -48,7 +49,7 @@ class Step(Solver):
     steps: int = 1
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
+        whole(0, steps=self.steps)
 
     def step(
         self, k: int, u: Mapping[str, Tensor], w: Tensors, grads: Any, state: dict[str, Any]
@@ -80,7 +81,7 @@ class FixedPoint(Solver):
     reads: ClassVar[Literal["gradients", "batch"]] = "batch"
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
+        whole(0, steps=self.steps)
 
     def step(
         self, k: int, u: Mapping[str, Tensor], w: Tensors, grads: Any, state: dict[str, Any]

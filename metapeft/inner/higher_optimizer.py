@@ -10,26 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import whole
 from metapeft.inner.descent import is_on, squared_norm, value_of
 from metapeft.inner.nested_tensors import rebuild, tensors
-from metapeft.inner.solver import Bound, Solver, Tensors, check_steps, distinct
+from metapeft.inner.solver import Bound, Solver, Tensors
+from metapeft.inner.variables import distinct
 
 # What higher's versions read; anything else (maximize, foreach, ...) they ignore in silence.
-OPTIONS = frozenset(
-    {
-        "lr",
-        "momentum",
-        "dampening",
-        "weight_decay",
-        "nesterov",
-        "betas",
-        "eps",
-        "amsgrad",
-        "alpha",
-        "centered",
-    }
-    | {"rho", "lr_decay", "initial_accumulator_value", "lambd", "t0", "etas", "step_sizes"}
-)
+OPTIONS = {
+    *("lr", "momentum", "dampening", "weight_decay", "nesterov", "betas", "eps", "amsgrad", "alpha"),
+    *("centered", "rho", "lr_decay", "initial_accumulator_value", "lambd", "t0", "etas", "step_sizes"),
+}
 
 
 def _higher() -> Any:
@@ -46,7 +37,7 @@ class Higher(Solver):
     """Steps of a `torch.optim` optimiser in the differentiable form that `higher` gives it.
 
     Adadelta, Adagrad, Adam, Adamax, ASGD, RMSprop, Rprop and SGD. higher's Adam differs from torch's where
-    eps matters; `mp.inner.Adam` does not. Not for forward mode. Source: Grefenstette et al. 2019.
+    eps matters; `mp.inner.Adam` does not. Forward mode cannot take it. Source: Grefenstette et al. 2019.
 
     Args:
         optimizer: the optimiser's class.
@@ -64,7 +55,7 @@ class Higher(Solver):
     """
 
     def __init__(self, optimizer: type[torch.optim.Optimizer], steps: int, **options: Any) -> None:
-        check_steps(steps)
+        whole(0, steps=steps)
         unknown = sorted(set(options) - OPTIONS)
         if unknown:
             raise ValueError(
@@ -98,8 +89,7 @@ class Higher(Solver):
             names = ", ".join(name for name in found if name != "Optimizer")
             raise ValueError(
                 f"{getattr(self.optimizer, '__name__', self.optimizer)} has no differentiable form in "
-                f"higher, which has {names}; mp.inner has Adam, AdamW, Momentum, Nesterov and LBFGS of its "
-                "own"
+                f"higher, which has {names}; mp.inner has its own Adam, AdamW, Momentum, Nesterov and LBFGS"
             ) from error
 
     def step(
@@ -108,9 +98,8 @@ class Higher(Solver):
         tracked = torch.is_grad_enabled()
         optimizer = self._optimizer(list(w.values()), u)
         if "groups" in state:
-            own = [
-                value.clone() for value in tensors(state["groups"])
-            ]  # some of them are counted up in place
+            # copies, for some of them are counted up in place
+            own = [value.clone() for value in tensors(state["groups"])]
             optimizer.state = [defaultdict(dict, group) for group in rebuild(state["groups"], own)]
         with torch.enable_grad():  # higher takes a gradient of its own, which the callback replaces by ours
             fresh = list(distinct(w).values())

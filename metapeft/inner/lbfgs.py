@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import whole
 from metapeft.inner.descent import Descent, Per, Setting
 from metapeft.inner.solver import Tensors
 
@@ -16,7 +17,7 @@ class LBFGS(Descent):
     """Direction `H_k g_k`, H_k the inverse Hessian that the last `memory` pairs `(s, y)` suggest.
 
     As `torch.optim.LBFGS` without line search: the first direction is `min(1, 1/||g||_1) g`, a pair with
-    `y's <= 1e-10` is left out, `H_k` starts from `(y's / y'y) I`. Differentiable through the pairs.
+    `y's <= 1e-10` is left out, `H_k` starts from `(y's / y'y) I`. It is differentiable through the pairs.
     Source: Nocedal & Wright 2006, algorithm 7.4.
 
     Args:
@@ -46,8 +47,7 @@ class LBFGS(Descent):
         weight_decay: Setting = 0.0,
     ) -> None:
         super().__init__(steps, lr, rates, proximal, weight_decay)
-        if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
-            raise ValueError(f"memory={memory!r} has to be an integer, 1 or more")
+        whole(memory=memory)
         self.memory = memory
 
     def with_task_axis(self, task_axis: bool) -> Self:
@@ -72,22 +72,19 @@ class LBFGS(Descent):
         if "x" not in state:
             size = g.abs().sum(1, keepdim=True)
             found = torch.where(size > 1, 1 / torch.where(size > 1, size, 1.0), 1.0) * g
-            empty = (
-                torch.zeros_like(g).detach(),
-                torch.zeros_like(g).detach(),
-                torch.zeros_like(size).detach(),
-            )
+            empty = tuple(torch.zeros_like(like).detach() for like in (g, g, size))
             scale = torch.ones_like(size).detach()
             state = {**state, "pairs": [empty] * self.memory, "scale": scale, "x": x, "g": g}
             return self._named(found, w), state
         s, y = x - state["x"], g - state["g"]
         product = (y * s).sum(1, keepdim=True)
-        kept = product > 1e-10
-        rho = torch.where(kept, 1 / torch.where(kept, product, 1.0), 0.0)
-        square = torch.where(kept, y.square().sum(1, keepdim=True), 1.0)
-        scale = torch.where(kept, product / square, state["scale"])
-        pairs = [  # oldest first; a row whose new pair is left out keeps its old ones; rho = 0 does nothing
-            tuple(torch.where(kept, new, old) for new, old in zip(later, pair))
+        accepted = product > 1e-10
+        rho = torch.where(accepted, 1 / torch.where(accepted, product, 1.0), 0.0)
+        square = torch.where(accepted, y.square().sum(1, keepdim=True), 1.0)
+        scale = torch.where(accepted, product / square, state["scale"])
+        # oldest first; a row whose new pair is left out keeps its old ones; rho = 0 does nothing
+        pairs = [
+            tuple(torch.where(accepted, new, old) for new, old in zip(later, pair))
             for pair, later in zip(state["pairs"], [*state["pairs"][1:], (s, y, rho)])
         ]
         found, weights = g, []

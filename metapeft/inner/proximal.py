@@ -15,8 +15,8 @@ from metapeft.inner.solver import Bound, Tensors
 class Proximal(Descent):
     """Proximal gradient: `w_{k+1} = prox(u, w_k - lr grad f(u, w_k), lr)`.
 
-    Differentiable wherever the proximal map is; its resting point is not stationary for f alone, so implicit
-    engines refuse it. Source: Parikh & Boyd 2014, section 4.2; Bertrand et al. 2020 for unrolling it.
+    It is differentiable wherever the proximal map is; its resting point is not stationary for f alone, so
+    implicit engines refuse it. Source: Parikh & Boyd 2014, section 4.2; Bertrand et al. 2020 for unrolling it.
 
     Args:
         steps: number of steps.

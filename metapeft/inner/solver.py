@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
+from metapeft.base.arguments import whole
+
 Tensors = dict[str, Tensor]
-Bound = Callable[
-    [Mapping[str, Tensor], Mapping[str, Tensor]], Tensor
-]  # (u, w) -> (), or (T,) with a task axis
+#: `(u, w) -> ()`, or `(T,)` with a task axis
+Bound = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 
 
 class Solver:
@@ -20,7 +21,7 @@ class Solver:
 
     A solver of your own inherits from this class and writes `step`. Steps have to be pure: nothing is changed
     in place, all is differentiable in `u`, `w` and the gradients, and the tensors of the new `w` are not
-    computed from one another (`distinct` makes them so).
+    computed from one another (`distinct`, in variables.py, makes them so).
 
     Attributes:
         steps: number of inner steps K; 0 is legal.
@@ -70,7 +71,7 @@ class Solver:
 
     def with_steps(self, steps: int) -> Self:
         """A copy with another number of steps; learned rates beyond their last step repeat the last."""
-        check_steps(steps)
+        whole(0, steps=steps)
         other = copy.copy(self)
         object.__setattr__(other, "steps", steps)  # also where the class is frozen
         return other
@@ -85,27 +86,3 @@ class Solver:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
-
-
-def distinct(w: Mapping[str, Tensor]) -> Tensors:
-    """The same values as tensors of their own, so that the gradient for one never runs through another.
-
-    A start that is an outer variable, or is computed from another start, would otherwise leak into the
-    partial inner gradient. What does not depend on an outer variable becomes a leaf.
-
-    Example:
-        >>> import torch
-        >>> a = torch.tensor(3.0, requires_grad=True)
-        >>> w = distinct({"a": a, "b": 2 * a})
-        >>> torch.autograd.grad(w["a"] * w["b"], w["a"])  # d(a b)/da at fixed b, not d(2 a^2)/da
-        (tensor(6.),)
-    """
-    return {
-        name: value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
-        for name, value in w.items()
-    }
-
-
-def check_steps(steps: object) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps={steps!r} is no number of inner steps: it has to be an integer, 0 or more")

@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from metapeft.inner.loop import solve
 from metapeft.inner.solver import Solver
+from metapeft.learner.derived import derive
 from metapeft.learner.objectives import Objectives
-
-if TYPE_CHECKING:
-    from metapeft.learner.learner import Learner
+from metapeft.learner.roles import Roles
 
 
-def solver_outside_training(learner: Learner, steps: int | None = None) -> Solver | None:
+def solver_outside_training(roles: Roles, steps: int | None = None) -> Solver | None:
     """The inner solver as it is used outside training; ValueError for steps of a learner that has none."""
-    wanted = learner.test_steps if steps is None else steps
-    if learner.inner is None and wanted is not None:
+    wanted = roles.test_steps if steps is None else steps
+    if roles.inner is None and wanted is not None:
         raise ValueError(f"steps={wanted}: this learner has no inner solver")
-    return learner.inner if learner.inner is None or wanted is None else learner.inner.with_steps(wanted)
+    return roles.inner if roles.inner is None or wanted is None else roles.inner.with_steps(wanted)
 
 
 def adapted(
-    learner: Learner, objectives: Objectives, steps: int | None, checked: bool = True
+    objectives: Objectives, steps: int | None = None, checked: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """See `Learner.solve`; `checked=False` lets tasks that diverge stand beside the others."""
+    """Adapt to the support sets: the inner variables and what was derived from the batch; no graphs.
+
+    Args:
+        objectives: of the tasks. steps: of the inner solver; None for the learner's own outside training.
+        checked: False lets tasks that diverge stand beside the others.
+    """
+    roles, passes = objectives.roles, objectives.passes
     with torch.no_grad():
-        made = objectives.derive({})
-    solver = solver_outside_training(learner, steps)
+        made = derive(passes, {}).values
+    solver = solver_outside_training(roles, steps)
     if solver is None:
         return {}, made
     w = solve(
         lambda _, w: objectives.inner({}, w, made),
-        learner.variables,
-        lambda _: objectives.start({}, made),
+        roles.variables,
+        lambda _: roles.start({}, made, passes.tasks),
         solver,
         task_axis=True,
         checked=checked,

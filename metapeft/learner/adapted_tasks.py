@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metapeft.learner.items import Items
+from metapeft.learner.backbone_pass import BackbonePass
+from metapeft.learner.items import Items, Parts
 from metapeft.learner.objectives import Objectives
 from metapeft.updates.inputs import mapped, sizes
-
-if TYPE_CHECKING:
-    from metapeft.learner.learner import Learner
 
 
 class Adapted:
@@ -28,13 +26,12 @@ class Adapted:
 
     def __init__(
         self,
-        learner: Learner,
         objectives: Objectives,
         w: dict[str, Tensor],
         derived: dict[str, Tensor],
         alone: bool = False,
     ) -> None:
-        self.learner, self.objectives, self.alone = learner, objectives, alone
+        self.learner, self.objectives, self.alone = objectives.roles, objectives, alone
         # layers that were kept are of the support set, and not read again
         self.derived = {name: value for name, value in derived.items() if not name.startswith("kept.")}
         with torch.no_grad():
@@ -43,14 +40,19 @@ class Adapted:
         # a head in closed form is computed once, here
         self.w = {**w, **self.head}
 
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return self.objectives.passes.tasks
+
     @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:
         """Logits `(T, B, N)` of inputs with leaves `(T, B, ...)`; one task: `(B, N)` of `(B, ...)`."""
         given = mapped(x, lambda value: value.unsqueeze(0)) if self.alone else x
         query = self.learner.prepared(Items(given, None))
-        if (given_tasks := sizes(query.x)[0]) != self.objectives.tasks:
+        if (given_tasks := sizes(query.x)[0]) != self.tasks:
             raise ValueError(
-                f"x holds {given_tasks} task(s), this was adapted to {self.objectives.tasks}: leaves are (T, B, ...), "
+                f"x holds {given_tasks} task(s), this was adapted to {self.tasks}: leaves are (T, B, ...), "
                 "those of .task(i) (B, ...)"
             )
         logits = self.objectives.for_query(query).predict(self.w, self.derived)
@@ -58,22 +60,22 @@ class Adapted:
 
     def task(self, index: int) -> Adapted:
         """One of the tasks, 0 .. T - 1, on its own; ValueError for a number that none has."""
-        tasks = self.objectives.tasks
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < tasks:
-            raise ValueError(f"index={index!r}: there are tasks 0 to {tasks - 1}")
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < self.tasks:
+            raise ValueError(f"index={index!r}: there are tasks 0 to {self.tasks - 1}")
         one = slice(index, index + 1)
 
         def pick(values: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: value if value.shape[0] == 1 else value[one] for name, value in values.items()}
 
-        support = self.objectives.support
+        passes = self.objectives.passes
+        support = passes.parts.support
         items = Items(
             mapped(support.x, lambda value: value[one]),
             None if support.y is None else support.y[one],
             None if support.mask is None else support.mask[one],
         )
-        objectives = Objectives(self.learner, items, None, self.objectives.ways, training=False)
-        return Adapted(self.learner, objectives, pick(self.w), pick(self.derived), alone=True)
+        one_task = BackbonePass(self.learner, Parts(items), passes.ways, training=False)
+        return Adapted(Objectives(one_task), pick(self.w), pick(self.derived), alone=True)
 
     def merged(self) -> nn.Module:
         """This one task as a plain `nn.Module` in eval mode, `W0 + Delta` and the head inside.
@@ -82,7 +84,7 @@ class Adapted:
             ValueError: several tasks (take `.task(i)`), seeds per input, and what `model.merged` refuses.
         """
         self._check_one_update("merged()")
-        model, support = self.learner.model, self.objectives.support
+        model, support = self.learner.model, self.objectives.passes.parts.support
         if model.norm == "support":
             mask = None if support.mask is None else support.mask[0]
             plain = model.merged(self.single_factors(), mapped(support.x, lambda value: value[0]), mask=mask)

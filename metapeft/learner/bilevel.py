@@ -7,8 +7,8 @@ their gradients are pulled back once. This equals the direct form, in which ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,16 +22,10 @@ from metapeft.hypergradients.problem import Problem, Result, unreachable
 from metapeft.hypergradients.reptile import Reptile
 from metapeft.hypergradients.table import registry
 from metapeft.inner.solver import Bound, Solver
-from metapeft.learner import fixed_layers
-from metapeft.learner.checks import full_weights
-from metapeft.learner.fixed_layers import FixedLayers
+from metapeft.learner.derived import PREFIX, Derived, derive, parted
 from metapeft.learner.objectives import Objectives
+from metapeft.learner.roles import Roles, Tensors
 
-if TYPE_CHECKING:
-    from metapeft.learner.learner import Learner
-
-Tensors = Mapping[str, Tensor]
-PREFIX = "derived."
 OF_BODY = ("weights.", "factors.", "selection.")  # outer variables that act in the backbone
 
 
@@ -69,7 +63,7 @@ class Completed(Solver):
 
 
 def hypergradient(
-    learner: Learner, objectives: Objectives, w0: Tensors | None = None, direct_form: bool | None = None
+    objectives: Objectives, w0: Tensors | None = None, direct_form: bool | None = None
 ) -> Result:
     """The outer value of a batch and its gradient for everything that the learner trains.
 
@@ -83,98 +77,83 @@ def hypergradient(
         ValueError: an outer variable that no loss reaches.
         NumericalError: an objective or a gradient that is not finite.
     """
-    if learner.generator is not None:
-        _ = objectives.generator_features  # constants, taken before any engine transforms the weights
-    outer_u = {name: value.detach().requires_grad_() for name, value in learner.trained.items()}
-    if direct_form or (direct_form is None and isinstance(learner.engine, Forward)):
-        found = learner.engine(_direct_problem(learner, objectives, w0, outer_u))
+    roles, passes = objectives.roles, objectives.passes
+    outer_u = {name: value.detach().requires_grad_() for name, value in roles.trained.items()}
+    if direct_form or (direct_form is None and isinstance(roles.engine, Forward)):
+        if roles.generator is not None:
+            passes.features()  # constants, taken before the engine transforms the weights
+        found = roles.engine(_problem(objectives, w0, outer_u, None))
         return _result(found, dict(found.grads), objectives)
     with torch.enable_grad():
-        derived = objectives.derive(outer_u, kept=registry.made(learner.engine))
-    layers = fixed_layers.of(objectives) if any(name.startswith("kept.") for name in derived) else None
-    lost = _constants(learner, objectives, w0, layers)
-    tied = {name: value for name, value in derived.items() if value.requires_grad and name not in lost}
-    constant = {name: value.detach() for name, value in derived.items() if name not in tied}
+        derived = derive(passes, outer_u, keep=registry.made(roles.engine))
+    lost, layers = _constants(objectives, w0, derived), derived.layers
+    tied = {name: value for name, value in derived.values.items() if value.requires_grad and name not in lost}
+    constant = {name: value.detach() for name, value in derived.values.items() if name not in tied}
     del derived  # with the graphs of what gets no gradient
-    only_derived = learner.only_derived
+    only_derived = roles.only_derived
     if layers is not None:
         of_body = {name for name in outer_u if name.startswith(OF_BODY)}
         only_derived = only_derived | (of_body - layers.behind)
     u = {name: value for name, value in outer_u.items() if name not in only_derived}
-
-    def read(u: Tensors) -> dict[str, Tensor]:
-        return {**constant, **{name: u[PREFIX + name] for name in tied}}
-
     entries = {PREFIX + name: value for name, value in tied.items()}
-    problem = _problem(learner, objectives, w0, {**u, **entries}, read, layers is not None)
-    found = learner.engine(problem)
+    found = roles.engine(_problem(objectives, w0, {**u, **entries}, constant))
     return _result(found, _pulled_back(found.grads, tied, outer_u), objectives)
 
 
-def _problem(
-    learner: Learner, objectives: Objectives, w0: Tensors | None, u: Tensors, read: Any, kept: bool
-) -> Problem:
-    """The bilevel problem, where `read(u)` gives what is derived; `kept`: outputs of fixed layers are among it."""
-    # the objectives read what is adapted from w, and of what is derived what is kept and seeds that stay as they are
-    reads = kept or (learner.generator is not None and not set(learner.seeds) <= set(learner.adapted))
+def _problem(objectives: Objectives, w0: Tensors | None, u: Tensors, constant: Tensors | None) -> Problem:
+    """The bilevel problem in which u and `constant` have what is derived; None: it is made of u wherever it is read."""
+    roles, passes = objectives.roles, objectives.passes
 
     def start(u: Tensors) -> dict[str, Tensor]:
-        return dict(w0) if w0 is not None else _displaced(learner, u, objectives.start(u, read(u)))
+        if w0 is not None:
+            return dict(w0)
+        if constant is None:
+            own, made = u, derive(passes, u, keep=False).values
+        else:
+            own, made = parted(u, constant)
+        return _displaced(roles, u, roles.start(own, made, passes.tasks))
 
-    def outer(u: Tensors, w: Tensors) -> Any:
-        return objectives.outer(u, w, read(u) if reads else {})
-
-    def inner(u: Tensors, w: Tensors) -> Tensor:
-        return objectives.inner(u, w, read(u) if reads else {})
-
-    solver = learner.inner
-    fixed = {
-        n: v for n, v in learner.variables.items() if n.startswith("rates.") and n not in learner.trained
-    }
+    # the objectives read what is adapted from w, and of what is derived only seeds that stay as they are
+    anew = roles.generator is not None and not set(roles.seeds) <= set(roles.adapted)
+    derived = {} if constant is None and not anew else constant
+    solver = roles.inner
+    fixed = {n: v for n, v in roles.variables.items() if n.startswith("rates.") and n not in roles.trained}
     return Problem(
-        outer=outer,
-        inner=None if solver is None else inner,
+        outer=partial(objectives.outer, derived=derived),
+        inner=None if solver is None else partial(objectives.inner, derived=derived),
         u=u,
         w0=start,
         solver=Completed(solver, fixed) if solver is not None and fixed else solver,
-        method=learner.method,
+        method=roles.method,
         task_axis=True,
         has_aux=True,
     )
 
 
-def _direct_problem(
-    learner: Learner, objectives: Objectives, w0: Tensors | None, u: Mapping[str, Tensor]
-) -> Problem:
-    """The problem in which everything derived is a function of u wherever it is read."""
-    return _problem(learner, objectives, w0, u, lambda u: objectives.derive(u, kept=False), False)
-
-
-def _displaced(learner: Learner, u: Tensors, start: dict[str, Tensor]) -> dict[str, Tensor]:
+def _displaced(roles: Roles, u: Tensors, start: dict[str, Tensor]) -> dict[str, Tensor]:
     """The start; for Reptile, a Full update's as a displacement of its outer weight, of value 0."""
-    if not isinstance(learner.engine, Reptile):
+    if not isinstance(roles.engine, Reptile):
         return start
-    return {**start, **{n: start[n] + (u[w] - u[w].detach()) for n, w in full_weights(learner).items()}}
+    return {**start, **{n: start[n] + (u[w] - u[w].detach()) for n, w in roles.full_weights.items()}}
 
 
-def _constants(
-    learner: Learner, objectives: Objectives, w0: Tensors | None, layers: FixedLayers | None
-) -> set[str]:
+def _constants(objectives: Objectives, w0: Tensors | None, derived: Derived) -> set[str]:
     """What is derived but gets no gradient: starts that the engine does not reach, or that `w0` replaces.
 
     Where inner gradients are constants, so are seeds per input that only the inner objective reads.
     """
-    engine, lost = learner.engine, set()
-    if w0 is not None or isinstance(engine, Reptile) or "starts" in unreachable(engine, learner.inner):
-        lost = {f"seed.{name}" for name in learner.adapted} | (set(HEAD) if learner.adapts_head else set())
+    roles, lost = objectives.roles, set()
+    engine = roles.engine
+    if w0 is not None or isinstance(engine, Reptile) or "starts" in unreachable(engine, roles.inner):
+        lost = {f"seed.{name}" for name in roles.adapted} | (set(HEAD) if roles.adapts_head else set())
     constant = isinstance(engine, FirstOrder | Envelope)  # inner gradients
     constant |= isinstance(engine, MultiStep) and not engine.second_order
-    if constant and not objectives.outer_reads_support:
-        lost |= {f"support.{name}" for name in learner.seeds}
-    if layers is not None:
-        lost |= {f"seed.{name}" for name in learner.seeds} - layers.behind
+    if constant and not objectives.passes.outer_reads_support:
+        lost |= {f"support.{name}" for name in roles.seeds}
+    if derived.layers is not None:
+        lost |= {f"seed.{name}" for name in roles.seeds} - derived.layers.behind
         if constant or isinstance(engine, Reptile):
-            lost |= fixed_layers.inner_alone(objectives, layers)
+            lost |= derived.inner_only
     return lost
 
 
@@ -199,7 +178,7 @@ def _pulled_back(grads: Tensors, tied: Tensors, outer_u: Tensors) -> dict[str, T
 def _result(found: Result, grads: dict[str, Tensor], objectives: Objectives) -> Result:
     statistics = {
         name: (mean.detach(), variance.detach(), count)
-        for name, (mean, variance, count) in objectives.statistics.items()
+        for name, (mean, variance, count) in objectives.passes.statistics.items()
     }
     accuracy = {name: value for name, value in found.aux.items() if name != "logits"}
     log = {**found.log, **accuracy, "statistics": statistics}

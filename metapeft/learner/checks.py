@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 
 from metapeft.base.arguments import flag, floating, seed_number, whole
 from metapeft.base.machine.devices import usable
+from metapeft.base.machine.precision import check_autocast
 from metapeft.hypergradients.direct import Direct
 from metapeft.hypergradients.problem import Engine, unreachable
 from metapeft.hypergradients.reptile import Reptile
 from metapeft.learner.dropout_masks import check_dropout
+from metapeft.learner.roles import Roles
 from metapeft.updates.attached import check_model
-from metapeft.updates.formats.full import Full
-
-if TYPE_CHECKING:
-    from metapeft.learner.learner import Learner
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +28,7 @@ def check_arguments(
     dropout: bool,
     seed: int,
 ) -> torch.device | None:
-    """Raise ValueError for arguments that fit no learner; returns the device that is meant, see `placement.usable`."""
+    """Raise ValueError for arguments that fit no learner; returns the device that is meant, see `devices.usable`."""
     if inner_data not in ("support", "both"):
         raise ValueError(f"inner_data={inner_data!r}: allowed are 'support' and 'both'")
     check_model(model)
@@ -57,18 +54,24 @@ def check_batch(batch: object) -> None:
         )
 
 
-def check_parts(learner: Learner) -> None:
+def check(roles: Roles) -> None:
+    """Raise ValueError for a learner that cannot be; say in the log what is allowed and of little use."""
+    check_autocast(roles.autocast, roles.like)
+    check_parts(roles)
+    check_engine(roles)
+    note_few_steps(roles)
+
+
+def check_parts(roles: Roles) -> None:
     """Raise ValueError for parts that do not go together or would have no effect."""
-    inner, head = learner.inner, learner.head_name
+    inner, head = roles.inner, roles.head_name
     if inner is None:
-        if learner.adapt_patterns != "all":
+        if roles.adapt_patterns != "all":
             raise ValueError(
-                f"adapt={learner.adapt_patterns!r} has no effect: this learner has no inner solver"
+                f"adapt={roles.adapt_patterns!r} has no effect: this learner has no inner solver"
             )
-        if learner.test_steps is not None:
-            raise ValueError(
-                f"test_steps={learner.test_steps} has no effect: this learner has no inner solver"
-            )
+        if roles.test_steps is not None:
+            raise ValueError(f"test_steps={roles.test_steps} has no effect: this learner has no inner solver")
         if head == "zero":
             raise ValueError(
                 'head="zero" without an inner solver stays 0: inner= is missing, or take "prototypes"'
@@ -79,28 +82,28 @@ def check_parts(learner: Learner) -> None:
                 f"inner={inner!r} works without inner gradients and sees no support set here: a Learner "
                 'wants a solver of gradient steps; a head in closed form is head="ridge" or "prototypes"'
             )
-        if not learner.adapted and not learner.adapts_head:
+        if not roles.adapted and not roles.adapts_head:
             raise ValueError(
                 "inner= has nothing to move: no factor is adapted and the head is not an inner one"
             )
-    if not learner.head.differentiable and (learner.outer or inner is not None):
+    if not roles.head.differentiable and (roles.outer or inner is not None):
         raise ValueError(
             f'head="{head}" has no gradients and is for evaluation only: outer=() and inner=None here, train and '
             "adapt with another"
         )
-    check_dropout(learner.dropout, learner.model.module, learner.outer, learner.seed)
-    if learner.generator is not None and not learner.seeds:
+    check_dropout(roles.dropout, roles.model.module, roles.outer, roles.seed)
+    if roles.generator is not None and not roles.seeds:
         raise ValueError("generator= has no seed to write: use a format with one, CP or TensorRing")
-    clash = [name for name in learner.adapted if name in learner.seeds]
-    if learner.per_input and clash:
+    clash = [name for name in roles.adapted if name in roles.seeds]
+    if roles.per_input and clash:
         raise ValueError(
             f'{clash[0]} is generated per input, the inner solver cannot move it: adapt=["*.A", "*.B"]'
         )
 
 
-def check_engine(learner: Learner) -> None:
+def check_engine(roles: Roles) -> None:
     """Raise ValueError for an engine without the loop it is about, or that cannot reach an outer group."""
-    engine, inner, said = learner.engine, learner.inner, learner.method
+    engine, inner, said = roles.engine, roles.inner, roles.method
     if inner is None and isinstance(engine, Engine) and engine.needs_inner:
         raise ValueError(
             f'hypergradient={said!r} without an inner solver: it is "direct", or inner= is missing'
@@ -109,57 +112,37 @@ def check_engine(learner: Learner) -> None:
         raise ValueError(f'hypergradient="direct" has no inner loop: leave out inner={inner!r}')
     lost = unreachable(engine, inner)
     for group, kind in (("factors", "starts"), ("generator", "starts"), ("rates", "rates")):
-        if group in learner.outer and kind in lost and (kind == "rates" or adapts_start(learner, group)):
+        if group in roles.outer and kind in lost and (kind == "rates" or roles.adapts_start(group)):
             raise ValueError(f'outer has "{group}", which hypergradient={said!r} cannot reach: {lost[kind]}')
     if isinstance(engine, Reptile):
-        _check_reptile(learner)
+        _check_reptile(roles)
 
 
-def _check_reptile(learner: Learner) -> None:
+def _check_reptile(roles: Roles) -> None:
     """Reptile moves what the inner solver starts from, and nothing else."""
-    for group in learner.outer:
+    for group in roles.outer:
         if group not in ("weights", "factors"):
             raise ValueError(
-                f'outer has "{group}", which hypergradient={learner.method!r} cannot reach: Reptile moves '
+                f'outer has "{group}", which hypergradient={roles.method!r} cannot reach: Reptile moves '
                 "the starts of what is adapted (factors, or weights under Full updates)"
             )
-    started = {f"factors.{name}" for name in learner.adapted} | set(full_weights(learner).values())
-    still = [name for name in learner.trained if name not in started]
+    started = {f"factors.{name}" for name in roles.adapted} | set(roles.full_weights.values())
+    still = [name for name in roles.trained if name not in started]
     if still:
         raise ValueError(
-            f"hypergradient={learner.method!r} cannot reach {still[0]!r}: Reptile moves only what is "
+            f"hypergradient={roles.method!r} cannot reach {still[0]!r}: Reptile moves only what is "
             'adapted; freeze it (requires_grad=False), or take "weights" with Full updates on all of them'
         )
 
 
-def full_weights(learner: Learner) -> dict[str, str]:
-    """Adapted Full updates and the outer weight that each is added to: `<p>.delta` -> `weights.<p>`."""
-    sites = {
-        f"{name}.delta": f"weights.{name}"
-        for name, s in learner.model.sites.items()
-        if isinstance(s.format, Full)
-    }
-    return {
-        name: weight
-        for name, weight in sites.items()
-        if name in learner.adapted and weight in learner.trained
-    }
-
-
-def adapts_start(learner: Learner, group: str) -> bool:
-    """Whether a factor that the group gives the start of is adapted."""
-    names = learner.factor_names if group == "factors" else list(learner.seeds)
-    return any(name in learner.adapted for name in names)
-
-
-def note_few_steps(learner: Learner) -> None:
+def note_few_steps(roles: Roles) -> None:
     """Say in the log that fewer than 3 steps from a zero head and `B = 0` leave factors where they start."""
-    low_rank = {name for name, site in learner.model.sites.items() if not site.format.dense}
-    moved = [name for name in learner.adapted if name.rpartition(".")[0] in low_rank]
-    if learner.inner is not None and learner.head_name == "zero" and moved and learner.inner.steps < 3:
+    low_rank = {name for name, site in roles.model.sites.items() if not site.format.dense}
+    moved = [name for name in roles.adapted if name.rpartition(".")[0] in low_rank]
+    if roles.inner is not None and roles.head_name == "zero" and moved and roles.inner.steps < 3:
         _log.warning(
             "%s: %d inner step(s) from a zero head and B = 0: the first step moves only the head, the second "
             "also B, the third also A; take 3 or more, or head='prototype-init'",
-            learner.name,
-            learner.inner.steps,
+            roles.name,
+            roles.inner.steps,
         )

@@ -1,27 +1,21 @@
-"""Which tensors a learner has, and which of them may belong to which loop.
+"""What a user chooses of a learner: its outer groups, what is adapted, its head, generator and selection.
 
 Every tensor has exactly one role: frozen, outer, inner or generated. The outer ones are sorted into groups.
 """
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from metapeft.base.registry import Registry
+from metapeft.base.suggestions import did_you_mean
 from metapeft.generators.generator import Generator
-from metapeft.heads.head import HEAD, Head
-from metapeft.inner.solver import Solver
+from metapeft.heads.head import Head
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.copying import feature_size
-
-if TYPE_CHECKING:
-    from metapeft.learner.learner import Learner
 
 GROUPS = ("weights", "factors", "generator", "selection", "rates", "head")
 _MISSING = {
@@ -48,9 +42,9 @@ def checked_groups(outer: Sequence[str]) -> tuple[str, ...]:
     names = (outer,) if isinstance(outer, str) else tuple(outer)
     for name in names:
         if name not in GROUPS:
-            near = difflib.get_close_matches(str(name), GROUPS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"outer={name!r}: the groups are {', '.join(GROUPS)}{hint}")
+            raise ValueError(
+                f"outer={name!r}: the groups are {', '.join(GROUPS)}{did_you_mean(name, GROUPS)}"
+            )
     if len(set(names)) != len(names):
         raise ValueError(f"outer={names!r} names a group twice")
     return names
@@ -78,43 +72,6 @@ def adapted_names(adapt: str | Sequence[str], names: Sequence[str]) -> list[str]
             shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "none"
             raise ValueError(f"adapt={pattern!r} matches no factor: there are {shown}")
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-def seeds_of(model: AttachedModel, starts: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The seeds that a generator can write, with their shapes."""
-    named = [f"{name}.{site.format.seed}" for name, site in model.sites.items() if site.format.seed]
-    return {name: tuple(starts[name].shape[1:]) for name in named if starts[name].numel()}
-
-
-def groups(learner: Learner, starts: Mapping[str, Tensor]) -> dict[str, Mapping[str, Tensor]]:
-    """Group -> name -> first value, for every tensor that a learner could train.
-
-    Args:
-        starts: the factors that every task starts from.
-    """
-    found: dict[str, Mapping[str, Tensor]] = {group: {} for group in GROUPS}
-    found["weights"] = {name: learner.model.parameters[name] for name in learner.trainable}
-    found["factors"], found["head"] = starts, learner.head.learned()
-    if learner.generator is not None:
-        size = learner.generator.size or feature_size(learner.model, "MappingNet(size=...) says it")
-        random = torch.Generator().manual_seed(learner.seed)
-        found["generator"] = learner.generator.start(learner.seeds, size, random)
-    if learner.selection is not None:
-        found["selection"] = learner.selection.start(learner.model.sites)
-    if learner.inner is not None:
-        like = next(learner.model.backbone.parameters())
-        found["rates"] = _rates(learner.inner, starts, learner.adapted, learner.adapts_head, like)
-    return found
-
-
-def _rates(
-    solver: Solver, starts: Mapping[str, Tensor], adapted: Sequence[str], head: bool, like: Tensor
-) -> dict[str, Tensor]:
-    """First values of the solver's rates by inner variable; a head's have axes of 1 for ways and features."""
-    moved = {name: starts[name] for name in adapted}
-    if head:
-        moved.update(zip(HEAD, (like.new_zeros(1, 1, 1), like.new_zeros(1, 1))))
-    return {name.removeprefix("rates."): value for name, value in solver.rates(moved).items()}
 
 
 def check_groups(outer: Sequence[str], groups: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from metapeft.base import counter
 from metapeft.episodes.episode import EpisodeBatch
-from metapeft.updates.inputs import leaves
+from metapeft.updates.inputs import tree_leaves
 from metapeft.updates.layers.dropout import never_drops
 from metapeft.updates.layers.masks import Masks
 
@@ -41,7 +41,7 @@ class ItemMasks:
         keys = {}
         for number, (part, x) in enumerate((("support", batch.support_x), ("query", batch.query_x))):
             of_part = counter.child(episodes, np.array([number], dtype=np.uint64))
-            keys[part] = counter.words(of_part, leaves(x)[0].shape[1]).view(np.int64)
+            keys[part] = counter.words(of_part, tree_leaves(x)[0].shape[1]).view(np.int64)
         self._made = {
             parts: Masks(torch.from_numpy(np.concatenate([keys[part] for part in parts], 1)).to(device))
             for parts in _FORWARDS.values()
@@ -92,7 +92,7 @@ def check_dropout(dropout: object, backbone: nn.Module, outer: Sequence[str], se
 
 def _identities(batch: EpisodeBatch) -> counter.Words:
     """A word an episode, `(T,)`."""
-    known = leaves(batch.support_x) if batch.support_index is None else [batch.support_index]
+    known = tree_leaves(batch.support_x) if batch.support_index is None else [batch.support_index]
     plain = [value.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy() for value in known]
     digests = (
         hashlib.blake2b(b"".join(value[task].tobytes() for value in plain), digest_size=8).digest()

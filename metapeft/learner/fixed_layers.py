@@ -4,79 +4,59 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from metapeft import inner as inner_folder
 from metapeft.base.machine.memory import is_out_of_memory
 from metapeft.inner.fixed_point import FixedPoint, Step
-from metapeft.updates.layers.chains import has_hooks
+from metapeft.inner.table import registry as solvers
+from metapeft.learner.backbone_pass import BackbonePass
+from metapeft.learner.roles import FixedLayers, Roles, Tensors
+from metapeft.updates.chains import has_hooks
 from metapeft.updates.layers.recording import MovingLayerReached, Recording, Replay
-from metapeft.updates.table import registry
-
-if TYPE_CHECKING:
-    from metapeft.learner.learner import Learner
-    from metapeft.learner.objectives import Objectives, Tensors
+from metapeft.updates.table import registry as updates
 
 log = logging.getLogger("metapeft")
 
 
-@dataclass(frozen=True)
-class FixedLayers:
-    """What a learner's forwards leave out once it is kept.
-
-    Args:
-        modules: their names, and how often each has run before; empty where there is nothing to keep.
-        read: whether a gradient goes on to what a module gives; of most it goes to the next of them alone.
-        behind: the outer variables, and generated seeds, that act behind them too.
-    """
-
-    modules: tuple[tuple[str, int], ...] = ()
-    read: tuple[bool, ...] = ()
-    behind: frozenset[str] = frozenset()
-
-
-def may_have(learner: Learner) -> bool:
+def may_have(roles: Roles) -> bool:
     """Whether inner steps may leave layers as they are, and no more than factors of known layers move.
 
     Seeds per input, solvers of the user's own, which may read any outer variable, selections of the user's own, which
     may couple layers, and hooks, which may look at what runs, are left alone.
     """
-    model, inner = learner.model, learner.inner
-    own_selection = learner.selection is not None and not registry.made(learner.selection)
-    if inner is None or isinstance(inner, FixedPoint | Step) or not inner_folder.registry.made(inner):
+    model, inner = roles.model, roles.inner
+    own_selection = roles.selection is not None and not updates.made(roles.selection)
+    if inner is None or isinstance(inner, FixedPoint | Step) or not solvers.made(inner):
         return False
-    if learner.per_input or own_selection or any(has_hooks(module) for module in model.backbone.modules()):
+    if roles.per_input or own_selection or any(has_hooks(module) for module in model.backbone.modules()):
         return False
-    return all(parameter in model.users for parameter in _moving(learner))
+    return all(parameter in model.users for parameter in _moving(roles))
 
 
-def find(objectives: Objectives, derived: Tensors) -> FixedLayers:
+def find(passes: BackbonePass, generated: Tensors) -> FixedLayers:
     """Look for fixed layers in a forward on the support set, and see that one with what was kept gives the same.
 
     They are left alone where it does not, or writes over what was kept, or fails.
     """
-    learner = objectives.learner
-    u = {name: value.detach().requires_grad_() for name, value in learner.trained.items()}
-    seeds = {n: value.detach().requires_grad_() for n, value in derived.items() if n.startswith("seed.")}
+    u = {name: value.detach().requires_grad_() for name, value in passes.roles.trained.items()}
+    seeds = {n: value.detach().requires_grad_() for n, value in generated.items() if n.startswith("seed.")}
     with torch.no_grad():
-        recorded = _recorded(objectives, u, seeds, "support")
+        recorded = _recorded(passes, u, seeds, "support")
         if not recorded.places:
             return FixedLayers()
-        plain = objectives.run(u, {}, seeds, "support")
+        plain = passes.run(u, {}, seeds, "support")
     free = [value.detach().clone().requires_grad_() for value in recorded.outputs]
     variables = {**u, **seeds}
     try:
         with torch.enable_grad():
-            output = objectives.run(u, {}, seeds, "support", kept=Replay(recorded.places, free))
+            output = passes.run(u, {}, seeds, "support", fixed=Replay(recorded.places, free))
             reached = torch.autograd.grad(output.sum(), [*free, *variables.values()], allow_unused=True)
         given = [value.detach() for value in free]
         versions = [value._version for value in given]
         with torch.no_grad():
-            again = objectives.run(u, {}, seeds, "support", kept=Replay(recorded.places, given))
+            again = passes.run(u, {}, seeds, "support", fixed=Replay(recorded.places, given))
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -92,80 +72,45 @@ def find(objectives: Objectives, derived: Tensors) -> FixedLayers:
     return FixedLayers(_names(recorded), read, frozenset(behind))
 
 
-def of(objectives: Objectives) -> FixedLayers | None:
-    """Those of the learner's forwards with or without dropout; None until a batch was seen."""
-    return objectives.learner.fixed_layers.get(objectives.masks is not None)
+def kept(passes: BackbonePass, u: Tensors, seeds: Tensors) -> tuple[FixedLayers | None, dict[str, Tensor]]:
+    """The fixed layers, and what they give on the parts that the objectives run on: `kept.<part>.<number>`.
 
+    Args:
+        passes: of the batch. u: outer variables. seeds: generated ones.
 
-def kept(objectives: Objectives, u: Tensors, derived: Tensors) -> dict[str, Tensor]:
-    """What the fixed layers give on the parts that the objectives run on: `kept.<part>.<number>`."""
-    learner = objectives.learner
-    if not may_have(learner):
-        return {}
-    layers = of(objectives)
-    if layers is None:
-        layers = learner.fixed_layers[objectives.masks is not None] = find(objectives, derived)
-    if not layers.modules:
-        return {}
-    found: dict[str, Tensor] = {}
-    for part in dict.fromkeys([*_parts(objectives, inner=True), *_parts(objectives, inner=False)]):
-        recorded = _recorded(objectives, u, derived, part)
-        if _names(recorded) != layers.modules:
-            return {}  # another kind of input took another way
-        objectives.places[part] = recorded.places
-        for i, (value, read) in enumerate(zip(recorded.outputs, layers.read)):
-            found[f"kept.{part}.{i}"] = (
-                value if read else value.detach()
-            )  # its value may be read all the same
-    return found
-
-
-def replay(objectives: Objectives, derived: Tensors, part: str) -> Replay | None:
-    """What hands back what was kept of a part; None where nothing is.
-
-    Raises LookupError where only other parts were kept: to run all layers instead would lose gradients.
+    Returns: None and `{}` where nothing is kept.
     """
-    if not any(name.startswith("kept.") for name in derived):
-        return None
-    if f"kept.{part}.0" not in derived or part not in objectives.places:
-        raise LookupError(
-            f"nothing was kept of {part!r}: what is derived belongs to another batch, or another use"
-        )
-    places = objectives.places[part]
-    return Replay(places, [derived[f"kept.{part}.{i}"] for i in range(len(places))])
-
-
-def _parts(objectives: Objectives, inner: bool) -> list[str]:
-    """The parts of the batch on which an objective runs the backbone (`Objectives._logits`)."""
-    learner = objectives.learner
-    closed = learner.head_name != "learned" and not learner.adapts_head
-    apart = ["support"] if closed and learner.model.norm == "transductive" else []  # for the head
-    if objectives.both:
-        return ["both", *apart]
-    if inner:
-        return ["support"]
-    if objectives.query is None:
-        return []
-    return ["both"] if closed and not apart else ["query", *apart]
-
-
-def inner_alone(objectives: Objectives, layers: FixedLayers) -> set[str]:
-    """What is kept for the inner objective and not read by the outer one."""
-    parts = set(_parts(objectives, inner=True)) - set(_parts(objectives, inner=False))
-    return {f"kept.{part}.{i}" for part in parts for i in range(len(layers.read))}
+    roles, dropout = passes.roles, passes.masks is not None
+    if not may_have(roles):
+        return None, {}
+    layers = roles.fixed_layers.get(dropout)
+    if layers is None:
+        layers = roles.fixed_layers[dropout] = find(passes, seeds)
+    if not layers.modules:
+        return None, {}
+    found: dict[str, Tensor] = {}
+    for part in dict.fromkeys([*passes.inner_runs, *passes.outer_runs]):
+        recorded = _recorded(passes, u, seeds, part)
+        if _names(recorded) != layers.modules:
+            return None, {}  # another kind of input took another way
+        passes.places[part] = recorded.places
+        for i, (value, read) in enumerate(zip(recorded.outputs, layers.read)):
+            # what is not read by a next layer has a value all the same
+            found[f"kept.{part}.{i}"] = value if read else value.detach()
+    return layers, found
 
 
 def _names(recorded: Recording) -> tuple[tuple[str, int], ...]:
     return tuple((place.name, place.before) for place in recorded.places)
 
 
-def _recorded(objectives: Objectives, u: Tensors, derived: Tensors, part: str) -> Recording:
-    recording = Recording(_moving(objectives.learner))
+def _recorded(passes: BackbonePass, u: Tensors, seeds: Tensors, part: str) -> Recording:
+    recording = Recording(_moving(passes.roles))
     with contextlib.suppress(MovingLayerReached):
-        objectives.run(u, {}, derived, part, kept=recording)
+        passes.run(u, {}, seeds, part, fixed=recording)
     return recording
 
 
-def _moving(learner: Learner) -> set[str]:
+def _moving(roles: Roles) -> set[str]:
     """The parameters whose updates inner steps move."""
-    return {name.rpartition(".")[0] for name in learner.adapted}
+    return {name.rpartition(".")[0] for name in roles.adapted}

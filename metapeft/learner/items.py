@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metapeft.base.finite import refuse_not_finite
+from metapeft.episodes.episode import EpisodeBatch
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.inputs import join, leaves, mapped, sizes
+from metapeft.updates.inputs import join, mapped, sizes, tree_leaves
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,14 @@ class Items:
     mask: Tensor | None = None
 
     @property
+    def tasks(self) -> int:
+        """T."""
+        return tree_leaves(self.x)[0].shape[0]
+
+    @property
     def count(self) -> int:
-        return leaves(self.x)[0].shape[1]
+        """B."""
+        return tree_leaves(self.x)[0].shape[1]
 
     @property
     def regression(self) -> bool:
@@ -45,10 +53,44 @@ class Items:
         return Items(join(self.x, other.x), y, torch.cat(masks, 1))
 
 
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The items of episodes by their part: `"support"`, `"query"`, and `"both"`, made when it is first asked for.
+
+    Args:
+        support, query: as `moved` gives them; `query` is None where tasks are only adapted.
+
+    Example:
+        >>> items = Items(torch.zeros(2, 3, 4), None)
+        >>> Parts(items, items)["both"].count, Parts(items).names
+        (6, ('support',))
+    """
+
+    support: Items
+    query: Items | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that there are."""
+        return ("support",) if self.query is None else ("support", "query", "both")
+
+    def __getitem__(self, part: str) -> Items:
+        """Raises ValueError where there are no queries."""
+        if part == "support":
+            return self.support
+        if self.query is None:
+            raise ValueError("the batch has no query set")
+        return self._both if part == "both" else self.query
+
+    @cached_property
+    def _both(self) -> Items:
+        return self.support.with_items(self["query"])
+
+
 def _mask(items: Items) -> Tensor:
     if items.mask is not None:
         return items.mask
-    like = leaves(items.x)[0]
+    like = tree_leaves(items.x)[0]
     return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
 
 
@@ -91,6 +133,20 @@ def refuse_no_tensor(value: object, name: str) -> None:
         raise ValueError(
             f"{name} is of type {type(value).__name__}: a tensor is needed, such as torch.tensor(...) of it"
         )
+
+
+def of_batch(batch: EpisodeBatch, model: AttachedModel) -> Parts:
+    """Support and query of a batch as `moved` gives them.
+
+    Raises:
+        ValueError: what `moved` refuses; class labels that are not 0 .. ways - 1.
+    """
+    support = moved(Items(batch.support_x, batch.support_y, batch.support_mask), model, "support")
+    query = moved(Items(batch.query_x, batch.query_y, batch.query_mask), model, "query")
+    known = None if batch.classes is None else batch.ways
+    refuse_labels(support, known, "support")
+    refuse_labels(query, known, "query")
+    return Parts(support, query)
 
 
 def moved(items: Items, model: AttachedModel, name: str) -> Items:

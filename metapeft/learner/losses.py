@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metapeft.base.machine.memory import is_out_of_memory
@@ -16,6 +17,7 @@ def task_means(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the items of each task, `(T, B) -> (T,)`, under the mask.
 
     Example:
+        >>> import torch
         >>> task_means(torch.tensor([[1.0, 5.0]]), torch.tensor([[True, False]]))
         tensor([1.])
     """
@@ -34,6 +36,7 @@ def row_loss(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         ValueError: no callable; a loss module that reduces by itself.
 
     Example:
+        >>> import torch
         >>> row_loss(torch.nn.functional.mse_loss)(torch.zeros(2), torch.ones(2))
         tensor([1., 1.])
     """
@@ -76,10 +79,34 @@ def losses(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, items: Ite
     return task_means(values.reshape(tasks, count, -1).mean(-1), items.mask)
 
 
+def task_losses(
+    loss: Callable[..., Tensor],
+    rows: Callable[[Tensor, Tensor], Tensor],
+    outputs: Tensor,
+    items: Items,
+    ways: int,
+) -> Tensor:
+    """Mean loss of each task, `(T,)`, of targets that fit the loss.
+
+    Args:
+        loss: as the user gave it. rows: the same, from `row_loss`.
+        outputs: `(T, B, N)`. items: their labels and mask. ways: N of the episodes.
+
+    Raises:
+        ValueError: what `losses`, `refuse_classes` (for cross-entropy) and `refuse_targets` (for others) refuse.
+    """
+    if loss is F.cross_entropy:
+        refuse_classes(outputs, items, ways)
+    else:
+        refuse_targets(outputs, items, getattr(F, getattr(loss, "__name__", ""), None) is loss)
+    return losses(rows, outputs, items)
+
+
 def refuse_classes(logits: Tensor, items: Items, ways: int) -> None:
     """Raise ValueError for labels that are no classes, or more classes than logits `(T, B, N)`.
 
     Example:
+        >>> import torch
         >>> refuse_classes(torch.zeros(1, 2, 3), Items(torch.zeros(1, 2, 4), torch.zeros(1, 2)), 3)
         Traceback (most recent call last):
         ValueError: class labels are integers, 0 .. ways - 1, not torch.float32: a regression needs another loss, such \
@@ -108,6 +135,7 @@ def refuse_targets(outputs: Tensor, items: Items, alike: bool) -> None:
         alike: whether the shapes have to be equal too, as torch's own losses want it.
 
     Example:
+        >>> import torch
         >>> refuse_targets(torch.zeros(1, 2, 1), Items(torch.zeros(1, 2, 4), torch.zeros(1, 2)), True)
         Traceback (most recent call last):
         ValueError: targets have shape (1, 2), outputs (1, 2, 1): a target has the axes of an output, (T, B, out)
@@ -126,6 +154,7 @@ def correct(logits: Tensor, items: Items) -> Tensor | None:
     """Accuracy of each task, `(T,)`; None where the labels are no classes, one an item.
 
     Example:
+        >>> import torch
         >>> items = Items(torch.zeros(1, 2, 1), torch.tensor([[1, 1]]))
         >>> correct(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), items)
         tensor([0.5000])

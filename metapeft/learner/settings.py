@@ -8,9 +8,8 @@ unpickled.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +17,17 @@ from torch import Tensor, nn
 
 from metapeft.base.registry import Registry
 from metapeft.base.state import digest
-from metapeft.base.stored_settings import as_json, refuse_difference
+from metapeft.base.stored_settings import as_json, custom, refuse_difference
 from metapeft.datasets.images import Preprocess
+from metapeft.generators.table import registry as generators
+from metapeft.heads.table import registry as heads
+from metapeft.hypergradients.table import registry as hypergradients
 from metapeft.inner.solver import Solver
+from metapeft.inner.table import registry as inner
+from metapeft.learner.roles import Roles
+from metapeft.updates.table import registry as updates
 
-if TYPE_CHECKING:
-    from metapeft.learner.learner import Learner
-
-_FOLDERS = ("updates", "heads", "generators", "inner", "hypergradients")
+_TABLES = (updates, heads, generators, inner, hypergradients)
 
 
 def of(value: Any) -> Any:
@@ -50,12 +52,12 @@ def of(value: Any) -> Any:
                 "deviation": value.deviation.flatten().tolist(),
             },
         }
-    if type(value) in _classes().values():
+    if _is_setting(type(value)) and any(table.made(value) for table in _TABLES):
         return {
             "name": type(value).__name__,
             "fields": {name: of(item) for name, item in _fields(value).items()},
         }
-    return {"custom": getattr(value, "__qualname__", type(value).__qualname__)}
+    return custom(value)
 
 
 def built(spec: Any, part: str) -> Any:
@@ -75,10 +77,12 @@ def built(spec: Any, part: str) -> Any:
         raise ValueError(
             f"{part}= is missing: the run was made with {spec['custom']!r}, which is of your own"
         )
-    known = {**_classes(), "Preprocess": Preprocess}
-    if spec["name"] not in known:
-        raise ValueError(f"{part} is a {spec['name']!r}, which this version of metapeft does not have")
-    return known[spec["name"]](**{name: built(item, part) for name, item in spec["fields"].items()})
+    name = spec["name"]
+    known = [table.attribute(name) for table in _TABLES if name in table]
+    made_by = Preprocess if name == "Preprocess" else next(filter(_is_setting, known), None)
+    if made_by is None:
+        raise ValueError(f"{part} is a {name!r}, which this version of metapeft does not have")
+    return made_by(**{name: built(item, part) for name, item in spec["fields"].items()})
 
 
 def given_or_built(part: str, spec: Any, given: Any, describe: Callable[[Any], Any] = of) -> Any:
@@ -109,41 +113,41 @@ def of_loss(loss: Any) -> Any:
         {'functional': 'mse_loss'}
     """
     name = getattr(loss, "__name__", "")
-    return {"functional": name} if name and getattr(F, name, None) is loss else {"custom": of(loss)["custom"]}
+    return {"functional": name} if name and getattr(F, name, None) is loss else custom(loss)
 
 
 def of_backbone(module: nn.Module) -> dict[str, Any]:
     """How one of `mp.backbones` was made; any other module as the user's own."""
-    return getattr(module, "made_by", None) or {"custom": type(module).__qualname__}
+    return getattr(module, "made_by", None) or custom(module)
 
 
-def of_learner(learner: Learner) -> dict[str, Any]:
+def of_learner(roles: Roles) -> dict[str, Any]:
     """Everything that a learner was made of; shapes of its variables, and a hash of what it never trains."""
-    model = learner.model
+    model = roles.model
     return {
-        "method": learner.name,
+        "method": roles.name,
         "backbone": of_backbone(model.module),
-        "frozen": frozen_hash(model.module, learner.trainable, learner.dropped),
+        "frozen": frozen_hash(model.module, roles.trainable, roles.dropped),
         "formats": {name: of(site.format) for name, site in model.sites.items()},
         "norm": model.norm,
         "preprocess": of(model.preprocess),
         "classifier": model.classifier if model.classifier_is_certain else "auto",
         "dtype": str(next(model.backbone.parameters()).dtype).removeprefix("torch."),
-        "inner": of(learner.inner),
-        "adapt": learner.adapted,
-        "hypergradient": of(learner.method),
-        "outer": list(learner.outer),
-        "head": of(learner.head),
-        "generator": of(learner.generator),
-        "features": features_hash(learner.generator),
-        "selection": of(learner.selection),
-        "inner_data": learner.inner_data,
-        "autocast": None if learner.autocast is None else str(learner.autocast).removeprefix("torch."),
-        "dropout": learner.dropout or None,  # None, as in runs from before there was any
-        "loss": of_loss(learner.loss),
-        "test_steps": learner.test_steps,
-        "seed": learner.seed,
-        "shapes": {name: list(value.shape) for name, value in learner.variables.items()},
+        "inner": of(roles.inner),
+        "adapt": roles.adapted,
+        "hypergradient": of(roles.method),
+        "outer": list(roles.outer),
+        "head": of(roles.head),
+        "generator": of(roles.generator),
+        "features": features_hash(roles.generator),
+        "selection": of(roles.selection),
+        "inner_data": roles.inner_data,
+        "autocast": None if roles.autocast is None else str(roles.autocast).removeprefix("torch."),
+        "dropout": roles.dropout or None,  # None, as in runs from before there was any
+        "loss": of_loss(roles.loss),
+        "test_steps": roles.test_steps,
+        "seed": roles.seed,
+        "shapes": {name: list(value.shape) for name, value in roles.variables.items()},
     }
 
 
@@ -160,18 +164,9 @@ def features_hash(generator: Any) -> str | None:
     return digest(features.state_dict()) if isinstance(features, nn.Module) else None
 
 
-def _classes() -> dict[str, Any]:
-    """Public name -> class, of every setting that the package's registries hold."""
-    found = {}
-    for folder in _FOLDERS:
-        registry: Registry = importlib.import_module(f"metapeft.{folder}").registry
-        for name in {*registry.names.values(), *_UNNAMED.get(folder, ())}:
-            found[name] = registry.attribute(name)
-    return found
-
-
-# settings that no string names
-_UNNAMED = {"inner": ("Proximal", "Projected", "Higher"), "generators": ("OtherTask",)}
+def _is_setting(kind: Any) -> bool:
+    """Whether objects of a class are settings, which their arguments build again."""
+    return isinstance(kind, type) and (issubclass(kind, Solver) or dataclasses.is_dataclass(kind))
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from metapeft.base.suggestions import did_you_mean
 from metapeft.generators.generator import Generator
 from metapeft.generators.mapping_net import MappingNet
 from metapeft.inner.solver import Solver
@@ -90,8 +90,7 @@ def recipe(
     known = [*list(inspect.signature(Learner).parameters)[1:], *_ATTACH, "targets", "norm"]
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f": beside its own it has {', '.join(known)}"
+            hint = did_you_mean(option, known) or f": beside its own it has {', '.join(known)}"
             raise ValueError(f"{name} has no option {option!r}{hint}")
     given = {key: options.pop(key) for key in _ATTACH if key in options}
     return Learner(attach(backbone, format, targets=targets, norm=norm, **given), name=name, **options)

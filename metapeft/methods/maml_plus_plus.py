@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from metapeft.base.arguments import whole
 from metapeft.hypergradients.multi_step import MultiStep
 from metapeft.inner.descent import SGD
 from metapeft.learner.learner import Learner
@@ -82,9 +83,10 @@ class Annealing:
     def _set_engine(self, step: int) -> None:
         inner = self.learner.inner
         count = 1 if inner is None else inner.steps
-        self.learner.engine = MultiStep(
-            step_weights(step, self.multi_step, count), second_order=step >= self.first_order
-        )
+        weights = step_weights(step, self.multi_step, count)
+        engine = MultiStep(weights, second_order=step >= self.first_order)
+        # checked as at the start; what the learner's settings name stays
+        self.learner.engine = self.learner.with_engine(engine).engine
 
     def step(self) -> None:
         """After an outer step."""
@@ -127,7 +129,5 @@ def annealing(
             f"learner has hypergradient={learner.method!r}: annealing changes MultiStep(), with an "
             "inner solver of 1 step or more, as in mp.methods.mamlpp"
         )
-    for name, value in (("multi_step", multi_step), ("first_order", first_order)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"{name}={value!r}: allowed is a whole number of outer steps, 0 or more")
+    whole(0, multi_step=multi_step, first_order=first_order)
     return lambda optimizer, steps: Annealing(learner, optimizer, steps, multi_step, first_order)

@@ -1,0 +1,1 @@
+"""Training: the trainer and the loop of one run, retraining, evaluation, the choice of settings."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metapeft.base.errors import NotFiniteInput
 from metapeft.training.running_statistics import Means, task_mean
+from metapeft.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Accumulated:
 
 
 def accumulated(
-    task: Any, batch: Any, chunk: int | None, w0: Mapping[str, Tensor] | None = None
+    task: Task, batch: Any, chunk: int | None, w0: Mapping[str, Tensor] | None = None
 ) -> Accumulated:
     """Run `task.hypergradient` on `chunk` tasks at a time and average, each chunk weighted by its tasks.
 

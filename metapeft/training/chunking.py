@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable
@@ -16,16 +15,16 @@ from metapeft.base.errors import NumericalError
 from metapeft.base.machine.byte_units import shown_bytes
 from metapeft.base.machine.memory import free_bytes, held_bytes, is_out_of_memory, peak_bytes, release
 from metapeft.base.machine.processes import Processes
-from metapeft.hypergradients.problem import resolve
-from metapeft.hypergradients.unroll import Unroll
+from metapeft.training.task import Task
 
 log = logging.getLogger("metapeft")
 
-STATED_SHARE = (
-    0.8  # of what the process may hold beyond what it does: holes in the heap grow over the first steps
-)
-FREE_SHARE = 0.8  # of what is free; the rest is for optimiser states, validation and other processes
-EVALUATED = 8  # episodes in one forward of a validation
+# of what the process may hold beyond what it does: holes in the heap grow over the first steps
+STATED_FRACTION = 0.8
+# of what is free; the rest is for optimiser states, validation and other processes
+FREE_FRACTION = 0.8
+# episodes in one forward of a validation
+EVALUATED = 8
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,11 @@ class Chunking:
     recompute: bool = False
     validation: int = EVALUATED
 
-    def view(self, task: Any) -> Any:
+    def view(self, task: Task) -> Task:
         """The task with the chosen engine, sharing all tensors; the task itself is not changed."""
-        if not self.recompute:
-            return task
-        view = copy.copy(task)
-        view.engine = resolve("recompute")
-        return view
+        return (task.recomputing() or task) if self.recompute else task
 
-    def halved(self, task: Any, tasks: int, where: str) -> Chunking:
+    def halved(self, task: Task, tasks: int, where: str) -> Chunking:
         """The next smaller choice after memory was too little.
 
         Args:
@@ -67,13 +62,10 @@ class Chunking:
         if now > 1:
             log.warning("%s: out of memory with %d tasks in one forward, now %d", where, now, now // 2)
             return replace(self, chunk=now // 2)
-        if can_recompute(task) and not self.recompute:
+        if not self.recompute and task.recomputing() is not None:
             log.warning("%s: out of memory with one task, now hypergradient recompute for unroll", where)
             return replace(self, chunk=1, recompute=True)
-        less = 'fewer inner steps, ways or queries, a smaller backbone, or hypergradient="first-order"'
-        raise MemoryError(
-            f"{where}: out of memory with one task in one forward: take {getattr(task, 'smaller', less)}"
-        )
+        raise MemoryError(f"{where}: out of memory with one task in one forward: take {task.smaller}")
 
     def validation_halved(self, where: str) -> Chunking:
         """As `halved`, for the episodes of a validation."""
@@ -86,28 +78,28 @@ class Chunking:
         return replace(self, validation=smaller)
 
 
-def choose(task: Any, batch: Any, memory: int | None, device: torch.device, processes: Processes) -> Chunking:
+def choose(
+    task: Task, batch: Any, memory: int | None, device: torch.device, processes: Processes
+) -> Chunking:
     """The fewest forwards a step whose gradients fit into the memory, on every rank.
 
     Args:
         batch: the tasks of this rank in the first outer step.
         memory: bytes that the process may hold; None for what is free, divided by the ranks of the machine.
     """
-    _tried(
-        lambda: task.hypergradient(batch.tasks(slice(0, 1)))
-    )  # what the first call leaves behind counts as held
+    _tried(lambda: task.hypergradient(batch.tasks(slice(0, 1))))  # what the first call leaves counts as held
     if memory is None:
-        room = FREE_SHARE * free_bytes(device) / (1 if device.type == "cuda" else processes.neighbours)
+        room = FREE_FRACTION * free_bytes(device) / (1 if device.type == "cuda" else processes.neighbours)
     else:
-        room = STATED_SHARE * (memory - held_bytes(device))
+        room = STATED_FRACTION * (memory - held_bytes(device))
     tasks, said = processes.most(len(batch)), shown_bytes(max(room, 0))
 
-    def least_fitting(view: Any) -> int:
+    def least_fitting(view: Task) -> int:
         own = _fitting(view, batch, room, device)
         return processes.least(tasks if own >= len(batch) else own)  # a smaller share that fits sets no limit
 
     fits, chosen = least_fitting(task), Chunking()
-    if not fits and can_recompute(task):
+    if not fits and task.recomputing() is not None:
         log.warning("one task does not fit into %s: hypergradient recompute for unroll", said)
         chosen = Chunking(recompute=True)
         fits = least_fitting(chosen.view(task))
@@ -121,12 +113,7 @@ def choose(task: Any, batch: Any, memory: int | None, device: torch.device, proc
     return replace(chosen, chunk=chunk, validation=min(EVALUATED, chunk))
 
 
-def can_recompute(task: Any) -> bool:
-    """Whether `"recompute"` computes the same gradient as the task's engine."""
-    return type(getattr(task, "engine", None)) is Unroll
-
-
-def _fitting(task: Any, batch: Any, room: float, device: torch.device) -> int:
+def _fitting(task: Task, batch: Any, room: float, device: torch.device) -> int:
     """How many of a batch's tasks fit into `room` bytes, by the measured peak of 1, 2, 4, ... tasks.
 
     m n tasks take at most m times the peak of n: less where something does not grow with the tasks, so the

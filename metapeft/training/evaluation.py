@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +18,9 @@ from metapeft.base.machine.precision import precision_name
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.protocol import Protocol
 from metapeft.learner.adaptation import adapted, solver_outside_training
+from metapeft.learner.learner import Learner
 from metapeft.learner.losses import correct
 from metapeft.training.fingerprints import fingerprints
-
-if TYPE_CHECKING:
-    from metapeft.learner.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -141,26 +139,30 @@ def evaluated(
     steps: int | None = None,
     tasks_per_batch: int = 8,
     diverged: str = "raise",
+    first: int = 0,
 ) -> Evaluation:
-    """`evaluate` without checks of its arguments, and without a smaller forward where memory is too little."""
-    first: int = getattr(sampler, "first", 0)  # of a rank's share
+    """`evaluate` without checks of its arguments, and without a smaller forward where memory is too little.
+
+    Args:
+        first: the number of the first episode: a process that shares a validation with others takes a part of it.
+    """
     hits: list[Tensor] = []
     losses: list[Tensor] = []
     seen: list[int] = []
     batches = -(-episodes // tasks_per_batch)
     # of equal sizes but for one: a control that takes what is another task's meets no batch of one
-    starts = [number * episodes // batches for number in range(batches + 1)]
+    starts = [first + number * episodes // batches for number in range(batches + 1)]
     for start, end in itertools.pairwise(starts):
         batch = sampler.batch(start, end - start)
         try:
             loss, right = _scored(learner, batch, steps, diverged)
         except NotFiniteInput as error:
-            raise error.of_episode(first + start + error.task) from None
+            raise error.of_episode(start + error.task) from None
         losses.append(loss)
         seen += fingerprints(batch)
         bad = (~loss.isfinite()).nonzero().flatten()
         if len(bad) and diverged == "raise":
-            numbers = (bad + first + start).tolist()
+            numbers = (bad + start).tolist()
             raise NumericalError(
                 f"the loss of episode(s) {numbers} is not finite: adaptation has probably diverged (lower the inner "
                 "rate), or weights are not finite"
@@ -171,7 +173,7 @@ def evaluated(
             raise ValueError("diverged='wrong' is about accuracies, and a regression has none")
     values = torch.cat(hits or losses)
     protocol = None
-    if hasattr(sampler, "dataset"):
+    if hasattr(sampler, "dataset") and first == 0:  # protocols count from episode 0
         solver = solver_outside_training(learner, steps)
         protocol = Protocol.of(
             sampler,
@@ -189,10 +191,10 @@ def _scored(
 ) -> tuple[Tensor, Tensor | None]:
     """Loss and accuracy (None in regression) of each episode, `(T,)`; with `"wrong"` some losses may not be finite."""
     objectives = learner.objectives(batch, training=False)
-    w, derived = adapted(learner, objectives, steps, checked=diverged == "raise")
+    w, derived = adapted(objectives, steps, checked=diverged == "raise")
     with torch.no_grad():
         loss, logits = objectives.scored(w, derived)
-    right = correct(logits, objectives.query) if objectives.query is not None else None
+    right = correct(logits, objectives.passes.parts["query"])
     return loss.cpu(), None if right is None else right.cpu()
 
 
@@ -232,7 +234,6 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     return Comparison(mean, half, a.protocol)
 
 
-def device_of(learner: Any) -> torch.device:
+def device_of(learner: Learner) -> torch.device:
     """Where a learner's tensors are."""
-    found: torch.device = next(iter(learner.model.parameters.values())).device
-    return found
+    return next(iter(learner.model.parameters.values())).device

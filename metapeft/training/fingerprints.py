@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metapeft.episodes.episode import EpisodeBatch
-from metapeft.updates.inputs import leaves
+from metapeft.updates.inputs import tree_leaves
 
 
 def fingerprints(batch: EpisodeBatch) -> list[int]:
@@ -23,7 +23,7 @@ def fingerprints(batch: EpisodeBatch) -> list[int]:
     """
     parts: tuple[Any, ...] = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
     found = [0] * len(batch)
-    for tensor in (tensor for part in parts for tensor in leaves(part)):
+    for tensor in (tensor for part in parts for tensor in tree_leaves(part)):
         rows = _bytes(tensor)
         found = [zlib.crc32(rows[task].numpy().data, crc) for task, crc in enumerate(found)]
     return found

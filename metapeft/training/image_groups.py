@@ -15,7 +15,7 @@ from metapeft.episodes.shift import checked_change, resolved_shift
 
 
 @dataclass(frozen=True)
-class Groups:
+class ImageGroups:
     """Images in groups: `x (G, n, ...)`, `y (G, n)` global labels. Batch statistics are taken a group at a time."""
 
     x: Tensor
@@ -24,11 +24,11 @@ class Groups:
     def __len__(self) -> int:
         return len(self.x)
 
-    def tasks(self, which: slice) -> Groups:
-        return Groups(self.x[which], self.y[which])
+    def tasks(self, which: slice) -> ImageGroups:
+        return ImageGroups(self.x[which], self.y[which])
 
 
-class GroupSampler:
+class ImageGroupSampler:
     """Group `i` is a pure function of the arguments and `i`: `size` images without replacement, with their labels.
 
     Args:
@@ -58,7 +58,7 @@ class GroupSampler:
         changes = {"shift": of_change(self.shift), "augment": of_change(self.augment)}
         return {"groups": {"data": of_data(self.dataset), "size": self.size, "seed": self.seed, **changes}}
 
-    def batch(self, start: int, count: int) -> Groups:
+    def batch(self, start: int, count: int) -> ImageGroups:
         """Groups `start .. start + count - 1`."""
         number = np.uint64(start) + np.arange(count, dtype=np.uint64)
         keys = counter.words(counter.child(self._root, number), 3)
@@ -71,4 +71,4 @@ class GroupSampler:
             seeds = counter.words(keys[:, 2], self.size).astype(np.int64)
             flat = self.shift(x.flatten(0, 1).unsqueeze(1), torch.from_numpy(seeds).flatten())
             x = flat.squeeze(1).unflatten(0, index.shape)
-        return Groups(x, self.dataset.labels[index])
+        return ImageGroups(x, self.dataset.labels[index])

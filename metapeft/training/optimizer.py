@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from metapeft.base.arguments import number
 
 
 def resolve_schedule(
@@ -42,10 +43,11 @@ def parameter_groups(trained: Mapping[str, Tensor], lr: float | Mapping[str, flo
     """One parameter group a rate, in the order of the outer variables.
 
     Args:
-        lr: of all, or `{group: rate}` by the first part of the variables' names; `"default"` for the rest.
+        lr: of all, or `{outer group: rate}` by the first part of the variables' names; `"default"` for the rest.
 
     Raises:
-        ValueError: a rate that is no number of at least 0, a group that is not trained, a variable without a rate.
+        ValueError: a rate that is no number of at least 0, an outer group that is not trained, a variable without a
+            rate.
 
     Example:
         >>> trained = {"weights.w": torch.zeros(1), "rates.r": torch.ones(1)}
@@ -53,22 +55,19 @@ def parameter_groups(trained: Mapping[str, Tensor], lr: float | Mapping[str, flo
         [{'params': [tensor([0.])], 'lr': 1.0}, {'params': [tensor([1.])], 'lr': 0.1}]
     """
     rates = dict(lr) if isinstance(lr, Mapping) else {"default": lr}
-    known = {name.partition(".")[0] for name in trained}
-    for group, rate in rates.items():
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
-            raise ValueError(f"lr={rate!r}: an outer rate is a finite number of at least 0")
-        if group != "default" and group not in known:
-            raise ValueError(
-                f"lr names the group {group!r}, which is not trained: trained are {sorted(known)}"
-            )
-    groups: dict[str, list[Tensor]] = {}
-    for name, value in trained.items():
-        group = name.partition(".")[0]
-        key = group if group in rates else "default"
-        if key not in rates:
-            raise ValueError(f'lr has no rate for {name!r}: add {group!r} or "default"')
-        groups.setdefault(key, []).append(value)
-    return [{"params": values, "lr": rates[key]} for key, values in groups.items()]
+    outer_groups = {name: name.partition(".")[0] for name in trained}
+    for named, rate in rates.items():
+        number(lr=rate)
+        if named != "default" and named not in outer_groups.values():
+            known = sorted(set(outer_groups.values()))
+            raise ValueError(f"lr names the group {named!r}, which is not trained: trained are {known}")
+    by_rate: dict[str, list[Tensor]] = {}
+    for name, outer_group in outer_groups.items():
+        named = outer_group if outer_group in rates else "default"
+        if named not in rates:
+            raise ValueError(f'lr has no rate for {name!r}: add {outer_group!r} or "default"')
+        by_rate.setdefault(named, []).append(trained[name])
+    return [{"params": values, "lr": rates[named]} for named, values in by_rate.items()]
 
 
 def made_optimizer(

@@ -11,10 +11,11 @@ from torch import Tensor
 from metapeft.base.errors import NumericalError
 from metapeft.base.machine.memory import is_out_of_memory, refuse_too_little, release
 from metapeft.base.machine.processes import Processes, Share
+from metapeft.learner.learner import Learner
 from metapeft.training.accumulation import Accumulated, accumulated
 from metapeft.training.chunking import Chunking, choose
-from metapeft.training.evaluation import evaluated
-from metapeft.training.problem_task import ProblemTask
+from metapeft.training.evaluation import Evaluation, device_of, evaluated
+from metapeft.training.task import Task
 
 Found = TypeVar("Found")
 _WELL, _TOO_LARGE, _NOT_FINITE = range(3)
@@ -68,7 +69,7 @@ class OuterGradient:
 
     def __call__(
         self,
-        task: Any,
+        task: Task,
         batch: Any,
         share: Share,
         w0: Mapping[str, Tensor] | None,
@@ -99,57 +100,48 @@ class OuterGradient:
                         error, f"{where}: out of memory where the ranks' gradients are added up"
                     )
                     raise
-            release(_device(task))
+            release(task.device)
             self._refuse_whole(task, batch, where)
-            self.chunking, self.changed = (
-                chosen.halved(task, processes.share(0, self.tasks).count, where),
-                True,
-            )
+            most = processes.share(0, self.tasks).count
+            self.chunking, self.changed = chosen.halved(task, most, where), True
 
     def validate(
-        self, learner: Any, episodes: Any, count: int, where: str, processes: Processes
+        self, learner: Learner, episodes: Any, count: int, where: str, processes: Processes
     ) -> dict[str, float]:
         """Mean loss over `count` episodes, and mean accuracy where there are classes; each rank takes a share."""
         share = processes.share(0, count)
-        own = episodes if processes.count == 1 else From(episodes, share.start)
+
+        def scored(size: int) -> Evaluation:
+            return evaluated(learner, episodes, share.count, first=share.start, tasks_per_batch=size)
+
         while True:
             size = (self.chunking or Chunking()).validation
-            result = attempted(lambda: evaluated(learner, own, share.count, tasks_per_batch=size), processes)  # noqa: B023
+            result = attempted(lambda: scored(size), processes)  # noqa: B023
             if result is not None:
                 found = {"validation_loss": result.loss}
                 if result.has_accuracy:
                     found = {"validation_accuracy": result.accuracy, **found}
                 numbers = {name: torch.tensor(v, dtype=torch.float64) for name, v in found.items()}
                 return {name: float(value) for name, value in processes.mean(numbers, share.weight).items()}
-            release(_device(learner))
+            release(device_of(learner))
             self.chunking, self.changed = (self.chunking or Chunking()).validation_halved(where), True
 
-    def _first(self, task: Any, batch: Any, processes: Processes) -> Chunking:
+    def _first(self, task: Task, batch: Any, processes: Processes) -> Chunking:
         unasked = self.tasks == 1 and self.memory is None  # then there is nothing to choose
         if self.chunk is not None or unasked or self.whole or not _can_be_cut(task, batch):
             return Chunking(self.chunk)
-        return choose(task, batch, self.memory, _device(task), processes)
+        return choose(task, batch, self.memory, task.device, processes)
 
-    def _refuse_whole(self, task: Any, batch: Any, where: str) -> None:
+    def _refuse_whole(self, task: Task, batch: Any, where: str) -> None:
         if self.whole:
             reason = "warm_start=True keeps all tasks in one forward: take a smaller tasks_per_step"
-        elif isinstance(task, ProblemTask):
-            reason = "a bilevel problem is not cut into tasks: take smaller batches or fewer inner steps"
+        elif task.undivided is not None:
+            reason = f"{task.undivided}: take {task.smaller}"
         elif not _can_be_cut(task, batch):
             reason = f"a batch of type {type(batch).__name__} is not cut into chunks: it has no .tasks(slice)"
         else:
             return
         raise MemoryError(f"{where}: out of memory, and {reason}")
-
-
-class From:
-    """Episodes counted from another one on: number i here is `first + i` there."""
-
-    def __init__(self, episodes: Any, first: int) -> None:
-        self.episodes, self.first = episodes, first
-
-    def batch(self, start: int, count: int) -> Any:
-        return self.episodes.batch(self.first + start, count)
 
 
 def averaged(found: Accumulated, weight: float, processes: Processes) -> Accumulated:
@@ -169,9 +161,5 @@ def averaged(found: Accumulated, weight: float, processes: Processes) -> Accumul
     )
 
 
-def _can_be_cut(task: Any, batch: Any) -> bool:
-    return not isinstance(task, ProblemTask) and hasattr(batch, "tasks") and hasattr(batch, "__len__")
-
-
-def _device(task: Any) -> torch.device:
-    return next(iter(task.trained.values())).device  # type: ignore[no-any-return]
+def _can_be_cut(task: Task, batch: Any) -> bool:
+    return task.undivided is None and hasattr(batch, "tasks") and hasattr(batch, "__len__")

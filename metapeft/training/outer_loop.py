@@ -1,164 +1,233 @@
-"""The outer loop of one run: batches in, steps, rows, validation and checkpoints out."""
+"""One run of the outer loop: batches in; steps, rows, validation and checkpoints out."""
 
 from __future__ import annotations
 
-import gc
 import logging
-import math
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from metapeft.base.errors import NotFiniteInput, NumericalError
 from metapeft.base.machine.ctrl_c import Interruption
 from metapeft.base.machine.freed_memory import freed_memory_kept
-from metapeft.base.machine.memory import is_out_of_memory, refuse_too_little
-from metapeft.base.machine.processes import Processes
-from metapeft.training.plan import Plan
+from metapeft.base.machine.memory import refuse_too_little
+from metapeft.base.machine.processes import Processes, Share
+from metapeft.training.averages import Averages
+from metapeft.training.chunking import Chunking
+from metapeft.training.drawing_ahead import drawn_ahead
+from metapeft.training.optimizer import made_optimizer, resolve_schedule
+from metapeft.training.outer_gradient import OuterGradient
+from metapeft.training.outer_settings import OuterSettings
+from metapeft.training.plan import NO_LEARNER, Plan
 from metapeft.training.progress_bar import Progress
+from metapeft.training.running_statistics import move_buffers
 from metapeft.training.runs.run import Run
+from metapeft.training.task import Task
 from metapeft.training.tensorboard import Board
 from metapeft.updates.layers.compiled.switch import compiled_used, in_use
-
-if TYPE_CHECKING:
-    from metapeft.training.trainer import BilevelTrainer
 
 _log = logging.getLogger("metapeft")
 
 
-class Averages:
-    """Means of numbers since they were last read.
+class OuterLoop:
+    """One run, from its first step to its last: what it has come to, and how it goes on.
 
-    Example:
-        >>> means = Averages()
-        >>> means.add({"loss": 1.0}), means.add({"loss": 2.0}), means.read()
-        (None, None, {'loss': 1.5})
+    Args:
+        task: what is trained. settings: how. processes: this process among those that train together.
+        steps: of the whole run, for the schedule.
+
+    Attributes:
+        step: the outer steps that were made.
+        best: the best validation score, None before the first.
+        inner: the inner variables of the last step, where they are kept for the next.
+        optimizer, scheduler, gradient, averages: what makes a step, and means of its numbers since the last row.
+        compiled: whether it is computed with compiled kernels.
     """
 
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
+    def __init__(self, task: Task, settings: OuterSettings, processes: Processes, steps: int = 0) -> None:
+        self.task, self.settings, self.processes, self.steps = task, settings, processes, steps
+        self.optimizer = made_optimizer(settings.optimizer, task.trained, settings.lr, settings.options or {})
+        self.scheduler = resolve_schedule(settings.schedule, self.optimizer, steps)
+        self.gradient = OuterGradient(
+            settings.tasks_per_step, settings.chunk, settings.memory_bytes, settings.warm_start
+        )
+        self.averages = Averages()
+        self.compiled = in_use()
+        self.step = 0
+        self.best: float | None = None
+        self.inner: Mapping[str, Tensor] | None = None
+        self._best_state: Mapping[str, Tensor] | None = None
 
-    def add(self, row: dict[str, float]) -> None:
-        for name, number in {**row, "count": 1.0}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + number
+    def share(self, step: int) -> Share:
+        """The episodes of an outer step that this process takes."""
+        return self.processes.share(step * self.settings.tasks_per_step, self.settings.tasks_per_step)
 
-    def read(self) -> dict[str, Any]:
-        """The means; what follows starts anew."""
-        count = self.sums.pop("count", math.nan)
-        row = {name: total / count for name, total in self.sums.items()}
-        self.sums = {}
-        return row
+    def outer_step(self, batch: Any) -> None:
+        """One step of the optimiser on the gradient of a batch, this process's share of the tasks.
 
+        Raises:
+            NumericalError: an objective or gradient that is not finite. MemoryError: too little for one task.
+        """
+        held = self.task.held() if self.step % self.settings.inner_every else None
+        share, where = self.share(self.step), f"outer step {self.step + 1}"
+        try:
+            found = self.gradient(held or self.task, batch, share, self.inner, where, self.processes)
+        except NumericalError as error:
+            where += f", episodes {share.start} to {share.start + share.count - 1}"
+            said = error.of_episode(share.start + error.task) if isinstance(error, NotFiniteInput) else error
+            raise NumericalError(f"{where}: {said}. The last checkpoint is kept.") from error
+        self.inner = found.w if self.settings.warm_start else None
+        self._move(found.grads, where)
+        if found.statistics and self.task.backbone is not None:
+            move_buffers(self.task.backbone, found.statistics)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.step += 1
+        self.averages.add({name: float(value) for name, value in found.values.items()})
 
-def run_loop(
-    trainer: BilevelTrainer,
-    episodes: Any,
-    validation: Any,
-    run: Run | None,
-    plan: Plan,
-    log: list[dict[str, Any]],
-    stop_at: int | None,
-    tensorboard: bool = False,
-) -> list[dict[str, Any]]:
-    """Go on from the trainer's step to the end or to `stop_at`; returns the log with the rows added."""
-    end = trainer.steps if stop_at is None else min(stop_at, trainer.steps)
-    processes = trainer.processes
-    best = None if run is None or trainer.best is None else run.load("best")[0]
-    bar = Progress(trainer.show and processes.main, trainer.steps, trainer.step, trainer.tasks_per_step)
-    board = Board(run.folder if run is not None and tensorboard and processes.main else None, trainer.step)
-
-    def validated() -> dict[str, float]:
-        nonlocal best
-        score, found = trainer.validate(validation, plan.validation_episodes)
-        if trainer.best is None or score > trainer.best:
-            trainer.best, best = score, trainer.learner.state()
-            if run is not None:
-                run.save("best", best, {"step": trainer.step})
-        return found
-
-    def logged(row: dict[str, Any]) -> None:
-        log.append({"step": trainer.step, **row})
-        board.add(trainer.step, row)
-        if run is not None:
-            run.log(trainer.step, **row)
-
-    processes.wait()  # until all have read what rank 0 is about to replace
-    settled = freed_memory_kept(), compiled_used(trainer.compiled)
-    with settled[0], settled[1], ThreadPoolExecutor(1) as pool, bar, board, Interruption() as interruption:
-        if plan.validate_start and trainer.step == 0 and trainer.best is None:
-            found = validated()
-            if not log:  # a run that was killed right here has the row already
-                logged(found)
-            if run is not None:
-                trainer.save(run)
-        upcoming = _fetch(trainer, pool, episodes, trainer.step) if trainer.step < end else None
-        while upcoming is not None:
-            batch = _drawn(upcoming, trainer, episodes)
-            upcoming = _fetch(trainer, pool, episodes, trainer.step + 1) if trainer.step + 1 < end else None
-            trainer.outer_step(batch)
-            last = trainer.step == trainer.steps
-            row = trainer.averages.read() if last or trainer.step % plan.log_every == 0 else {}
-            if validation is not None and (last or trainer.step % plan.validate_every == 0):
-                row.update(validated())
-            if row:
-                logged(row)
-            stopped = bool(processes.most(int(interruption.asked))) and not last
-            due = stopped or upcoming is None or trainer.step % plan.checkpoint_every == 0
-            if run is not None and (due or trainer.gradient.changed):
-                trainer.save(run)
-            bar.advance(row)
-            if stopped:
-                raise KeyboardInterrupt(plan.farewell(trainer.step, run))
-    processes.wait()  # until what rank 0 wrote is there for all
-    if best is not None and trainer.step == trainer.steps:
-        trainer.learner.load_state(best)
-    return log
-
-
-def _drawn(upcoming: Future[Any], trainer: BilevelTrainer, episodes: Any) -> Any:
-    """The batch of the next step; where memory was too little beside the last step, it is drawn now, alone.
-
-    Raises:
-        MemoryError: too little for that too.
-    """
-    try:
-        return upcoming.result()
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    def _move(self, grads: Mapping[str, Tensor], where: str) -> None:
+        """The optimiser's step on the clipped gradient."""
+        trained = self.task.trained
+        for name, value in trained.items():
+            value.grad = grads[name]
+        try:
+            if self.settings.clip is not None:
+                torch.nn.utils.clip_grad_norm_(list(trained.values()), self.settings.clip)
+            self.optimizer.step()
+        except (MemoryError, RuntimeError) as error:
+            refuse_too_little(
+                error,
+                f"{where}: out of memory in the step of {type(self.optimizer).__name__}, whose states stay with "
+                "it: state a smaller memory=, or take an optimiser that keeps less. The last checkpoint is kept.",
+            )
             raise
-    where = f"outer step {trainer.step + 1}"
-    _log.warning("%s: out of memory where its episodes were drawn; they are drawn again", where)
-    gc.collect()
-    share = trainer.share(trainer.step)
-    try:
-        return episodes.batch(share.start, share.count)
-    except (MemoryError, RuntimeError) as error:
-        refuse_too_little(
-            error, f"{where}: out of memory where its episodes are drawn: take fewer tasks_per_step"
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def validate(self, validation: Any, episodes: int) -> tuple[float, dict[str, float]]:
+        """The score (accuracy, or minus the loss) and the numbers for the log."""
+        learner, where = self.task.learner, f"validation after outer step {self.step}"
+        if learner is None:
+            raise ValueError(NO_LEARNER)
+        try:
+            found = self.gradient.validate(learner, validation, episodes, where, self.processes)
+        except NumericalError as error:
+            raise NumericalError(f"{where}: {error}") from error
+        return found.get("validation_accuracy", -found["validation_loss"]), found
+
+    def save(self, run: Run) -> None:
+        """Keep everything that the rest of the run depends on as the run's latest checkpoint."""
+        tree = {
+            "step": self.step,
+            "best": self.best,
+            "sums": self.averages.sums,
+            "learner": self.task.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "inner": self.inner,
+            "chunking": None if self.gradient.chunking is None else asdict(self.gradient.chunking),
+            "processes": self.processes.count,
+            "compiled": self.compiled,
+        }
+        run.save("latest", tree, {"step": self.step})
+        self.gradient.changed = False
+
+    def restore(self, run: Run) -> None:
+        """Go on where the run's latest checkpoint was written."""
+        tree = run.load("latest")[0]
+        self.step, self.best, self.averages.sums = tree["step"], tree["best"], tree["sums"]
+        device, inner = self.task.device, tree["inner"]
+        self.inner = None if inner is None else {name: value.to(device) for name, value in inner.items()}
+        self.task.load_state(tree["learner"])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(tree["scheduler"])
+        if (chosen := tree.get("chunking")) is not None:
+            self.gradient.chunking = Chunking(**chosen)
+        self._note_changes(tree.get("processes", 1), bool(tree.get("compiled")))
+
+    def _note_changes(self, processes: int, compiled: bool) -> None:
+        """Say where this is another number of processes than the checkpoint's; with kernels it goes on as begun."""
+        self.compiled = compiled
+        if self.processes.main and processes != self.processes.count:
+            _log.warning(
+                "%d processes go on where %d stopped: the same means up to rounding, not the same bits",
+                self.processes.count,
+                processes,
+            )
+        if self.processes.main and compiled != in_use():
+            begun = "with" if compiled else "without"
+            _log.warning("this run was begun %s compiled kernels, and goes on so", begun)
+
+    def run(
+        self,
+        episodes: Any,
+        validation: Any,
+        folder: Run | None,
+        plan: Plan,
+        log: list[dict[str, Any]],
+        stop_at: int | None = None,
+        tensorboard: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Go on from this step to the end or to `stop_at`; returns the log with the rows added.
+
+        Args:
+            episodes, validation, stop_at, tensorboard: as `BilevelTrainer.fit` has them.
+            folder: the run folder; None to keep nothing. plan: when to log, validate and keep.
+            log: the rows up to this step.
+        """
+        end = self.steps if stop_at is None else min(stop_at, self.steps)
+        if folder is not None and self.best is not None:
+            self._best_state = folder.load("best")[0]
+        shown = self.settings.progress and self.processes.main
+        bar = Progress(shown, self.steps, self.step, self.settings.tasks_per_step)
+        board = Board(
+            folder.folder if folder is not None and tensorboard and self.processes.main else None, self.step
         )
-        raise
 
+        def logged(row: dict[str, Any]) -> None:
+            log.append({"step": self.step, **row})
+            board.add(self.step, row)
+            if folder is not None:
+                folder.log(self.step, **row)
 
-def _fetch(trainer: BilevelTrainer, pool: ThreadPoolExecutor, episodes: Any, step: int) -> Future[Any]:
-    """Draw this rank's part of the next batch while the current one is worked on."""
-    if episodes is None:
-        return pool.submit(lambda: None)
-    share = trainer.share(step)
-    return pool.submit(episodes.batch, share.start, share.count)
+        self.processes.wait()  # until all have read what rank 0 is about to replace
+        with freed_memory_kept(), compiled_used(self.compiled), bar, board, Interruption() as interruption:
+            if plan.validate_start and self.step == 0 and self.best is None:
+                found = self._validated(validation, plan.validation_episodes, folder)
+                if not log:  # a run that was killed right here has the row already
+                    logged(found)
+                if folder is not None:
+                    self.save(folder)
+            with closing(drawn_ahead(episodes, self.share, self.step, end)) as batches:
+                for batch in batches:
+                    self.outer_step(batch)
+                    last = self.step == self.steps
+                    row = self.averages.read() if last or self.step % plan.log_every == 0 else {}
+                    if validation is not None and (last or self.step % plan.validate_every == 0):
+                        row.update(self._validated(validation, plan.validation_episodes, folder))
+                    if row:
+                        logged(row)
+                    stopped = bool(self.processes.most(int(interruption.asked))) and not last
+                    due = stopped or self.step == end or self.step % plan.checkpoint_every == 0
+                    if folder is not None and (due or self.gradient.changed):
+                        self.save(folder)
+                    bar.advance(row)
+                    if stopped:
+                        raise KeyboardInterrupt(plan.farewell(self.step, folder))
+        self.processes.wait()  # until what rank 0 wrote is there for all
+        if self._best_state is not None and self.step == self.steps:
+            self.task.load_state(self._best_state)
+        return log
 
-
-def note_other_processes(before: int, processes: Processes) -> None:
-    """Say that a run goes on with another number of processes than its checkpoint was written by."""
-    if processes.main and before != processes.count:
-        _log.warning(
-            "%d processes go on where %d stopped: the same means up to rounding, not the same bits",
-            processes.count,
-            before,
-        )
-
-
-def as_begun(compiled: bool, processes: Processes) -> bool:
-    """Whether a run goes on with compiled kernels: as it was begun, for its bits; where that differs, it is said."""
-    if processes.main and compiled != in_use():
-        _log.warning(
-            "this run was begun %s compiled kernels, and goes on so", "with" if compiled else "without"
-        )
-    return compiled
+    def _validated(self, validation: Any, episodes: int, folder: Run | None) -> dict[str, float]:
+        """Validate, and keep the state if it is the best so far; returns the numbers for the log."""
+        score, found = self.validate(validation, episodes)
+        if self.best is None or score > self.best:
+            self.best, self._best_state = score, self.task.state()
+            if folder is not None:
+                folder.save("best", self._best_state, {"step": self.step})
+        return found

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from metapeft.base.arguments import flag, whole
 from metapeft.base.state import digest
 from metapeft.base.stored_settings import as_json, refuse_difference
 from metapeft.episodes.settings import built_episodes, of_episodes
-from metapeft.training.checks import _check_count
-from metapeft.training.problem_task import ProblemTask
 from metapeft.training.runs.run import Run
+from metapeft.training.task import Task
 
-if TYPE_CHECKING:
-    from metapeft.training.trainer import BilevelTrainer
-
-_log = logging.getLogger(__name__)
+NO_LEARNER = "validation= is for learners: what is trained here adapts to no episodes"
 
 
 @dataclass(frozen=True)
@@ -47,43 +42,60 @@ class Plan:
                 whole(**{field.name: value})
 
     def check(
-        self, trainer: BilevelTrainer, episodes: Any, validation: Any, run_dir: Any, tensorboard: bool = False
+        self,
+        task: Task,
+        tasks_per_step: int,
+        episodes: Any,
+        validation: Any,
+        run_dir: Any,
+        tensorboard: bool = False,
     ) -> None:
         """Raise ValueError for episodes that do not suffice, and for what would have no effect."""
-        if episodes is None and not isinstance(trainer.learner, ProblemTask):
+        if episodes is None and task.needs_episodes:
             raise ValueError("episodes=None: a learner trains on episodes, such as an mp.EpisodeSampler")
+        wanted = {"episodes": self.steps * tasks_per_step, "validation": self.validation_episodes}
         for name, given in (("episodes", episodes), ("validation", validation)):
             if given is not None and not hasattr(given, "batch"):
                 raise ValueError(
                     f"{name} is a {type(given).__name__} without .batch(start, count): wrap a data set in "
                     "mp.EpisodeSampler"
                 )
-        _check_count("episodes", episodes, self.steps * trainer.tasks_per_step)
-        _check_count("validation", validation, self.validation_episodes)
+            count = getattr(given, "episodes", None)
+            if isinstance(count, int) and count < wanted[name]:
+                raise ValueError(
+                    f"{name} has {count} episodes, the run takes {wanted[name]}: a larger episodes= in its sampler"
+                )
         if validation is None and self.validate_start:
             raise ValueError("validate_start=True has no effect without validation=")
-        if validation is not None and not hasattr(trainer.learner, "objectives"):
-            raise ValueError("validation= is for learners: what is trained here adapts to no episodes")
+        if validation is not None and task.learner is None:
+            raise ValueError(NO_LEARNER)
         if tensorboard and run_dir is None:
             raise ValueError("tensorboard=True writes into the run folder: give run_dir= too")
 
-    def config(self, trainer: BilevelTrainer, episodes: Any, validation: Any) -> dict[str, Any]:
-        """What the run folder says about the run; `start` is what it began from."""
+    def config(
+        self, task: Task, settings: Mapping[str, Any], episodes: Any, validation: Any
+    ) -> dict[str, Any]:
+        """What the run folder says about the run: `settings` of the trainer; `start` is what it began from."""
         return {
-            "trainer": trainer.settings(),
+            "trainer": dict(settings),
             "fit": asdict(self),
-            "learner": trainer.learner.settings(),
+            "learner": task.settings(),
             "episodes": of_episodes(episodes),
             "validation": of_episodes(validation),
-            "start": digest(trainer.learner.state()),
+            "start": digest(task.state()),
         }
 
     @classmethod
     def restored(
-        cls, trainer: BilevelTrainer, config: Mapping[str, Any], episodes: Any, validation: Any
+        cls,
+        task: Task,
+        settings: Mapping[str, Any],
+        config: Mapping[str, Any],
+        episodes: Any,
+        validation: Any,
     ) -> tuple[Self, Any, Any]:
         """The plan and the episodes of a stored run; raises ValueError for what differs from it."""
-        for part, given in (("trainer", trainer.settings()), ("learner", trainer.learner.settings())):
+        for part, given in (("trainer", settings), ("learner", task.settings())):
             refuse_difference(part, config.get(part), as_json(given))
         found = []
         for part, given in (("episodes", episodes), ("validation", validation)):
@@ -94,9 +106,9 @@ class Plan:
             found.append(given)
         return cls(**config["fit"]), *found
 
-    def check_start(self, trainer: BilevelTrainer, config: Mapping[str, Any]) -> None:
-        """Raise ValueError unless the learner is what the run, which has no checkpoint yet, began with."""
-        refuse_difference("start", config.get("start"), digest(trainer.learner.state()))
+    def check_start(self, task: Task, config: Mapping[str, Any]) -> None:
+        """Raise ValueError unless the task is what the run, which has no checkpoint yet, began with."""
+        refuse_difference("start", config.get("start"), digest(task.state()))
 
     def farewell(self, step: int, run: Run | None) -> str:
         """What to say after Ctrl-C."""

@@ -15,19 +15,18 @@ from metapeft.base import state
 from metapeft.base.arguments import flag, floating, whole
 from metapeft.base.finite import refuse_not_finite
 from metapeft.base.machine.devices import usable
-from metapeft.base.machine.memory import refuse_too_little
 from metapeft.base.machine.precision import check_autocast, forward_precision, precision_name
 from metapeft.hypergradients.problem import Problem, Result, resolve
-from metapeft.training.image_groups import Groups, GroupSampler
-from metapeft.training.running_statistics import task_mean
+from metapeft.training.image_groups import ImageGroups, ImageGroupSampler
 from metapeft.training.runs.run import Run
+from metapeft.training.task import Task
 from metapeft.training.trainer import BilevelTrainer
 from metapeft.updates.attach_model import attach
-from metapeft.updates.attached import AttachedModel, check_model
+from metapeft.updates.attached import AttachedModel
 from metapeft.updates.copying import copied, feature_size, viewed
 
 
-class Pretraining:
+class Pretraining(Task):
     """What a trainer trains in SR: a copy of a backbone and a temporary softmax over all classes.
 
     The classifier of the backbone is left alone. Batch statistics come from a group of images at a time and move
@@ -71,10 +70,19 @@ class Pretraining:
                     f"softmax has {name!r} of shape {tuple(value.shape)}: that of another retraining"
                 )
             self.variables[name].copy_(value)
-        self.trained = self.variables
         self._direct = resolve("direct")
 
-    def hypergradient(self, batch: Groups, w0: Any = None) -> Result:
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The weights and the softmax."""
+        return self.variables
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The copy, whose batch norms keep statistics."""
+        return self.model.module
+
+    def hypergradient(self, batch: ImageGroups, w0: Any = None) -> Result:
         """Mean cross-entropy over the groups and its gradient; `.log` has accuracy and statistics."""
         refuse_not_finite(batch.x, "x")
         x = self.model.prepared(batch.x)
@@ -103,7 +111,7 @@ class Pretraining:
         """Copies of weights, buffers and the temporary softmax."""
         return state.copies(self._own())
 
-    def load_state(self, given: dict[str, Tensor]) -> None:
+    def load_state(self, given: Mapping[str, Tensor]) -> None:
         """Take over a checkpoint; raises ValueError where it does not fit."""
         state.take_over(self._own(), given)
 
@@ -179,7 +187,7 @@ def pretrain(
     flag(resume=resume)
     if resume and run_dir is None:
         raise ValueError("resume=True goes on with a run folder: give run_dir= too")
-    sampler = GroupSampler(data, group, seed, augment, shift)
+    sampler = ImageGroupSampler(data, group, seed, augment, shift)
     chosen = data.preprocess if preprocess is None else preprocess
     place = next(backbone.parameters()).device if device is None else usable(device)
     model = attach(backbone, {}, preprocess=chosen)
@@ -197,50 +205,6 @@ def pretrain(
         for name, value in [*trained.named_parameters(), *trained.named_buffers()]:
             value.copy_(own[name])
     return trained, log
-
-
-@torch.no_grad()
-def calibrate(
-    model: AttachedModel, data: Any, *, groups: int = 50, group: int = 64, seed: int = 0
-) -> AttachedModel:
-    """Measure batch-norm statistics afresh: the mean over `groups` groups of images.
-
-    Args:
-        model: what `attach` returned; it is not changed. data: an image data set.
-        groups, group: how many groups, of how many images. seed: of their draw.
-
-    Returns: a model on weights of its own, with the new buffers.
-
-    Raises:
-        ValueError: what `attach` did not make, numbers below 1, what is no image data set.
-        MemoryError: too little for a group.
-    """
-    check_model(model)
-    whole(groups=groups, group=group)
-    own, _ = copied(model)
-    measured = viewed(own, sites={}, norm="transductive")
-    sampler = GroupSampler(data, min(group, len(getattr(data, "labels", ())) or group), seed)
-    total: dict[str, tuple[Tensor, Tensor]] = {}
-    for i in range(groups):
-        statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        x = sampler.batch(i, 1).x
-        refuse_not_finite(x, "x")
-        try:
-            measured(x, {}, statistics=statistics)
-        except (MemoryError, RuntimeError) as error:
-            refuse_too_little(
-                error, f"out of memory with a group of {sampler.size} images: take a smaller group="
-            )
-            raise
-        for name, (mean, variance) in task_mean(statistics).items():
-            old = total.get(name, (torch.zeros_like(mean), torch.zeros_like(variance)))
-            total[name] = (old[0] + mean / groups, old[1] + variance / groups)
-    for name, (mean, variance) in total.items():
-        module = own.module.get_submodule(name)
-        if module.running_mean is not None:
-            module.running_mean.copy_(mean)  # type: ignore[operator]
-            module.running_var.copy_(variance)  # type: ignore[operator]
-    return own
 
 
 def softmax_of(folder: Path) -> dict[str, Tensor]:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from metapeft.base import state
 from metapeft.hypergradients.problem import Problem, Result, resolve
-from metapeft.learner import settings as specs
+from metapeft.learner import settings
+from metapeft.training.task import Task
 
 
-class ProblemTask:
+class ProblemTask(Task):
     """What `BilevelTrainer` trains of an `mp.Problem`: copies of its outer variables.
 
     Args:
@@ -29,12 +30,21 @@ class ProblemTask:
         {'c': tensor(3.)}
     """
 
+    undivided = "a bilevel problem is not cut into tasks"
+    needs_episodes = False
+    smaller = "smaller batches or fewer inner steps"
+
     def __init__(
         self, problem: Problem, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         self.problem = problem
-        self.trained = {n: v.to(device, dtype) for n, v in state.copies(problem.u).items()}
+        self.variables = {n: v.to(device, dtype) for n, v in state.copies(problem.u).items()}
         self._engine = resolve(problem.method)
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The copies."""
+        return self.variables
 
     def hypergradient(self, batch: Any = None, w0: Mapping[str, Tensor] | None = None) -> Result:
         """The gradient at the current outer variables.
@@ -55,8 +65,10 @@ class ProblemTask:
         start = own.w0 if w0 is None else w0
         return self._engine(replace(own, u=self.trained, w0=start, data=data))
 
-    def held(self) -> ProblemTask:
+    def held(self) -> ProblemTask | None:
         """The same task with its inner variables held: no inner step, the same outer variables."""
+        if self.problem.solver is None:
+            return None
         other = copy.copy(self)
         other.problem = replace(self.problem, solver=self.problem.solver.with_steps(0))
         return other
@@ -74,8 +86,8 @@ class ProblemTask:
         own = self.problem
         return {
             "method": "problem",
-            "solver": specs.of(own.solver),
-            "hypergradient": specs.of(own.method),
+            "solver": settings.of(own.solver),
+            "hypergradient": settings.of(own.method),
             "task_axis": own.task_axis,
             "shapes": {name: list(value.shape) for name, value in self.trained.items()},
         }

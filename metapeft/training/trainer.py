@@ -1,40 +1,36 @@
-"""The outer loop: gradients of batches of tasks, an optimiser, validation, a run folder."""
+"""The trainer: what it trains and how, its new runs, and those that go on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from metapeft.base.arguments import by_name, floating, whole
-from metapeft.base.errors import NotFiniteInput, NumericalError, stored_in
-from metapeft.base.machine.byte_units import parse_bytes
+from metapeft.base.arguments import floating, whole
+from metapeft.base.errors import stored_in
 from metapeft.base.machine.devices import usable
-from metapeft.base.machine.memory import refuse_too_little
-from metapeft.base.machine.processes import Share, processes
+from metapeft.base.machine.processes import processes
 from metapeft.hypergradients.problem import Problem
-from metapeft.training.checks import refuse_processes, refuse_settings, refuse_task
-from metapeft.training.chunking import Chunking
-from metapeft.training.optimizer import made_optimizer, resolve_schedule
+from metapeft.learner.learner import Learner
+from metapeft.training.averages import Averages
+from metapeft.training.checks import refuse_processes, refuse_settings
+from metapeft.training.learner_task import GivenTask, LearnerTask
 from metapeft.training.outer_gradient import OuterGradient
-from metapeft.training.outer_loop import Averages, as_begun, note_other_processes, run_loop
+from metapeft.training.outer_loop import OuterLoop
+from metapeft.training.outer_settings import OuterSettings
 from metapeft.training.plan import Plan
 from metapeft.training.problem_task import ProblemTask
-from metapeft.training.running_statistics import move_buffers
-from metapeft.training.runs import shared as shared_run
-from metapeft.training.runs.run import Run
-from metapeft.updates.layers.compiled.switch import in_use
+from metapeft.training.runs import shared
+from metapeft.training.task import Task
 
 
 class BilevelTrainer:
     """Trains the outer variables of a learner, or of a bilevel problem, by their hypergradients.
 
     Args:
-        task: a `Learner`, an `mp.Problem`, or what has their methods (see `Pretraining`).
+        task: a `Learner`, an `mp.Problem`, or a task of your own (see `metapeft.training.task`).
         optimizer: a class of `torch.optim`, called as `optimizer(groups, **options)`.
         lr: of all outer variables, or `{group: lr}` by the first part of their names, `"default"` for others.
         tasks_per_step: episodes an outer step; of all ranks together, where torchrun started several.
@@ -48,6 +44,10 @@ class BilevelTrainer:
         device, dtype: to which the learner is moved; None to leave it where it is. See `metapeft.base.machine.devices`.
         memory: what this process may hold, in bytes or as `"8GiB"`, for the choice of the chunk and, where one
             task is too much, of recompute instead of unroll; None for what is free. See docs/scale.md.
+
+    Attributes:
+        learner: what is trained. task: the same, as the trainer sees it. outer: the settings.
+        loop: the current or last run. processes: this one among those that train together.
 
     Raises:
         ValueError: numbers out of range, unknown groups, a device that is not here, options without effect.
@@ -84,40 +84,53 @@ class BilevelTrainer:
         self.processes = processes()  # first, for it says which GPU is this process's own
         device = None if device is None else usable(device)
         floating(dtype)
-        refuse_task(task, optimizer)
-        if not isinstance(task, Problem) and (device is not None or dtype is not None):
-            task.to(device, dtype)
-        self.learner: Any = ProblemTask(task, device, dtype) if isinstance(task, Problem) else task
-        refuse_settings(self.learner, tasks_per_step, chunk, clip, warm_start, inner_every, memory)
-        refuse_processes(self.learner, warm_start, self.processes)
-        self.memory = None if memory is None else parse_bytes(memory)
-        self.tasks_per_step, self.chunk, self.clip = tasks_per_step, chunk, clip
-        self.inner_every = inner_every
-        self.schedule, self.warm_start, self.show = schedule, warm_start, progress
-        by_name("settings", options=options or {})
-        self.lr, self.options, self._make = lr, dict(options or {}), optimizer
-        self._start(0)
+        self.task = as_task(task, device, dtype)
+        self.outer = OuterSettings(
+            optimizer, lr=lr, tasks_per_step=tasks_per_step, chunk=chunk, clip=clip, schedule=schedule,
+            warm_start=warm_start, inner_every=inner_every, options=options, memory=memory, progress=progress,
+        )  # fmt: skip
+        refuse_settings(self.task, self.outer)
+        refuse_processes(self.task, warm_start, self.processes)
+        self.loop = OuterLoop(self.task, self.outer, self.processes)
+
+    @property
+    def learner(self) -> Any:
+        """What is trained: the learner that was given, or copies of a problem's outer variables."""
+        return self.task.given if isinstance(self.task, GivenTask) else self.task
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of the run, a new one for each `fit`."""
+        return self.loop.optimizer
+
+    @property
+    def gradient(self) -> OuterGradient:
+        """What takes the gradients of the run; `.chunking` says in which chunks."""
+        return self.loop.gradient
+
+    @property
+    def averages(self) -> Averages:
+        """Means of the run's numbers since its last logged row."""
+        return self.loop.averages
+
+    @property
+    def step(self) -> int:
+        """The outer steps that the run has made."""
+        return self.loop.step
+
+    @property
+    def best(self) -> float | None:
+        """The best validation score of the run; None without one."""
+        return self.loop.best
 
     def settings(self) -> dict[str, Any]:
         """Everything that the outcome depends on, as JSON can say it."""
-        custom = self.schedule is not None and not isinstance(self.schedule, str)
-        return {
-            "optimizer": type(self.optimizer).__name__,
-            "options": {name: list(v) if isinstance(v, tuple) else v for name, v in self.options.items()},
-            "lr": dict(self.lr) if isinstance(self.lr, Mapping) else self.lr,
-            "tasks_per_step": self.tasks_per_step,
-            "chunk": self.chunk,
-            "clip": self.clip,
-            "schedule": "custom" if custom else self.schedule,
-            "warm_start": self.warm_start,
-            "inner_every": self.inner_every,
-            "memory": self.memory,
-        }
+        return self.outer.as_json(self.optimizer)
 
     @staticmethod
     def has_run(run_dir: str | Path) -> bool:
         """Whether a folder holds a run that can be resumed; among ranks, all have to ask."""
-        return shared_run.exists(run_dir, processes())
+        return shared.exists(run_dir, processes())
 
     def fit(
         self,
@@ -157,16 +170,17 @@ class BilevelTrainer:
             KeyboardInterrupt: after Ctrl-C, when the step that was running is finished and kept.
         """
         plan = Plan(steps, validate_every, validation_episodes, checkpoint_every, log_every, validate_start)
-        plan.check(self, episodes, validation, run_dir, tensorboard)
+        plan.check(self.task, self.outer.tasks_per_step, episodes, validation, run_dir, tensorboard)
         whole(0, stop_at=0 if stop_at is None else stop_at)
-        self._start(steps)
+        self.loop = OuterLoop(self.task, self.outer, self.processes, steps)
         if self.processes.count > 1:
-            self.learner.load_state(self.processes.align(self.learner.state()))
+            self.task.load_state(self.processes.align(self.task.state()))
         if run_dir is None:
-            return run_loop(self, episodes, validation, None, plan, [], stop_at)
-        with shared_run.created(run_dir, plan.config(self, episodes, validation), self.processes) as run:
-            self.save(run)
-            return run_loop(self, episodes, validation, run, plan, [], stop_at, tensorboard)
+            return self.loop.run(episodes, validation, None, plan, [], stop_at)
+        config = plan.config(self.task, self.settings(), episodes, validation)
+        with shared.created(run_dir, config, self.processes) as run:
+            self.loop.save(run)
+            return self.loop.run(episodes, validation, run, plan, [], stop_at, tensorboard)
 
     def resume(
         self,
@@ -190,103 +204,41 @@ class BilevelTrainer:
             ValueError: a trainer, learner or episodes other than the run was started with.
         """
         whole(0, stop_at=0 if stop_at is None else stop_at)
-        with shared_run.opened(run_dir, self.processes) as run:
+        with shared.opened(run_dir, self.processes) as run:
             with stored_in(run.folder / "config.json"):
-                plan, episodes, validation = Plan.restored(self, run.config, episodes, validation)
-            self._start(plan.steps)
+                plan, episodes, validation = Plan.restored(
+                    self.task, self.settings(), run.config, episodes, validation
+                )
+            self.loop = OuterLoop(self.task, self.outer, self.processes, plan.steps)
             if self.processes.decided(run.checkpoint("latest").exists):
                 with stored_in(run.checkpoint("latest")):
-                    self._restore(run.load("latest")[0])
+                    self.loop.restore(run)
             else:  # killed before the first one
-                plan.check_start(self, run.config)
-                self.save(run)
-            run.truncate(self.step)
-            return run_loop(self, episodes, validation, run, plan, list(run.metrics()), stop_at, tensorboard)
+                plan.check_start(self.task, run.config)
+                self.loop.save(run)
+            run.truncate(self.loop.step)
+            return self.loop.run(episodes, validation, run, plan, list(run.metrics()), stop_at, tensorboard)
 
-    # --- one run, as its loop drives it ---------------------------------------------------------------------
 
-    def _start(self, steps: int) -> None:
-        self.optimizer = made_optimizer(self._make, self.learner.trained, self.lr, self.options)
-        self.steps, self.step = steps, 0
-        self.compiled = in_use()
-        self.best: float | None = None
-        self._inner: Mapping[str, Tensor] | None = None
-        self.averages = Averages()
-        self.gradient = OuterGradient(self.tasks_per_step, self.chunk, self.memory, self.warm_start)
-        self._scheduler = resolve_schedule(self.schedule, self.optimizer, steps)
+def as_task(given: Any, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Task:
+    """What a trainer was given as the task that it trains, moved where it was asked to be.
 
-    def share(self, step: int) -> Share:
-        """The episodes of an outer step that this rank takes."""
-        return self.processes.share(step * self.tasks_per_step, self.tasks_per_step)
+    Raises:
+        ValueError: what cannot be trained.
 
-    def outer_step(self, batch: Any) -> None:
-        """One step of the optimiser on the gradient of a batch, this rank's share of the tasks."""
-        task = self.learner if self.step % self.inner_every == 0 else self.learner.held()
-        share, where = self.share(self.step), f"outer step {self.step + 1}"
-        try:
-            found = self.gradient(task, batch, share, self._inner, where, self.processes)
-        except NumericalError as error:
-            where += f", episodes {share.start} to {share.start + share.count - 1}"
-            said = error.of_episode(share.start + error.task) if isinstance(error, NotFiniteInput) else error
-            raise NumericalError(f"{where}: {said}. The last checkpoint is kept.") from error
-        self._inner = found.w if self.warm_start else None
-        trained: dict[str, Tensor] = self.learner.trained
-        for name, value in trained.items():
-            value.grad = found.grads[name]
-        try:
-            if self.clip is not None:
-                torch.nn.utils.clip_grad_norm_(list(trained.values()), self.clip)
-            self.optimizer.step()
-        except (MemoryError, RuntimeError) as error:
-            refuse_too_little(
-                error,
-                f"{where}: out of memory in the step of {type(self.optimizer).__name__}, whose states stay with "
-                "it: state a smaller memory=, or take an optimiser that keeps less. The last checkpoint is kept.",
-            )
-            raise
-        self.optimizer.zero_grad(set_to_none=True)
-        if found.statistics:
-            move_buffers(self.learner.model.module, found.statistics)
-        if self._scheduler is not None:
-            self._scheduler.step()
-        self.step += 1
-        self.averages.add({name: float(value) for name, value in found.values.items()})
-
-    def validate(self, validation: Any, episodes: int) -> tuple[float, dict[str, float]]:
-        """The score (accuracy, or minus the loss) and the numbers for the log."""
-        where = f"validation after outer step {self.step}"
-        try:
-            found = self.gradient.validate(self.learner, validation, episodes, where, self.processes)
-        except NumericalError as error:
-            raise NumericalError(f"{where}: {error}") from error
-        return found.get("validation_accuracy", -found["validation_loss"]), found
-
-    def save(self, run: Run) -> None:
-        """Keep everything that the rest of the run depends on as the run's latest checkpoint."""
-        tree = {
-            "step": self.step,
-            "best": self.best,
-            "sums": self.averages.sums,
-            "learner": self.learner.state(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
-            "inner": self._inner,
-            "chunking": None if self.gradient.chunking is None else asdict(self.gradient.chunking),
-            "processes": self.processes.count,
-            "compiled": self.compiled,
-        }
-        run.save("latest", tree, {"step": self.step})
-        self.gradient.changed = False
-
-    def _restore(self, tree: dict[str, Any]) -> None:
-        self.step, self.best, self.averages.sums = tree["step"], tree["best"], tree["sums"]
-        device, inner = next(iter(self.learner.trained.values())).device, tree["inner"]
-        self._inner = None if inner is None else {name: value.to(device) for name, value in inner.items()}
-        self.learner.load_state(tree["learner"])
-        self.optimizer.load_state_dict(tree["optimizer"])
-        if self._scheduler is not None:
-            self._scheduler.load_state_dict(tree["scheduler"])
-        if (chosen := tree.get("chunking")) is not None:
-            self.gradient.chunking = Chunking(**chosen)
-        note_other_processes(tree.get("processes", 1), self.processes)
-        self.compiled = as_begun(bool(tree.get("compiled")), self.processes)
+    Example:
+        >>> as_task(3)
+        Traceback (most recent call last):
+        ValueError: task is of type int: a trainer takes an mp.Learner or an mp.Problem
+    """
+    if isinstance(given, Problem):
+        return ProblemTask(given, device, dtype)
+    if not hasattr(given, "trained"):
+        raise ValueError(
+            f"task is of type {type(given).__name__}: a trainer takes an mp.Learner or an mp.Problem"
+        )
+    if device is not None or dtype is not None:
+        given.to(device, dtype)
+    if isinstance(given, Task):
+        return given
+    return LearnerTask(given) if isinstance(given, Learner) else GivenTask(given)

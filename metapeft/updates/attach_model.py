@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from metapeft.base.arguments import whole
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import Preprocess
 from metapeft.updates.refusals import refuse_backbone
-from metapeft.updates.skeleton import share
+from metapeft.updates.skeleton import shared_copy
 from metapeft.updates.targets import Formats, Targets, find_classifier, find_sites, patterns
 
 NORMS = ("running", "support", "transductive")
@@ -51,11 +52,10 @@ def attach(
         raise ValueError(f"norm={norm!r}: allowed are {', '.join(NORMS)}")
     if preprocess is not None and not callable(preprocess):
         raise ValueError(f"preprocess={preprocess!r}: allowed are a function of uint8 inputs, and None")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed={seed!r}: allowed is a whole number")
+    whole(None, seed=seed)
     refuse_backbone(backbone)
     found = find_classifier(backbone, classifier)
     sites = find_sites(backbone, format, targets, found)
     named = {"head", "body"} & {*patterns(targets), *(format if isinstance(format, Mapping) else ())}
     certain = classifier != "auto" or bool(named)
-    return AttachedModel(share(backbone), sites, norm, preprocess, found, certain, seed)
+    return AttachedModel(shared_copy(backbone), sites, norm, preprocess, found, certain, seed)

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from metapeft.base.arguments import by_name
-from metapeft.updates.formats.site import Site
+from metapeft.updates.formats.site import Site, Sites
 from metapeft.updates.layers.call import Update
 
-Sites = Mapping[str, Site]
 
-
-def grouped(sites: Sites, factors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def by_parameter(sites: Sites, factors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Factors by parameter and local name; raises ValueError for names that are missing or unknown."""
     by_name("tensors", factors=factors)
     result: dict[str, dict[str, Tensor]] = {name: {} for name in sites}
@@ -58,7 +56,7 @@ def updates_of(
     """
     return {
         name: _update(sites[name], own, weights[name], tasks, items)
-        for name, own in grouped(sites, factors).items()
+        for name, own in by_parameter(sites, factors).items()
     }
 
 
@@ -96,9 +94,9 @@ def joined(
 
     Seeds per input are put one after the other; all others must be the same on both sides.
     """
-    grouped(sites, support)
+    by_parameter(sites, support)
     result = dict(query)
-    for parameter, own in grouped(sites, query).items():
+    for parameter, own in by_parameter(sites, query).items():
         for local, value in own.items():
             name, site = f"{parameter}.{local}", sites[parameter]
             sides = (support[name], value)
@@ -125,7 +123,7 @@ def joined(
 
 def one_task(sites: Sites, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One task's factors, given without a task axis, with one of 1; raises ValueError for others."""
-    for parameter, own in grouped(sites, factors).items():
+    for parameter, own in by_parameter(sites, factors).items():
         for local, wanted in sites[parameter].format.shapes(sites[parameter].geometry).items():
             shape = tuple(own[local].shape)
             if shape != wanted:

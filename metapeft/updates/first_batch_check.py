@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,17 +10,15 @@ from torch import Tensor
 from metapeft.base.machine.memory import is_out_of_memory
 from metapeft.updates import factors as _factors
 from metapeft.updates import inputs
+from metapeft.updates.batched import BatchedBackbone
 from metapeft.updates.layers.call import Call
 from metapeft.updates.layers.layout import Shapes, compare
 from metapeft.updates.merge import with_updates
 
-if TYPE_CHECKING:
-    from metapeft.updates.attached import AttachedModel
-
 
 @torch.no_grad()
-def first_batch(model: AttachedModel, x: Any, call: Call) -> None:
-    """Learn where the leaves have their batch axes, then run two tasks at once and merged, and compare.
+def first_batch(model: BatchedBackbone, x: Any, call: Call) -> None:
+    """Learn where the leaf modules have their batch axes, then run two tasks at once and merged, and compare.
 
     Args:
         x: leaves `(T, B, ...)`; the first two tasks are taken (one task is taken twice).
@@ -31,7 +29,7 @@ def first_batch(model: AttachedModel, x: Any, call: Call) -> None:
             differ, because some module can't take several tasks in one batch. With dropout also: a backbone that
             drops nothing, or whose train mode does more than to drop.
     """
-    for value in inputs.leaves(x):
+    for value in inputs.tree_leaves(x):
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"x of shape {tuple(value.shape)} has NaN or infinity in it")
     buffers = {name: value.clone() for name, value in model.module.named_buffers()} if model.dropout else {}
@@ -75,7 +73,7 @@ def _tasks(mask: Tensor | None, count: int) -> Tensor | None:
     return None if mask is None else mask[[i if i < mask.shape[0] else 0 for i in range(count)]]
 
 
-def _learn_layouts(model: AttachedModel, x: Any, call: Call) -> Tensor:
+def _learn_layouts(model: BatchedBackbone, x: Any, call: Call) -> Tensor:
     """Run one task and two without updates, note the batch axes; returns the output of two."""
     shapes: list[Shapes] = []
     output = torch.empty(0)
@@ -83,7 +81,7 @@ def _learn_layouts(model: AttachedModel, x: Any, call: Call) -> Tensor:
         run = Call(count, call.items, {}, call.reference, _tasks(call.mask, count), shapes={})
         output = model.execute(_first_tasks(x, count), run)
         shapes.append(run.shapes or {})
-        idle = [name for name, leaves in model.users.items() if not any(run.visits[leaf] for leaf in leaves)]
+        idle = [name for name, users in model.users.items() if not any(run.visits[user] for user in users)]
         if idle:
             raise ValueError(
                 f"{', '.join(idle[:5])}: the backbone's forward never runs the layer, so an update there "
@@ -97,7 +95,7 @@ def _learn_layouts(model: AttachedModel, x: Any, call: Call) -> Tensor:
     return output
 
 
-def _check_train_mode(model: AttachedModel, before: dict[str, Tensor]) -> None:
+def _check_train_mode(model: BatchedBackbone, before: dict[str, Tensor]) -> None:
     """Raise ValueError where train mode drops nothing, or moves buffers, which are put back."""
     moved = [name for name, value in model.module.named_buffers() if not torch.equal(value, before[name])]
     for name in moved:
@@ -114,7 +112,7 @@ def _check_train_mode(model: AttachedModel, before: dict[str, Tensor]) -> None:
         )
 
 
-def _noise(model: AttachedModel) -> dict[str, Tensor]:
+def _noise(model: BatchedBackbone) -> dict[str, Tensor]:
     """Factors of two different random updates, of about a tenth of the weights' size."""
     generator = torch.Generator().manual_seed(0)
     noisy = {}
@@ -128,7 +126,7 @@ def _noise(model: AttachedModel) -> dict[str, Tensor]:
     return noisy
 
 
-def _check_classifier(model: AttachedModel, call: Call, output: Tensor) -> None:
+def _check_classifier(model: BatchedBackbone, call: Call, output: Tensor) -> None:
     """Note whether the guessed classifier really makes the backbone's output."""
     own = call.classifier_output
     if model.classifier is not None and (

@@ -15,8 +15,8 @@ from metapeft.base.machine.memory import is_out_of_memory
 Preprocess = Callable[[Tensor], Tensor]
 
 
-def leaves(x: Any) -> list[Tensor]:
-    """The tensors of an input: itself, or the values of a dict or tuple."""
+def tree_leaves(x: Any) -> list[Tensor]:
+    """The leaves of an input: itself, or the tensors among the values of a dict or tuple."""
     if isinstance(x, Tensor):
         return [x]
     if isinstance(x, Mapping):
@@ -41,7 +41,7 @@ def mapped(x: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 def sizes(x: Any, name: str = "x") -> tuple[int, int]:
     """`(T, B)` of an input whose leaves are `(T, B, ...)`; raises ValueError where they disagree."""
-    found = leaves(x)
+    found = tree_leaves(x)
     shapes = [tuple(value.shape) for value in found]
     if not found or any(len(shape) < 2 for shape in shapes) or len({shape[:2] for shape in shapes}) != 1:
         raise ValueError(
@@ -126,7 +126,7 @@ def kind(x: Any) -> str:
         >>> kind(torch.zeros(2, 5, 1, 28, 28))
         'inputs of shape (1, 28, 28) and torch.float32'
     """
-    said = (f"shape {tuple(value.shape[2:])} and {value.dtype}" for value in leaves(x))
+    said = (f"shape {tuple(value.shape[2:])} and {value.dtype}" for value in tree_leaves(x))
     return f"inputs of {', '.join(said)}"
 
 
@@ -141,7 +141,7 @@ def split_support(
 
 def join(first: Any, second: Any) -> Any:
     """Put the items of one input before those of another, leaf by leaf."""
-    a, b = leaves(first), leaves(second)
+    a, b = tree_leaves(first), tree_leaves(second)
     alike = len(a) == len(b) and all(
         p.shape[0] == q.shape[0] and p.shape[2:] == q.shape[2:] for p, q in zip(a, b)
     )

@@ -1,4 +1,4 @@
-"""Leaves of a backbone: the modules that own parameters, each run as a whole."""
+"""Leaf modules of a backbone: those that own parameters, each run as a whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Leaf:
+class LeafModule:
     """A module that owns parameters: its name, and its parameters by their name inside it."""
 
     name: str
@@ -22,8 +22,8 @@ class Leaf:
         return sum(1 for _ in self.module.parameters()) == len(set(map(id, self.parameters.values())))
 
 
-def leaves(backbone: nn.Module) -> Iterator[Leaf]:
-    """Every module that owns parameters; `MultiheadAttention` is one leaf with its output projection."""
+def leaf_modules(backbone: nn.Module) -> Iterator[LeafModule]:
+    """Every module that owns parameters; `MultiheadAttention` is one leaf module with its output projection."""
     inside_attention: set[nn.Module] = set()
     for name, module in backbone.named_modules():
         if module in inside_attention:
@@ -33,9 +33,14 @@ def leaves(backbone: nn.Module) -> Iterator[Leaf]:
             own = dict(module.named_parameters())
             inside_attention.update(module.modules())
         if own:
-            yield Leaf(name, module, own)
+            yield LeafModule(name, module, own)
 
 
 def is_gpt2_linear(module: nn.Module) -> bool:
     """Whether the module is the `Conv1D` of transformers' GPT-2: a linear layer that stores `(in, out)`."""
     return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the module stores its weight `(in, out)`: an `Embedding`, GPT-2's `Conv1D`."""
+    return isinstance(module, nn.Embedding) or is_gpt2_linear(module)

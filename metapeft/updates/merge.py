@@ -4,41 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from metapeft.updates import factors as _factors
-from metapeft.updates import inputs
+from metapeft.updates.batched import BatchedBackbone
 from metapeft.updates.layers.call import Statistics
 from metapeft.updates.layers.normalization import is_batch_norm
-
-if TYPE_CHECKING:
-    from metapeft.updates.attached import AttachedModel
-
-
-def merge(
-    model: AttachedModel,
-    factors: Mapping[str, Tensor],
-    support: Any,
-    weights: Mapping[str, Tensor] | None,
-    mask: Tensor | None,
-) -> nn.Module:
-    """See `AttachedModel.merged`."""
-    batched = _factors.one_task(model.sites, factors)
-    statistics: Statistics = {}
-    if support is not None:
-        own = inputs.mapped(support, lambda value: value.unsqueeze(0))
-        task_mask = None if mask is None else mask.unsqueeze(0)
-        with torch.no_grad():
-            model(own, batched, (own, batched, task_mask), weights=weights, statistics=statistics)
-    return with_updates(model, batched, weights, statistics)
 
 
 @torch.no_grad()
 def with_updates(
-    model: AttachedModel,
+    model: BatchedBackbone,
     factors: Mapping[str, Tensor],
     weights: Mapping[str, Tensor] | None,
     statistics: Statistics,

@@ -5,10 +5,8 @@
     metapeft.json               what PEFT cannot say: layers of rank 0, the hash of base/
     base/model.safetensors      the backbone's weights, where they were trained or the head has another shape
 
-Everything is written as LoRA: `W0 + (alpha / r) B A`. Where the groups of a convolution share `A` here, PEFT
-gives
-each group hidden channels of its own that read all channels: `A` goes into `g` diagonal blocks, at rank `g
-    r`.
+Everything is written as LoRA: `W0 + (alpha / r) B A`. Where the groups of a convolution share `A` here, PEFT gives
+each group hidden channels of its own that read all channels: `A` goes into `g` diagonal blocks, at rank `g r`.
 """
 
 from __future__ import annotations
@@ -31,8 +29,7 @@ from metapeft.updates import factors as _factors
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.formats.site import Site
 from metapeft.updates.leaf import is_gpt2_linear
-
-_LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from metapeft.updates.peft_layers import PREFIX, Adapter, adapters
 
 
 def export_peft(
@@ -87,17 +84,15 @@ def export_peft(
     state = {**model.parameters, **dict(model.module.named_buffers()), **(weights or {})}
     whole = _whole_classifier(model, sites, one_task, state, head)
     saved_whole = model.classifier if whole else None
-    adapters, rank_zero = _adapters(model, sites, one_task, saved_whole)
+    found, rank_zero = adapters(model, sites, one_task, saved_whole)
     trained = any(
         not torch.equal(value, model.module.state_dict()[name]) for name, value in (weights or {}).items()
     )
     reshaped = any(state[name].shape != value.shape for name, value in whole.items())
 
-    tensors = {f"base_model.model.{name}": value for name, value in whole.items()}
-    for layer, adapter in adapters.items():
-        tensors.update(
-            {f"base_model.model.{layer}.{key}": value for key, value in adapter["tensors"].items()}
-        )
+    tensors = {f"{PREFIX}{name}": value for name, value in whole.items()}
+    for layer, adapter in found.items():
+        tensors.update({f"{PREFIX}{layer}.{key}": value for key, value in adapter.tensors.items()})
     extra: dict[str, Any] = {"rank_zero": rank_zero}
     files: dict[str, bytes] = {}
     if trained or reshaped:
@@ -107,7 +102,7 @@ def export_peft(
         extra["base_sha256"] = hashlib.sha256(base).hexdigest()
     files["adapter_model.safetensors"] = _bytes(tensors)
     files["metapeft.json"] = f"{json.dumps(extra, indent=2)}\n".encode()
-    config = _config(model.module, adapters, saved_whole)
+    config = _config(model.module, found, saved_whole)
     files["adapter_config.json"] = f"{json.dumps(config, indent=2)}\n".encode()
     _write(folder, files)
 
@@ -170,78 +165,7 @@ def _whole_classifier(
     }
 
 
-def _adapters(
-    model: AttachedModel, sites: Mapping[str, Site], factors: Mapping[str, Tensor], saved_whole: str | None
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Layer -> its LoRA tensors under PEFT's names, rank and alpha; and the parameters of rank 0."""
-    adapters: dict[str, dict[str, Any]] = {}
-    rank_zero: list[str] = []
-    for parameter, local in _factors.grouped(sites, factors).items():
-        site = sites[parameter]
-        users = [layer for layer in model.users.get(parameter, []) if layer != saved_whole]
-        if not users and parameter in model.users:
-            continue
-        if site.format.dense:
-            raise ValueError(
-                f"{parameter!r} has a Full update, which PEFT's LoRA cannot say: use LoRA, CP or TensorRing"
-            )
-        if site.format.terms == 0:
-            rank_zero.append(parameter)
-            continue
-        plain = "seed" not in local  # LoRA itself keeps its factors and its scale
-        lora = local if plain else site.format.to_lora(local)
-        scale = getattr(site.format, "scale", 1.0) if plain else 1.0
-        for layer in users:
-            adapters[layer] = _adapter(model.module, layer, parameter, site, lora, scale)
-    return adapters, rank_zero
-
-
-def _adapter(
-    backbone: nn.Module, layer: str, parameter: str, site: Site, lora: Mapping[str, Tensor], scale: float
-) -> dict[str, Any]:
-    module = backbone.get_submodule(layer)
-    if type(module) not in _LAYERS and not is_gpt2_linear(module):
-        raise ValueError(
-            f"{parameter!r} belongs to {layer!r} ({type(module).__name__}): PEFT's LoRA acts on Linear, "
-            "Conv, Embedding and GPT-2's Conv1D; leave it out of targets to export"
-        )
-    down, up = lora["A"][0], lora["B"][0]
-    transposed = isinstance(module, nn.Embedding) or is_gpt2_linear(module)
-    if transposed != site.geometry.transposed:  # the other layer of a tied pair
-        down, up = up.T, down.T
-    scale, down, up = _within_limit(scale, down, up)
-    down = block_diagonal(down, int(getattr(module, "groups", 1)))
-    rank = down.shape[0]
-    if isinstance(module, nn.Embedding):
-        tensors = {"lora_embedding_A": down, "lora_embedding_B": up}
-    else:
-        pointwise = up.reshape(*up.shape, *[1] * (down.dim() - 2))
-        tensors = {"lora_A.weight": down, "lora_B.weight": pointwise}
-    return {"tensors": tensors, "rank": rank, "alpha": scale * rank}
-
-
-def block_diagonal(down: Tensor, groups: int) -> Tensor:
-    """`A` `(r, in/g, *kernel)` as `(g r, in, *kernel)`, zero but for a copy of it in each group's block."""
-    eye = torch.eye(groups, dtype=down.dtype, device=down.device)
-    blocks = torch.einsum("gh,ri...->grhi...", eye, down)
-    return blocks.flatten(0, 1).flatten(1, 2)
-
-
-def _within_limit(scale: float, down: Tensor, up: Tensor) -> tuple[float, Tensor, Tensor]:
-    """The same update at the largest rank that the layer can have, where a tensor ring's R^2 is above it."""
-    limit = min(up.shape[0], down[0].numel())
-    if down.shape[0] <= limit:
-        return scale, down, up
-    delta = scale * torch.einsum("or,ri...->oi...", up, down)
-    eye = torch.eye(limit, dtype=down.dtype, device=down.device)
-    if up.shape[0] == limit:
-        return 1.0, delta, eye
-    return 1.0, eye.view(limit, *down.shape[1:]), delta.flatten(1)
-
-
-def _config(
-    backbone: nn.Module, adapters: Mapping[str, Mapping[str, Any]], whole: str | None
-) -> dict[str, Any]:
+def _config(backbone: nn.Module, adapters: Mapping[str, Adapter], whole: str | None) -> dict[str, Any]:
     """PEFT's `adapter_config.json`. Its names match as suffixes; where that is ambiguous they are regexes."""
     modules = [name for name, _ in backbone.named_modules()]
     if whole is not None:
@@ -256,7 +180,7 @@ def _config(
     targets: str | list[str] = list(adapters)
     if exact:
         targets = "|".join(re.escape(layer) for layer in adapters)
-    first = next(iter(adapters.values()), {"rank": 1, "alpha": 1})
+    first = next(iter(adapters.values()), Adapter({}, 1, 1.0))
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -265,11 +189,11 @@ def _config(
         "bias": "none",
         "lora_dropout": 0.0,
         "fan_in_fan_out": any(is_gpt2_linear(backbone.get_submodule(layer)) for layer in adapters),
-        "r": first["rank"],
-        "lora_alpha": _number(first["alpha"]),
+        "r": first.rank,
+        "lora_alpha": _number(first.alpha),
         "target_modules": targets,
-        "rank_pattern": {keys[layer]: adapter["rank"] for layer, adapter in adapters.items()},
-        "alpha_pattern": {keys[layer]: _number(adapter["alpha"]) for layer, adapter in adapters.items()},
+        "rank_pattern": {keys[layer]: adapter.rank for layer, adapter in adapters.items()},
+        "alpha_pattern": {keys[layer]: _number(adapter.alpha) for layer, adapter in adapters.items()},
         "modules_to_save": None if whole is None else [whole],
     }
 

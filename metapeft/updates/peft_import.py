@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from metapeft.updates.formats.format import Format
 from metapeft.updates.formats.full import Full
 from metapeft.updates.formats.lora import LoRA
-from metapeft.updates.leaf import is_gpt2_linear
-from metapeft.updates.peft_export import block_diagonal
+from metapeft.updates.leaf import is_transposed
+from metapeft.updates.peft_layers import PREFIX, block_diagonal
 from metapeft.updates.targets import find_sites
 
-_PREFIX = "base_model.model."
 _SUFFIXES = {
     ".lora_A.weight": "A",
     ".lora_B.weight": "B",
@@ -38,12 +37,10 @@ def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Form
 
     Args:
         folder: as `export_peft` or PEFT's `save_pretrained` writes it.
-        backbone: the module that the adapter belongs to; where the folder has `base/`, `load_base` comes
-            first.
+        backbone: the module that the adapter belongs to; where the folder has `base/`, `load_base` comes first.
 
-    Returns: formats by parameter name, for `attach(backbone, formats)`, and one task's factors, without the
-    task axis, for `merged`. Layers of rank 0 come back as `LoRA(0)`; modules that were saved whole as Full
-    updates.
+    Returns: formats by parameter name, for `attach(backbone, formats)`, and one task's factors, without the task
+        axis, for `merged`. Layers of rank 0 come back as `LoRA(0)`, modules that were saved whole as Full updates.
 
     Raises:
         ValueError: files that are missing or damaged, an adapter that is no plain LoRA, that belongs to
@@ -76,7 +73,7 @@ def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Form
     pairs: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     for key, value in _tensors(folder / "adapter_model.safetensors").items():
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
         if suffix is None:
             whole[name] = value
@@ -95,7 +92,7 @@ def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Form
         format, local, transposed = _layer(backbone.get_submodule(layer), layer, pair, config)
         name = first_name[id(parameter)]
         owner = backbone.get_submodule(name.rpartition(".")[0])
-        if _is_transposed(owner) != transposed:  # the other layer of a tied pair
+        if is_transposed(owner) != transposed:  # the other layer of a tied pair
             local = {"A": local["B"].T.contiguous(), "B": local["A"].T.contiguous()}
         for key, value in local.items():
             known = factors.setdefault(f"{name}.{key}", value)
@@ -203,10 +200,6 @@ def _check_base(base: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None
             )
 
 
-def _is_transposed(module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding) or is_gpt2_linear(module)
-
-
 def _layer(
     module: nn.Module, layer: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> tuple[LoRA, dict[str, Tensor], bool]:
@@ -227,7 +220,7 @@ def _layer(
             )
         down = block
     format = LoRA(rank, alpha=None if alpha == rank else alpha)
-    return format, {"A": down, "B": up}, _is_transposed(module)
+    return format, {"A": down, "B": up}, is_transposed(module)
 
 
 def _matching(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:

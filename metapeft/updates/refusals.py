@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from metapeft.updates.formats.format import Format
-
-if TYPE_CHECKING:
-    from metapeft.updates.leaf import Leaf
+from metapeft.updates.leaf import LeafModule
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -47,7 +43,7 @@ def _why_not_run(module: nn.Module) -> str:
     return ""
 
 
-def refuse_update(name: str, parameter: nn.Parameter, leaf: Leaf, format: Format, named: bool) -> None:
+def refuse_update(name: str, parameter: nn.Parameter, leaf: LeafModule, format: Format, named: bool) -> None:
     """Raise ValueError for a parameter that cannot carry this update.
 
     Args:

@@ -1,4 +1,4 @@
-"""The skeleton of a backbone: its structure copied, its parameters shared, its leaves taught about tasks."""
+"""The skeleton of a backbone: its structure copied, its parameters shared, its leaf modules taught about tasks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metapeft.updates.chains import Chain, chains
 from metapeft.updates.formats.site import Site
 from metapeft.updates.layers import by_kind
 from metapeft.updates.layers.call import Call, Holder
-from metapeft.updates.layers.chains import Chain, chains
 from metapeft.updates.layers.dropout import announce, in_training
 from metapeft.updates.layers.layout import Key, Layout, spread
 from metapeft.updates.layers.normalization import batch_norm, is_batch_norm
 from metapeft.updates.layers.vectorized import own_forward
-from metapeft.updates.leaf import Leaf, is_gpt2_linear, leaves
+from metapeft.updates.leaf import LeafModule, is_gpt2_linear, leaf_modules
 
 _EXACT: dict[type[nn.Module], by_kind.Run] = {
     nn.Linear: by_kind.linear,
@@ -29,7 +29,7 @@ _EXACT: dict[type[nn.Module], by_kind.Run] = {
 }
 
 
-def share(module: nn.Module) -> nn.Module:
+def shared_copy(module: nn.Module) -> nn.Module:
     """A copy of a module's structure with the same parameter and buffer objects inside.
 
     Raises:
@@ -48,19 +48,19 @@ def share(module: nn.Module) -> nn.Module:
 def build(
     module: nn.Module, sites: dict[str, Site], holder: Holder, dropout: bool = False
 ) -> tuple[nn.Module, set[str], dict[str, list[str]]]:
-    """Copy a backbone's skeleton and give each leaf that needs it a forward of its own.
+    """Copy a backbone's skeleton and give each leaf module that needs it a forward of its own.
 
     Returns: the skeleton in eval mode, or with `dropout` in train mode but for its norms; the names of parameters
-    with an update that no layer owns; and for every other parameter with an update the leaves that use it.
+    with an update that no layer owns; and for every other parameter with an update the leaf modules that use it.
     """
-    skeleton = share(module).eval()
+    skeleton = shared_copy(module).eval()
     if dropout:
         in_training(skeleton)
     by_parameter = {id(parameter): name for name, parameter in module.named_parameters()}
     loose: set[str] = set()
     users: dict[str, list[str]] = {}
-    in_layers = {p for leaf in leaves(skeleton) if leaf.is_layer for p in leaf.parameters.values()}
-    for leaf in leaves(skeleton):
+    in_layers = {p for leaf in leaf_modules(skeleton) if leaf.is_layer for p in leaf.parameters.values()}
+    for leaf in leaf_modules(skeleton):
         full = {name: by_parameter[id(parameter)] for name, parameter in leaf.parameters.items()}
         local = {name: parameter for name, parameter in full.items() if parameter in sites}
         if not leaf.is_layer:
@@ -72,7 +72,7 @@ def build(
             _teach(leaf, local, holder)
     for name, child in skeleton.named_modules():
         if is_batch_norm(child) and not dict(child.named_parameters(recurse=False)):
-            _teach(Leaf(name, child, {}), {}, holder)
+            _teach(LeafModule(name, child, {}), {}, holder)
         if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward:
             _join(child, f"{name}." if name else "", by_parameter, sites, holder)
     if dropout:
@@ -105,16 +105,16 @@ def _chained(chain: Chain, call: Call, input: Tensor) -> Any:
     return call.run(f"chain {chain.norm_name}", chain.sites.values(), lambda: chain(call, input))
 
 
-def let_keep(skeleton: nn.Module, users: dict[str, list[str]], holder: Holder) -> None:
+def let_record(skeleton: nn.Module, users: dict[str, list[str]], holder: Holder) -> None:
     """Let runs record what the modules give, and hand it back.
 
     Args:
-        users: a parameter with an update -> the leaves that use it.
+        users: a parameter with an update -> the leaf modules that use it.
     """
     owned: dict[str, list[str]] = {}
-    for parameter, leaves_of in users.items():
-        for leaf in leaves_of:
-            owned.setdefault(leaf, []).append(parameter)
+    for parameter, names in users.items():
+        for name in names:
+            owned.setdefault(name, []).append(parameter)
 
     def teach(name: str, module: nn.Module) -> None:
         plain = module.forward
@@ -122,7 +122,7 @@ def let_keep(skeleton: nn.Module, users: dict[str, list[str]], holder: Holder) -
         @functools.wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = holder.call
-            if call is None or call.kept is None:
+            if call is None or call.recording is None:
                 return plain(*args, **kwargs)
             return call.run(name, owned.get(name, ()), lambda: plain(*args, **kwargs))
 
@@ -133,14 +133,14 @@ def let_keep(skeleton: nn.Module, users: dict[str, list[str]], holder: Holder) -
             teach(name, module)
 
 
-def _teach(leaf: Leaf, local: dict[str, str], holder: Holder) -> None:
-    """Replace one leaf's forward.
+def _teach(leaf: LeafModule, local: dict[str, str], holder: Holder) -> None:
+    """Replace a leaf module's forward.
 
     Args:
-        leaf: the leaf. local: its parameters that carry an update, by name inside it -> name in the backbone.
+        leaf: the module. local: its parameters that carry an update, by name inside it -> name in the backbone.
         holder: where the forward finds the run that is going on.
     """
-    module, clone = leaf.module, share(leaf.module)
+    module, clone = leaf.module, shared_copy(leaf.module)
     run = by_kind.linear if is_gpt2_linear(module) else _EXACT.get(type(module))
     plain = module.forward
 

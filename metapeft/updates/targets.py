@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from metapeft.base.suggestions import did_you_mean
 from metapeft.updates.formats.format import Format, Geometry
 from metapeft.updates.formats.site import Site
-from metapeft.updates.leaf import Leaf, is_gpt2_linear, leaves
+from metapeft.updates.leaf import LeafModule, is_transposed, leaf_modules
 from metapeft.updates.refusals import refuse_update
 
 log = logging.getLogger("metapeft")
@@ -32,7 +32,7 @@ class Rule:
     matched: int = field(default=0)
     used: int = field(default=0)
 
-    def names(self, name: str, leaf: Leaf, classifier: str | None) -> bool | None:
+    def names(self, name: str, leaf: LeafModule, classifier: str | None) -> bool | None:
         """None where the pattern doesn't match; else whether it names it without a wildcard."""
         pattern = self.pattern
         if isinstance(pattern, type):
@@ -50,7 +50,7 @@ class Rule:
 
 def find_classifier(backbone: nn.Module, classifier: str | None) -> str | None:
     """Name of the backbone's classifier: the last `Linear`, the one named, or None."""
-    linears = [leaf.name for leaf in leaves(backbone) if isinstance(leaf.module, nn.Linear)]
+    linears = [leaf.name for leaf in leaf_modules(backbone) if isinstance(leaf.module, nn.Linear)]
     if classifier is None:
         return None
     if classifier == "auto":
@@ -83,9 +83,9 @@ def find_sites(
     found: dict[str, Site] = {}
     cuts: dict[str, int] = {}
     first_names = {parameter: name for name, parameter in backbone.named_parameters()}
-    in_layers = {p for leaf in leaves(backbone) if leaf.is_layer for p in leaf.parameters.values()}
+    in_layers = {p for leaf in leaf_modules(backbone) if leaf.is_layer for p in leaf.parameters.values()}
     decided: set[nn.Parameter] = set()
-    for leaf in leaves(backbone):
+    for leaf in leaf_modules(backbone):
         for local, parameter in leaf.parameters.items():
             if parameter in decided or (parameter in in_layers and not leaf.is_layer):
                 continue  # a tied parameter belongs to the first layer that has it and that a pattern matches
@@ -138,11 +138,10 @@ def _rules(formats: Formats, targets: Targets) -> list[Rule]:
 
 
 def _site(
-    name: str, leaf: Leaf, parameter: nn.Parameter, format: Format, named: bool, cuts: dict[str, int]
+    name: str, leaf: LeafModule, parameter: nn.Parameter, format: Format, named: bool, cuts: dict[str, int]
 ) -> Site | None:
     """The site of one matched parameter; None where the format does not act on parameters of its kind."""
-    transposed = isinstance(leaf.module, nn.Embedding) or is_gpt2_linear(leaf.module)
-    geometry = Geometry(tuple(parameter.shape), transposed and parameter.dim() == 2)
+    geometry = Geometry(tuple(parameter.shape), is_transposed(leaf.module) and parameter.dim() == 2)
     normalisation = isinstance(leaf.module, nn.LayerNorm | nn.RMSNorm)  # whose weights may have several axes
     if not format.fits(geometry) or (normalisation and not format.dense):
         return None
@@ -175,8 +174,7 @@ def _refuse_unused(backbone: nn.Module, rule: Rule, classifier: str | None) -> N
     text = rule.pattern if isinstance(rule.pattern, str) else rule.pattern.__name__
     names = [name for name, _ in backbone.named_parameters()]
     modules = [name for name, _ in backbone.named_modules() if name]
-    near = difflib.get_close_matches(text, [*names, *modules], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(text, [*names, *modules])
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     raise ValueError(
         f"target {text!r} matches no parameter that is still free; the backbone has {shown}{hint}"

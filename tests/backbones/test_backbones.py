@@ -171,8 +171,12 @@ def test_known_sizes():
 @pytest.mark.parametrize(
     ("name", "arguments", "sentence"),
     [
-        ("conv4", {"size": 15}, "size=15: must be at least 16"),
-        ("conv4", {"ways": 0}, "ways=0: must be an integer of at least 1"),
+        (
+            "conv4",
+            {"size": 15},
+            "size=15: allowed is a whole number of at least 16, for each of the four poolings",
+        ),
+        ("conv4", {"ways": 0}, "ways=0: allowed is a whole number of at least 1"),
         ("conv4", {"width": 8.0}, r"width=8\.0"),
         ("conv4", {"channels": True}, "channels=True"),
         ("resnet12", {"size": 8}, "size=8"),

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-import metapeft
 from metapeft.base.machine import precision
 from metapeft.cli import run, train
+from metapeft.datasets import by_name
 from metapeft.datasets.images import ImageData
-from metapeft.experiments import main_job as experiment
+from metapeft.experiments import samplers
 from metapeft.experiments.config import TrainConfig
 from metapeft.training.runs.run import Run
 
@@ -45,8 +45,8 @@ def tiny(name: str, split: str = "train", **options: Any) -> ImageData:
 
 @pytest.fixture
 def tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "load_dataset", tiny)
-    monkeypatch.setattr(metapeft, "load_dataset", tiny, raising=False)
+    monkeypatch.setattr(samplers, "load_dataset", tiny)
+    monkeypatch.setattr(by_name, "load_dataset", tiny)
 
 
 @pytest.fixture

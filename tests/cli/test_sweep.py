@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -78,9 +79,8 @@ def test_a_sweep_on_a_cluster_is_submitted_once_and_then_read(cluster: Path, cap
         assert f"#SBATCH {line}\n" in script.read_text()
     assert run(command) == 0
     assert "mean over 2 seed(s)" in capsys.readouterr().out
-    assert (
-        len((cluster / "submissions").read_text().splitlines()) == 1
-    )  # the second call had nothing to submit
+    # the second call had nothing to submit
+    assert len((cluster / "submissions").read_text().splitlines()) == 1
     found = json.loads((cluster / "all" / "sweep.json").read_text())
     for method in ("centroids", "other-task"):
         for column in ("plain", "shifted"):
@@ -177,6 +177,14 @@ def test_a_job_that_is_taken_away_is_started_again_as_it_was() -> None:
     again = job.checkpoint()
     assert again.function == job
     assert (again.args, again.kwargs) == ((), {})
+
+
+def test_a_job_that_an_earlier_version_queued_is_read() -> None:
+    """Its pickle names the file where the class was then."""
+    job = Job("options.json", "run")
+    queued = pickle.dumps(job, protocol=2).replace(b"metapeft.cli.sweep_jobs", b"metapeft.sweeping")
+    assert b"metapeft.sweeping" in queued
+    assert pickle.loads(queued) == job  # noqa: S301 (made above)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from metapeft.updates.layers.compiled import compiler as building
 
+from metapeft.updates.layers.compiled import compiler as building
 from metapeft.updates.layers.compiled.switch import compiled_used, use_compiled
 
 

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from metapeft.updates.layers.compiled import compiler as building
-from metapeft.updates.layers.compiled import switch
 
 import metapeft as mp
+from metapeft.updates.layers.compiled import compiler as building
+from metapeft.updates.layers.compiled import switch
 from metapeft.updates.layers.compiled.switch import compiled_used, in_use, use_compiled
 
 
@@ -66,7 +66,7 @@ def test_it_is_compiled_once_for_the_same_sources(
     assert first.parent == cache
     assert Path(f"{compiler}.calls").read_text().count("x") == 1
     for other in ("another processor", "a third"):
-        monkeypatch.setattr(building, "_abilities", lambda other=other: other)
+        monkeypatch.setattr(building, "processor_abilities", lambda other=other: other)
         assert building.library() != first
     monkeypatch.undo()
     assert [path.suffix for path in cache.iterdir()] == [".so"] * 3

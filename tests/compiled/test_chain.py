@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from metapeft.updates.layers.compiled import calling
 from torch import Tensor
 
+from metapeft.updates.layers.compiled import calling
 from metapeft.updates.layers.compiled.chain import chain, plain_chain
 from metapeft.updates.layers.compiled.few_channels import few_channel_chain
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from metapeft.updates.layers.compiled import fit
 from torch import Tensor, nn
 
 import metapeft as mp
+from metapeft.updates.layers.compiled import fit
 from metapeft.updates.layers.compiled.switch import compiled_used
 from tests.updates.helpers import FORMATS, randn, random_factors, randomised
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from metapeft.updates.layers.compiled import fit
 
 import metapeft as mp
 from benchmarks.speed import differences, steps_of
 from benchmarks.speed_problems import W1
 from metapeft.base.state import digest
 from metapeft.cli import run as shell
+from metapeft.updates.layers.compiled import fit
 from metapeft.updates.layers.compiled.switch import compiled_used, in_use
 from tests.trainer.helpers import PLAN, sampler
 

@@ -53,7 +53,7 @@ def test_episodes_swap_all_of_their_images_or_none(pairs: mp.ImageData) -> None:
     [
         ({"root": "x"}, "root has no effect on 'glyph-pairs'"),
         ({"size": 9}, "size must be even"),
-        ({"size": 6}, "size must be 8 to"),
+        ({"size": 6}, "size=6: allowed is a whole number from 8 to"),
     ],
 )
 def test_refused(options: dict, sentence: str) -> None:

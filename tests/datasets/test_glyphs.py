@@ -56,9 +56,8 @@ def test_seed_and_size_change_images_but_no_class() -> None:
     assert not torch.equal(first.images, second.images)
     assert torch.equal(first.images, mp.load_dataset("glyphs", split="val", per_class=3).images)
     whole = mp.load_dataset("glyphs", split="val").images.view(100, 20, 1, 28, 28)
-    assert torch.equal(
-        first.images.view(100, 3, 1, 28, 28), whole[:, :3]
-    )  # more images change no earlier one
+    # more images change no earlier one
+    assert torch.equal(first.images.view(100, 3, 1, 28, 28), whole[:, :3])
     assert mp.load_dataset("glyphs", split="val", size=40, per_class=1).images.shape == (100, 1, 40, 40)
 
 

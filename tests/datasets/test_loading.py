@@ -32,8 +32,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("sinusoid", {"size": 28}, "has no option 'size': it has noise"),
         ("sinusoid", {"noise": -1.0}, "noise=.*: allowed is a finite number of at least 0"),
         ("sinusoid", {"split": "valid"}, "split must be one of 'train', 'val', 'test', not 'valid'"),
-        ("glyphs", {"size": 57}, "size must be 8 to 56 pixels, not 57"),
-        ("glyphs", {"per_class": 0}, "per_class must be a positive integer"),
+        ("glyphs", {"size": 57}, "size=57: allowed is a whole number from 8 to 56"),
+        ("glyphs", {"per_class": 0}, "per_class=0: allowed is a whole number of at least 1"),
         ("glyphs", {"split": "all"}, "split must be one of"),
     ],
 )
@@ -126,7 +126,7 @@ def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "mine", classes=3)
     for options, message in (
         ({"channels": 2}, "channels must be 1"),
-        ({"size": 4}, "size must be at least 8 pixels"),
+        ({"size": 4}, "size=4: allowed is a whole number of at least 8"),
         ({"fractions": (0.5, 0.5, 0.5)}, "fractions must be three numbers of at least 0 with sum 1"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -221,11 +221,14 @@ def test_a_failed_download_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 106}, "size must be 8 to 105 pixels"),
-        ({"size": 28.0}, "size must be 8 to 105 pixels"),
+        ({"size": 106}, "size=106: allowed is a whole number from 8 to 105"),
+        ({"size": 28.0}, "size=28.0: allowed is a whole number from 8 to 105"),
         ({"split_by": "alphabet"}, "split_by must be 'vinyals' or 'characters', not 'alphabet'"),
         ({"validation": 5}, "validation= has no effect with split_by='vinyals'"),
-        ({"split_by": "characters", "validation": 1200}, "validation must be 0 to 1199"),
+        (
+            {"split_by": "characters", "validation": 1200},
+            "validation=1200: allowed is a whole number from 0 to 1199",
+        ),
         ({"split": "trainval"}, "split must be one of 'train', 'val', 'test'"),
     ],
 )

@@ -56,8 +56,8 @@ def test_an_image_is_changed_the_same_whatever_stands_beside_it() -> None:
     ("options", "message"),
     [
         ({}, "changes nothing"),
-        ({"crop": -1}, "crop must be a number of pixels"),
-        ({"crop": 1.5}, "crop must be a number of pixels"),
+        ({"crop": -1}, "crop=.*: allowed is a whole number of at least 0"),
+        ({"crop": 1.5}, "crop=.*: allowed is a whole number of at least 0"),
         ({"brightness": float("nan")}, "brightness=.*: allowed is a finite number"),
         ({"contrast": -0.1}, "contrast=.*: allowed is a finite number"),
     ],

@@ -104,5 +104,5 @@ def test_one_bit_of_the_seed_changes_half_of_the_bits(bit: int) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, None, "0"])
 def test_bad_seeds_are_refused(seed: object) -> None:
-    with pytest.raises(ValueError, match="seed must be an integer from 0 to 2\\^63 - 1"):
+    with pytest.raises(ValueError, match="allowed is a whole number from 0 to 2\\^63 - 1"):
         counter.root(seed)  # type: ignore[arg-type]

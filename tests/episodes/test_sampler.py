@@ -184,17 +184,17 @@ def test_purposes_have_keys_of_their_own() -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"ways": 21}, "ways=21 needs 21 classes, but data has 20 in its train split"),
     ({"ways": (2, 30)}, "ways=\\(2, 30\\) needs 30 classes"),
-    ({"ways": 0}, "ways must be a positive integer or a range"),
-    ({"ways": (5, 2)}, "ways must be a positive integer or a range"),
-    ({"shots": 2.5}, "shots must be a positive integer or a range"),
+    ({"ways": 0}, "ways=.*: allowed is a whole number of at least 1, or a range"),
+    ({"ways": (5, 2)}, "ways=.*: allowed is a whole number of at least 1, or a range"),
+    ({"shots": 2.5}, "shots=2.5: allowed is a whole number of at least 1, or a range"),
     ({"queries": 20}, "shots=1 and queries=20 need 21 images a class, but class 'class 0' of data has 20"),
-    ({"queries": 0}, "queries must be a positive integer"),
-    ({"queries": True}, "queries must be a positive integer"),
-    ({"seed": -1}, "seed must be an integer"),
+    ({"queries": 0}, "queries=.*: allowed is a whole number of at least 1"),
+    ({"queries": True}, "queries=.*: allowed is a whole number of at least 1"),
+    ({"seed": -1}, "seed=-1: allowed is a whole number from 0"),
     ({"imbalanced": True}, "imbalanced=True needs a range of shots"),
     ({"shift": "invert"}, "shift must be a callable"),
     ({"augment": 3}, "augment must be a callable"),
-    ({"episodes": 0}, "episodes must be an integer from 1"),
+    ({"episodes": 0}, "episodes=0: allowed is a whole number from 1 to"),
 ]
 
 

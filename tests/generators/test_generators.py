@@ -102,7 +102,7 @@ def test_features_of_a_module_of_its_own() -> None:
         "cp", inner=mp.inner.SGD(1, 0.1), head="prototype-init", generator=net, outer=("generator",)
     )
     batch = images()
-    found = learner.objectives(batch, training=True).generator_features["seed"]
+    found = learner.objectives(batch, training=True).passes.features()["support"]
     expected = torch.stack([own(batch.support_x[t]) for t in range(2)]).detach()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     assert not found.requires_grad
@@ -160,7 +160,7 @@ def test_seeds_follow_the_current_weights_without_a_gradient() -> None:
     """Features come from the body with the current W0; W0 gets no gradient through them."""
     learner, net = learner_of("cp", head="prototypes", generator=MappingNet(hidden=4), outer=("generator",))
     batch = images()
-    before = learner.objectives(batch, training=False).generator_features["seed"]
+    before = learner.objectives(batch, training=False).passes.features()["support"]
     torch.testing.assert_close(
         before,
         torch.stack([net.eval().features(batch.support_x[t]) for t in range(2)]).detach(),
@@ -168,6 +168,6 @@ def test_seeds_follow_the_current_weights_without_a_gradient() -> None:
         atol=0,
     )
     learner.variables["weights.hidden.weight"].mul_(2.0)
-    after = learner.objectives(batch, training=False).generator_features["seed"]
+    after = learner.objectives(batch, training=False).passes.features()["support"]
     assert not torch.allclose(before, after)
     assert F.layer_norm(after, after.shape[-1:]).shape == before.shape

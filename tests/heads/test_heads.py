@@ -166,6 +166,15 @@ def test_ridge_solves_its_normal_equations(width: int, shots: int) -> None:
     assert float(gradient.abs().max()) < 1e-10
 
 
+@pytest.mark.parametrize("width", [4, 30])
+def test_a_ridge_without_a_solution_is_a_sentence(width: int) -> None:
+    features, y = support(width=width)
+    features[1, 2, 0] = torch.nan
+    for head in (heads.Ridge(), heads.WeightedRidge()):
+        with pytest.raises(mp.NumericalError, match="not positive definite, or not finite"):
+            head.start(features, y, 3)
+
+
 def test_what_ridge_learns_enters_as_logarithms() -> None:
     features, y = support()
     learned = heads.Ridge().learned()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import metapeft as mp
-from metapeft.learner import bilevel as derived
+from metapeft.learner import bilevel
 from metapeft.learner.fixed_layers import FixedLayers
 from tests.learner.helpers import assert_same, images
 from tests.learner.plain import plain_gradients
@@ -43,7 +43,7 @@ def counted(module: nn.Module) -> list[int]:
 
 def direct(learner: mp.Learner, batch: Any) -> Any:
     """Everything computed wherever it is read."""
-    return derived.hypergradient(learner, learner.objectives(batch, training=True), direct_form=True)
+    return bilevel.hypergradient(learner.objectives(batch, training=True), direct_form=True)
 
 
 def names(learner: mp.Learner) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import metapeft as mp
 from metapeft.episodes.episode import EpisodeBatch
+from metapeft.learner.derived import derive
 from metapeft.learner.dropout_masks import ItemMasks
 from tests.learner.dropping import DropNet, DropPlain
 from tests.learner.helpers import CLOSED_HEADS, FORMATS, INNER_HEADS, assert_same, grid, images, learner_of
@@ -70,8 +71,9 @@ def test_the_same_data_on_both_levels_has_the_same_masks(norm: str) -> None:
     }
     batch = indexed(images())
     check("lora", norm, batch, **options)
-    made = dropping("lora", norm, **options).objectives(batch, training=True)
-    w = made.start({}, made.derive({}))
+    learner = dropping("lora", norm, **options)
+    made = learner.objectives(batch, training=True)
+    w = learner.start({}, derive(made.passes, {}).values, made.passes.tasks)
     torch.testing.assert_close(made.inner({}, w, {}), made.outer({}, w, {})[0], rtol=0, atol=0)
 
 
@@ -84,7 +86,7 @@ def test_generated_seeds_read_features_without_dropout(norm: str) -> None:
     learner = dropping("cp", norm, **options)
     plain = learner_of("cp", norm, net=DropNet(), **options)[0]
     batch = images()
-    features = [one.objectives(batch, training=True).generator_features["seed"] for one in (learner, plain)]
+    features = [one.objectives(batch, training=True).passes.features()["support"] for one in (learner, plain)]
     assert torch.equal(*features)
 
 
@@ -122,7 +124,7 @@ def test_forward_mode_may_make_the_masks_itself() -> None:
     made = learner.objectives(batch, training=True)
 
     def value(rate: Tensor) -> Tensor:
-        w = {name: start * rate for name, start in made.start({}, {}).items()}
+        w = {name: start * rate for name, start in learner.start({}, {}, made.passes.tasks).items()}
         return made.outer({}, w, {})[0].sum()
 
     def curve(rate: Tensor) -> Tensor:
@@ -261,7 +263,7 @@ def test_other_devices_and_types_keep_it() -> None:
         ({"outer": ()}, "outer=\\(\\) trains nothing"),
         ({"dropout": 0.5}, "dropout=0.5: allowed are True and False"),
         ({"dropout": 1}, "dropout=1: allowed are True and False"),
-        ({"seed": -1}, "seed must be an integer"),
+        ({"seed": -1}, "seed=-1: allowed is a whole number from 0"),
     ],
 )
 def test_refused_at_construction(options: dict[str, Any], sentence: str) -> None:

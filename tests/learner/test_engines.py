@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import metapeft as mp
-from metapeft.learner import bilevel as derived
+from metapeft.learner import bilevel
 from tests.learner.helpers import assert_same, images, learner_of, stir
 from tests.learner.plain import Net
 
@@ -36,7 +36,7 @@ def test_derived_entries_equal_the_direct_form(method: Any, inner: Any, norm: st
     )  # fmt: skip
     batch = images()
     with_entries, direct = (
-        derived.hypergradient(learner, learner.objectives(batch, training=True), direct_form=form)
+        bilevel.hypergradient(learner.objectives(batch, training=True), direct_form=form)
         for form in (False, True)
     )
     # finite differences of 1e-2/||v|| along the same vector, but rounding is divided by that step

@@ -13,7 +13,7 @@ from torch import Tensor
 import metapeft as mp
 from metapeft.base.finite import refuse_not_finite
 from metapeft.episodes.episode import EpisodeBatch
-from metapeft.training.outer_gradient import From
+from metapeft.training.evaluation import evaluated
 from metapeft.training.runs.run import Run
 from tests.learner.helpers import images, learner_of
 
@@ -73,7 +73,7 @@ def test_when_evaluating_the_episode_is_named() -> None:
     with pytest.raises(ValueError, match="query_x has NaN or infinity in item 2 of task 1, episode 13"):
         mp.evaluate(learner, Episodes(), 20, tasks_per_batch=4)
     with pytest.raises(ValueError, match="item 2 of task 3, episode 13"):  # as ranks share a validation out
-        mp.evaluate(learner, From(Episodes(), 10), 5)
+        evaluated(learner, Episodes(), 5, first=10)
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 3])

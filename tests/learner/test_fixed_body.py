@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft.learner import bilevel as derived
+from metapeft.learner import bilevel
 from tests.learner.fixing import ENGINES, OFF, check_gradient, counted, names
 from tests.learner.helpers import FORMATS, assert_same, grid, images, stir
 from tests.learner.plain import Net, plain_gradients
@@ -56,7 +56,7 @@ def test_the_gradient_is_that_of_a_plain_loop(
 def test_it_is_the_gradient_of_the_direct_form(head: str, engine: str) -> None:
     learner, _ = learner_of("lora", head, "running", engine)
     found, direct = (
-        derived.hypergradient(learner, learner.objectives(images(), training=True), direct_form=form)
+        bilevel.hypergradient(learner.objectives(images(), training=True), direct_form=form)
         for form in (None, True)
     )
     assert_same(dict(found.grads), dict(direct.grads), 1e-9)
@@ -166,7 +166,7 @@ def test_a_selection_of_the_user_s_own_may_couple_layers() -> None:
     outer = ("selection", "weights")
     learner, _ = learner_of("lora", "learned", "running", "unroll", selection=Shared(), outer=outer)
     found, direct = (
-        derived.hypergradient(learner, learner.objectives(images(), training=True), direct_form=form)
+        bilevel.hypergradient(learner.objectives(images(), training=True), direct_form=form)
         for form in (None, True)
     )
     assert_same(dict(found.grads), dict(direct.grads), 1e-12)
@@ -175,7 +175,7 @@ def test_a_selection_of_the_user_s_own_may_couple_layers() -> None:
 def test_without_a_step_all_gradients_are_there() -> None:
     learner, _ = learner_of("lora", "learned", "running", "unroll", inner=SGD(0, 0.1))
     found, direct = (
-        derived.hypergradient(learner, learner.objectives(images(), training=True), direct_form=form)
+        bilevel.hypergradient(learner.objectives(images(), training=True), direct_form=form)
         for form in (None, True)
     )
     assert_same(dict(found.grads), dict(direct.grads), 1e-12)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import metapeft as mp
-from metapeft.training.chunking import Chunking
 from tests.learner.fixing import ENGINES, OFF, check_gradient, counted, direct, names
 from tests.learner.helpers import CLOSED_HEADS, FORMATS, INNER_HEADS, assert_same, grid, images, stir
 from tests.learner.plain import Net
@@ -120,7 +119,7 @@ def test_fixed_layers_run_once_on_each_part(head: str, norm: str) -> None:
 
 def test_copies_with_another_engine_do_not_look_again() -> None:
     learner, _ = learner_of("lora", "learned", "running", "unroll")
-    Chunking(recompute=True).view(learner).hypergradient(images())
+    learner.with_engine("recompute").hypergradient(images())
     assert names(learner) == ["conv", "norm"]
 
 

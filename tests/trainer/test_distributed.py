@@ -21,6 +21,7 @@ from metapeft.training.accumulation import accumulated
 from metapeft.training.checks import refuse_processes
 from metapeft.training.outer_gradient import averaged
 from metapeft.training.runs.run import Run
+from metapeft.training.trainer import as_task
 from tests.trainer.helpers import learner, sampler
 from tests.trainer.ranks import TASKS, train
 from tests.trainer.test_trainer import problem
@@ -62,10 +63,8 @@ def test_alone_nothing_is_exchanged() -> None:
     [(problem, False, "a bilevel problem is not cut"), (lambda: learner("warm"), True, "but there are 2")],
 )
 def test_what_processes_can_not_share_is_refused(task: Any, warm: bool, sentence: str) -> None:
-    own = task()
-    own = mp.BilevelTrainer(own).learner if isinstance(own, mp.Problem) else own
     with pytest.raises(ValueError, match=sentence):
-        refuse_processes(own, warm, Processes(0, 2))
+        refuse_processes(as_task(task()), warm, Processes(0, 2))
 
 
 class Noting(Processes):

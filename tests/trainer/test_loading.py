@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft.base.stored_settings import as_json
 from metapeft.base.state import digest
+from metapeft.base.stored_settings import as_json
 from metapeft.learner import settings as specs
 from tests.trainer.helpers import PLAN, dropping, learner, sampler, trainer
 

@@ -16,10 +16,11 @@ import metapeft as mp
 from metapeft.base.machine.byte_units import parse_bytes
 from metapeft.base.machine.processes import Processes
 from metapeft.base.state import digest
-from metapeft.training import chunking
-from metapeft.training import outer_gradient as outer_step
+from metapeft.training import chunking, outer_gradient
 from metapeft.training.chunking import Chunking, choose
+from metapeft.training.learner_task import LearnerTask
 from metapeft.training.runs.run import Run
+from metapeft.training.task import Task
 from metapeft.training.tuning import calibrated_scale
 from tests.trainer.helpers import PLAN, learner, sampler, trainer
 from tests.trainer.test_trainer import problem
@@ -121,7 +122,7 @@ def test_unroll_gives_way_to_recompute_before_the_run_ends(
 
 def test_recompute_has_the_gradient_of_unroll() -> None:
     own, batch = learner(dtype=torch.float64), sampler().batch(0, 4)
-    found = Chunking(recompute=True).view(own).hypergradient(batch)
+    found = Chunking(recompute=True).view(LearnerTask(own)).hypergradient(batch)
     for name, grad in own.hypergradient(batch).grads.items():
         torch.testing.assert_close(found.grads[name], grad, rtol=1e-8, atol=1e-12)
 
@@ -152,7 +153,7 @@ def test_what_was_chosen_is_stored_and_a_resumed_run_is_bit_exact(
     whole = short_once(tmp_path / "whole", monkeypatch)
     short_once(tmp_path / "parts", monkeypatch, stop_at=4)
     with monkeypatch.context() as patch:  # dies in the validation after step 5
-        patch.setattr(outer_step, "evaluated", lambda *_, **__: 1 / 0)
+        patch.setattr(outer_gradient, "evaluated", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             short_once(tmp_path / "died", monkeypatch)
     with Run.open(tmp_path / "died", writable=False) as run:
@@ -167,13 +168,13 @@ def test_what_was_chosen_is_stored_and_a_resumed_run_is_bit_exact(
         assert (tmp_path / folder / "metrics.jsonl").read_text() == rows
 
 
-class Measured:
+class Measured(Task):
     """A task whose gradient takes `fixed + each * tasks` bytes, as a patched `peak_bytes` says."""
 
     def __init__(self, fixed: int, each: int) -> None:
         self.fixed, self.each, self.last, self.most = fixed, each, 0, 0
 
-    def hypergradient(self, batch: list[int]) -> None:
+    def hypergradient(self, batch: list[int], w0: Any = None) -> None:  # type: ignore[override]
         self.last = self.fixed + self.each * len(batch)
         self.most = max(self.most, self.last)
 
@@ -196,7 +197,7 @@ def test_the_chosen_chunk_fits_and_is_not_much_less_than_would(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunking, "peak_bytes", task.peak)
         patch.setattr(chunking, "held_bytes", lambda _: 100)
-        patch.setattr(chunking, "STATED_SHARE", 1)
+        patch.setattr(chunking, "STATED_FRACTION", 1)
         patch.setattr(chunking.log, "disabled", True)
         found = choose(task, Tasks(range(tasks)), 100 + room, CPU, Processes())
     most = min((room - fixed) // each, tasks)  # tasks that fit, 0 or less for none
@@ -213,7 +214,7 @@ def test_where_one_task_does_not_fit_recompute_is_taken(
     """The patched peaks: 1000 bytes a task by unroll, 100 by recompute, of which there are 250."""
 
     def peak(work: Any, device: torch.device) -> int:
-        engine = work.func.__self__.engine
+        engine = work.func.__self__.learner.engine
         return (1000 if type(engine).__name__ == "Unroll" else 100) * len(work.args[0])
 
     monkeypatch.setattr(chunking, "peak_bytes", peak)
@@ -245,14 +246,14 @@ def test_too_little_for_anything_is_said_and_tried(
 def test_validation_is_cut_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     plain, own = trainer(), trainer()
     log = plain.fit(sampler(), 2, sampler("val"), **PLAN)
-    true = outer_step.evaluated
+    true = outer_gradient.evaluated
 
-    def limited(learner: Any, episodes: Any, count: int, tasks_per_batch: int) -> Any:
+    def limited(*given: Any, tasks_per_batch: int, **more: Any) -> Any:
         if tasks_per_batch > 2:
             raise MemoryError
-        return true(learner, episodes, count, tasks_per_batch=tasks_per_batch)
+        return true(*given, tasks_per_batch=tasks_per_batch, **more)
 
-    monkeypatch.setattr(outer_step, "evaluated", limited)
+    monkeypatch.setattr(outer_gradient, "evaluated", limited)
     found = own.fit(sampler(), 2, sampler("val"), **PLAN)
     assert own.gradient.chunking == Chunking(3, validation=2)
     assert found[-1]["validation_loss"] == pytest.approx(log[-1]["validation_loss"], rel=1e-4)  # float32
@@ -303,14 +304,14 @@ class Uneven(Processes):
 
 
 def test_a_smaller_share_that_fits_sets_no_limit() -> None:
-    assert choose(learner(), sampler().batch(0, 3), 64 << 30, CPU, Uneven()).chunk is None
+    assert choose(LearnerTask(learner()), sampler().batch(0, 3), 64 << 30, CPU, Uneven()).chunk is None
 
 
 def test_a_system_that_does_not_tell_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(chunking, "peak_bytes", lambda *_: None)
-    assert choose(learner(), sampler().batch(0, 3), 1 << 30, CPU, Processes()).chunk is None
+    assert choose(LearnerTask(learner()), sampler().batch(0, 3), 1 << 30, CPU, Processes()).chunk is None
     assert "does not tell" in caplog.text
 
 

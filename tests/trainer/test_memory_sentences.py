@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import metapeft as mp
+from metapeft.training.outer_loop import OuterLoop
 from metapeft.training.runs.run import Run
 from tests.trainer.helpers import learner, sampler
 from tests.trainer.test_memory import ERRORS
@@ -70,7 +71,7 @@ def test_episodes_that_do_not_fit_beside_a_step_are_drawn_after_it(caplog: pytes
         own.fit(Drawing(2), 3)
 
 
-def test_the_next_episodes_are_drawn_while_a_step_works() -> None:
+def test_the_next_episodes_are_drawn_while_a_step_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """The step ends only when the next batch was drawn: without the overlap it would wait for ever."""
     drawn = {step: threading.Event() for step in range(4)}
     true, waited = sampler(), []
@@ -82,13 +83,13 @@ def test_the_next_episodes_are_drawn_while_a_step_works() -> None:
             return found
 
     own = mp.BilevelTrainer(learner(), tasks_per_step=2, chunk=2, progress=False)
-    step = own.outer_step
+    step = OuterLoop.outer_step
 
-    def working(batch: Any) -> None:
-        if own.step < 3:
-            waited.append(drawn[own.step + 1].wait(60))
-        step(batch)
+    def working(loop: OuterLoop, batch: Any) -> None:
+        if loop.step < 3:
+            waited.append(drawn[loop.step + 1].wait(60))
+        step(loop, batch)
 
-    own.outer_step = working  # type: ignore[method-assign]
+    monkeypatch.setattr(OuterLoop, "outer_step", working)
     own.fit(Told(), 4)
     assert waited == [True, True, True]

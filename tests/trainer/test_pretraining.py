@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import metapeft as mp
 from metapeft.base.state import digest
 from metapeft.training.chunking import Chunking
-from metapeft.training.image_groups import GroupSampler
+from metapeft.training.image_groups import ImageGroupSampler
 from metapeft.training.pretraining import Pretraining
 from metapeft.training.runs.run import Run
 from tests.trainer.helpers import data
@@ -36,7 +36,7 @@ def test_one_group_is_ordinary_training() -> None:
     net.classifier = torch.nn.Identity()
     optimizer = torch.optim.SGD([*net.parameters(), weight, bias], lr=0.1)
     for step in range(3):
-        batch = GroupSampler(images, 8, 0).batch(step, 1)
+        batch = ImageGroupSampler(images, 8, 0).batch(step, 1)
         optimizer.zero_grad()
         F.cross_entropy(F.linear(net(images.preprocess(batch.x[0])), weight, bias), batch.y[0]).backward()
         optimizer.step()
@@ -79,7 +79,7 @@ def test_calibration_is_the_mean_over_groups() -> None:
     model = mp.calibrate(mp.attach(own, {}, preprocess=images.preprocess), images, groups=3, group=16)
     means = []
     for i in range(3):
-        batch = GroupSampler(images, 16, 0).batch(i, 1)
+        batch = ImageGroupSampler(images, 16, 0).batch(i, 1)
         means.append(own.conv1(images.preprocess(batch.x[0])).mean((0, 2, 3)))
     found = model.module.norm1.running_mean
     torch.testing.assert_close(found, torch.stack(means).mean(0).detach(), rtol=1e-4, atol=1e-5)
@@ -98,7 +98,7 @@ def chosen(folder: Path) -> dict[str, Any]:
 
 def short_in_step_2(folder: Path, monkeypatch: pytest.MonkeyPatch, dies: bool) -> torch.nn.Module | None:
     """Retraining that is short of memory once, in step 2 of 5, and may die in step 4."""
-    calls, true, drawn = [], Pretraining.hypergradient, GroupSampler.batch
+    calls, true, drawn = [], Pretraining.hypergradient, ImageGroupSampler.batch
 
     def limited(self: Any, batch: Any, w0: Any = None) -> Any:
         calls.append(len(batch))
@@ -111,7 +111,7 @@ def short_in_step_2(folder: Path, monkeypatch: pytest.MonkeyPatch, dies: bool) -
 
     with monkeypatch.context() as patch:
         patch.setattr(Pretraining, "hypergradient", limited)
-        patch.setattr(GroupSampler, "batch", stopping)
+        patch.setattr(ImageGroupSampler, "batch", stopping)
         patch.setattr("metapeft.training.outer_gradient.choose", lambda *_: Chunking())
         if not dies:
             return mp.pretrain(body(), data(), 5, memory="8GiB", run_dir=folder, **FOUR)[0]

@@ -12,6 +12,7 @@ import torch
 
 import metapeft as mp
 from metapeft.base.state import digest
+from metapeft.training.outer_loop import OuterLoop
 from metapeft.training.runs.run import Run
 from tests.trainer.helpers import PLAN, learner, sampler, trainer
 
@@ -55,11 +56,11 @@ def test_validation_keeps_the_best_state(tmp_path: Path) -> None:
 def test_the_start_can_be_the_best_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validated before the first step, kept where training only makes it worse, and not repeated by a resume."""
 
-    def worse(trainer: Any, validation: Any, episodes: int) -> tuple[float, dict[str, float]]:
-        score = 0.9 - 0.1 * trainer.step
+    def worse(loop: OuterLoop, validation: Any, episodes: int) -> tuple[float, dict[str, float]]:
+        score = 0.9 - 0.1 * loop.step
         return score, {"validation_accuracy": score}
 
-    monkeypatch.setattr(mp.BilevelTrainer, "validate", worse)
+    monkeypatch.setattr(OuterLoop, "validate", worse)
     own = trainer()
     start = digest(own.learner.state())
     plan = {**PLAN, "validate_every": 1, "validate_start": True}
@@ -76,18 +77,18 @@ def test_a_start_that_was_logged_but_not_saved_is_not_logged_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between the row of step 0 and the checkpoint behind it."""
-    plan, save, calls = {**PLAN, "validate_start": True}, mp.BilevelTrainer.save, []
+    plan, save, calls = {**PLAN, "validate_start": True}, OuterLoop.save, []
 
-    def killed(trainer: Any, run: Run) -> None:
+    def killed(loop: OuterLoop, run: Run) -> None:
         calls.append(0)
         if len(calls) == 2:  # the first is of the start itself
             raise SystemExit
-        save(trainer, run)
+        save(loop, run)
 
-    monkeypatch.setattr(mp.BilevelTrainer, "save", killed)
+    monkeypatch.setattr(OuterLoop, "save", killed)
     with pytest.raises(SystemExit):
         trainer().fit(sampler(), 2, sampler("val"), tmp_path / "x", **plan)
-    monkeypatch.setattr(mp.BilevelTrainer, "save", save)
+    monkeypatch.setattr(OuterLoop, "save", save)
     log = trainer().resume(tmp_path / "x", sampler(), sampler("val"))
     assert [row["step"] for row in log].count(0) == 1
     assert log[0]["step"] == 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import metapeft as mp
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.layers.chains import Chain
+from metapeft.updates.chains import Chain
 
 FORMATS = {"lora": mp.LoRA(2), "ring": mp.TensorRing(2), "full": mp.Full(), "none": None}
 BLOCKS = {

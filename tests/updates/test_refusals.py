@@ -255,3 +255,10 @@ def test_skeleton_runs_only_through_the_model() -> None:
     model = mp.attach(network(), mp.LoRA(1))
     with pytest.raises(RuntimeError, match="only through the model"):
         model.backbone(randn(3, 4))
+
+
+def test_an_option_that_a_forward_does_not_have_is_refused() -> None:
+    model = mp.attach(nn.Linear(4, 3), mp.LoRA(1))
+    for run in (model, model.features):
+        with pytest.raises(TypeError, match=r"takes no masc=; its options are weights, mask, "):
+            run(randn(2, 3, 4), model.factors(), masc=None)

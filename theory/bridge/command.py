@@ -16,8 +16,8 @@ from metapeft.training.runs.environment import environment
 from theory.bridge import results
 from theory.bridge.study import METHODS, TUNING_SEED, Study, choose_rates, run
 from theory.bridge.tasks import Family, family
-from theory.plots import NAMES
-from theory.problems import require_positive
+from theory.figures.style import NAMES
+from theory.models.problems import require_positive
 
 # Where five examples a class already tell nearly all intents apart, one leaves something to compare.
 OF_DATA: dict[str, dict[str, Any]] = {"banking77": {"shots": 1}, "clinc150": {"shots": 1}}

@@ -18,7 +18,7 @@ import metapeft as mp
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.hypergradients import CG
 from metapeft.learner.learner import Learner
-from theory.problems import Array, Statistics, square_root
+from theory.models.problems import Array, Statistics, square_root
 
 PROXIMAL_STEPS = 150  # iMAML's inner descent, which has to converge; its rate is 1 / (largest eigenvalue)
 
@@ -105,7 +105,7 @@ def learner_gradient(
 ) -> Array:
     """The outer gradient at A by `Learner.hypergradient`, summed over tasks, in the scale of `metalearners`.
 
-    Args: as `theory.metalearners.outer_gradient` has them.
+    Args: as `theory.models.metalearners.outer_gradient` has them.
 
     Example:
         >>> maps, unit = np.stack([np.eye(2), 3 * np.eye(2)]), np.stack([np.eye(2)] * 2)

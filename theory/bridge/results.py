@@ -13,7 +13,7 @@ import torch
 
 from metapeft.base.intervals import mean_interval
 from theory.bridge.study import METHODS, Cell
-from theory.plots import COLOURS, NAMES, panels
+from theory.figures.style import COLOURS, NAMES, panels
 
 Row = dict[str, Any]
 COLUMNS = ("sweep", "value", "method", "run", "accuracy", "ci95", "loss", "rate", "steps", "validation")

@@ -26,7 +26,7 @@ from metapeft.training.runs.run import Run
 from metapeft.training.trainer import BilevelTrainer
 from metapeft.training.tuning import Tuned, grid, tune
 from theory.bridge.tasks import Family
-from theory.problems import require_positive
+from theory.models.problems import require_positive
 
 METHODS = ("sr", "reptile", "lora-ml")
 BATCH = 16  # test episodes in one forward; changes no result
@@ -172,7 +172,7 @@ def retrained(
     if method == "sr":
         return _standard(start, family, study, seed + 1, study.steps, rate, where, softmax)
     inner = mp.inner.Adam(study.inner_steps, study.inner_rates[method])
-    common = {"inner": inner, "head": "zero", "norm": "running", "inner_data": "both"}
+    common: dict[str, Any] = {"inner": inner, "head": "zero", "norm": "running", "inner_data": "both"}
     common["preprocess"] = family.data["train"].preprocess
     if method == "reptile":
         learner = mp.methods.reptile(start, **common)

@@ -11,8 +11,7 @@ from torch import nn
 
 import metapeft as mp
 from metapeft.datasets.images import ImageData
-from metapeft.episodes.shift import Shift
-from metapeft.experiments.main_job import training_styles
+from metapeft.episodes.shift import Shift, training_styles
 from theory.bridge.text import HELD_OUT, read_features
 
 SPLITS = ("train", "val", "test")
@@ -55,7 +54,7 @@ def family(name: str, seed: int) -> Family:
         raise ValueError(f"--data: {name!r} is unknown; known are {', '.join(NAMES)}")
     if name in HELD_OUT:
         return _intents(name)
-    options = {"size": SIZE} | ({"rotations": False} if name == "omniglot" else {})
+    options: dict[str, Any] = {"size": SIZE} | ({"rotations": False} if name == "omniglot" else {})
     data = {split: mp.load_dataset(name, split=split, **options) for split in SPLITS}
     data["train"] = few_classes(data["train"], CLASSES, seed)
     channels = data["train"].images.shape[1]

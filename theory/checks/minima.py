@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from theory.checks import Check, CheckFunction
-from theory.landscape import restart_past
-from theory.problems import Array, Truth, draw_truth, population
-from theory.solvers import MetaObjective, MetaSolution
+from theory.checks.check import Check, CheckFunction
+from theory.models.landscape import restart_past
+from theory.models.problems import Array, Truth, draw_truth, population
+from theory.models.solvers import MetaObjective, MetaSolution
 
 SIZES = ((5, 1), (8, 1), (10, 2), (12, 3), (16, 4), (30, 2), (60, 4))  # (d, k), 3k <= d in all of them
 

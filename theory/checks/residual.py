@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from theory.checks import Check, CheckFunction
-from theory.problems import Array, draw_truth, population
-from theory.solvers import input_loss, pooled_least_squares, reduced_rank_regression
+from theory.checks.check import Check, CheckFunction
+from theory.models.problems import Array, draw_truth, population
+from theory.models.solvers import input_loss, pooled_least_squares, reduced_rank_regression
 
 
 def full_rank(k: int, T: int, d: int) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from theory.checks import Check, CheckFunction
-from theory.landscape import (
+from theory.checks.check import Check, CheckFunction
+from theory.models.landscape import (
     family_offset,
     population_objective,
     restart_past,
@@ -15,7 +15,7 @@ from theory.landscape import (
     stationary_point,
     two_task_family,
 )
-from theory.problems import draw_truth
+from theory.models.problems import draw_truth
 
 
 def family(

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from metapeft.base.machine import control_groups as cgroups
-from metapeft.base.machine import freed_memory as allocator
+from metapeft.base.machine import control_groups, freed_memory
 
 log = logging.getLogger("metapeft")
 Found = TypeVar("Found")
 _PROCESS = Path("/proc/self")
+_UNTOLD = 4 * 2**30  # taken to be there where the system does not tell; `memory=` says better
 # What has no class of its own: the CPU's allocator, oneDNN without room for its buffers, cuBLAS, cuDNN, the driver.
 _SAID = (
     "DefaultCPUAllocator",
@@ -43,15 +43,15 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserved
-    allocator.give_back()  # what the C library holds free is free
-    return min([_available(), *cgroups.rooms()])
+    freed_memory.give_back()  # what the C library holds free is free
+    return min([_available(), *control_groups.rooms()])
 
 
 def held_bytes(device: torch.device) -> int:
     """Bytes that the process holds now; on the CPU free pages of the C library are given back first."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
-    allocator.give_back()
+    freed_memory.give_back()
     return _resident("VmRSS") or 0
 
 
@@ -144,6 +144,8 @@ def _available() -> int:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):  # not Linux: all that there is
+        if not hasattr(os, "sysconf"):  # Windows
+            return _UNTOLD
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

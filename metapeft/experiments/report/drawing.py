@@ -21,16 +21,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 WIDTH = 4.8  # inches, at 96 pixels each: readable without zoom on a phone, two in a row on a desk
-SERIES = (
-    "#0b6fb5",
-    "#d55e00",
-    "#0a8f68",
-    "#b0559a",
-    "#b8860b",
-    "#6a6ad8",
-    "#7a7a7a",
-    "#a0522d",
-)  # told apart by all
+# told apart by all
+SERIES = ("#0b6fb5", "#d55e00", "#0a8f68", "#b0559a", "#b8860b", "#6a6ad8", "#7a7a7a", "#a0522d")
 INK, GRID = "#1b1f24", "#d5d9de"
 _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import number
 from metapeft.experiments.report.drawing import Drawing, numbers, series_colour, series_line
 
 
@@ -40,8 +41,7 @@ def curves(
     """
     if not series:
         raise ValueError("series={}: must hold at least one curve")
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing={smoothing}: must be at least 0 and below 1")
+    number(0, 1, smoothing=smoothing)
     with Drawing(height=2.9) as drawing:
         axes = drawing.axes()
         for index, (name, (steps, values)) in enumerate(series.items()):

@@ -1,0 +1,1 @@
+"""Run folders: what a run keeps on disk, who may write there, and a learner back from it."""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy
 import torch
 
-import metapeft
+from metapeft.base.machine.processor import processor_name
+from metapeft.base.version import __version__
 from metapeft.updates.layers.compiled.switch import in_use
 
 
@@ -30,11 +31,11 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
-        "metapeft": metapeft.__version__,
-        "commit": _commit(Path(metapeft.__file__).parent),
+        "metapeft": __version__,
+        "commit": _commit(Path(__file__).parents[2]),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
-        "cpu": _cpu(),
+        "cpu": processor_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "compiled": in_use(),
     }
@@ -50,10 +51,3 @@ def _commit(package: Path) -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _cpu() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

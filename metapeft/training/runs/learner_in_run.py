@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metapeft import backbones
+from metapeft.backbones.table import registry as backbones
 from metapeft.base.errors import RunError, stored_in
 from metapeft.base.stored_settings import as_json, refuse_difference
 from metapeft.episodes.settings import of_episodes
-from metapeft.learner import settings as specs
+from metapeft.learner import settings
 from metapeft.learner.learner import Learner
 from metapeft.training.runs.run import Run
 from metapeft.updates.attach_model import attach
@@ -65,8 +65,8 @@ def load(
         True
     """
     with Run.open(run, writable=False) as folder:
-        settings = folder.config.get("learner")
-        if not isinstance(settings, dict) or "formats" not in settings:
+        stored = folder.config.get("learner")
+        if not isinstance(stored, dict) or "formats" not in stored:
             wanted = "mp.load wants a folder of BilevelTrainer.fit or mp.save"
             raise RunError(f"{run} is no run of a learner: {wanted}{_within(folder)}")
         state = _state(folder, checkpoint)
@@ -75,41 +75,41 @@ def load(
         "preprocess": preprocess,
     }  # fmt: skip
     with stored_in(Path(run) / "config.json"):
-        body = _backbone(settings["backbone"], backbone)
-        parts = {part: specs.given_or_built(part, settings[part], given) for part, given in parts.items()}
+        body = _backbone(stored["backbone"], backbone)
+        parts = {part: settings.given_or_built(part, stored[part], given) for part, given in parts.items()}
         chosen = formats
         if formats is None:
-            chosen = {name: specs.built(spec, "formats") for name, spec in settings["formats"].items()}
-        types = {name: getattr(torch, settings.get(name) or "float32") for name in ("dtype", "autocast")}
+            chosen = {name: settings.built(spec, "formats") for name, spec in stored["formats"].items()}
+        types = {name: getattr(torch, stored.get(name) or "float32") for name in ("dtype", "autocast")}
     model = attach(
         body,
         chosen,
-        norm=settings["norm"],
+        norm=stored["norm"],
         preprocess=parts.pop("preprocess"),
-        classifier=settings["classifier"],
+        classifier=stored["classifier"],
     )
-    given = {name: specs.of(model.sites[name].format) for name in settings["formats"] if name in model.sites}
-    refuse_difference("formats", settings["formats"], as_json(given))
+    given = {name: settings.of(model.sites[name].format) for name in stored["formats"] if name in model.sites}
+    refuse_difference("formats", stored["formats"], as_json(given))
     learner = Learner(
         model,
         **parts,
-        adapt=settings["adapt"] or "all",
-        outer=settings["outer"],
-        inner_data=settings["inner_data"],
-        loss=_loss(settings["loss"], loss),
-        test_steps=settings["test_steps"],
+        adapt=stored["adapt"] or "all",
+        outer=stored["outer"],
+        inner_data=stored["inner_data"],
+        loss=_loss(stored["loss"], loss),
+        test_steps=stored["test_steps"],
         device=device,
         dtype=types["dtype"],
-        autocast=None if settings.get("autocast") is None else types["autocast"],
-        dropout=bool(settings.get("dropout")),
-        seed=settings["seed"],
-        name=settings["method"],
+        autocast=None if stored.get("autocast") is None else types["autocast"],
+        dropout=bool(stored.get("dropout")),
+        seed=stored["seed"],
+        name=stored["method"],
     )
     built = learner.settings()
-    refuse_difference("formats", settings["formats"], as_json(built["formats"]))  # no further ones
-    refuse_difference("backbone= (its frozen parameters)", settings["frozen"], built["frozen"])
-    refuse_difference("generator= (its features)", settings.get("features"), built["features"])
-    for name, shape in settings["shapes"].items():
+    refuse_difference("formats", stored["formats"], as_json(built["formats"]))  # no further ones
+    refuse_difference("backbone= (its frozen parameters)", stored["frozen"], built["frozen"])
+    refuse_difference("generator= (its features)", stored.get("features"), built["features"])
+    for name, shape in stored["shapes"].items():
         found = learner.variables.get(name)
         if found is None or list(found.shape) != shape:
             what = "no such tensor" if found is None else f"shape {tuple(found.shape)}"
@@ -187,17 +187,17 @@ def _check_names(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
 def _backbone(spec: Mapping[str, Any], given: nn.Module | None) -> nn.Module:
     """The backbone of the run: one of `mp.backbones` by its arguments, or what the user gives."""
     if given is not None:
-        refuse_difference("backbone", dict(spec), specs.of_backbone(given))
+        refuse_difference("backbone", dict(spec), settings.of_backbone(given))
         return given
     if "custom" in spec:
         raise ValueError(f"backbone= is missing: the run had a {spec['custom']}, a module of your own")
-    module: nn.Module = backbones.registry.resolve(spec["name"])(**spec["arguments"])
+    module: nn.Module = backbones.resolve(spec["name"])(**spec["arguments"])
     return module
 
 
 def _loss(spec: Mapping[str, Any], given: Callable[..., Any] | None) -> Callable[..., Any]:
     if given is not None:
-        refuse_difference("loss", dict(spec), specs.of_loss(given))
+        refuse_difference("loss", dict(spec), settings.of_loss(given))
         return given
     if "functional" not in spec:
         raise ValueError(f"loss= is missing: the run was made with {spec['custom']!r}, which is of your own")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import weakref
 from pathlib import Path
 from typing import TextIO
 
+from filelock import lock_descriptor
+
 from metapeft.base.errors import RunError
 
 _held: weakref.WeakSet[TextIO] = weakref.WeakSet()
+# Windows locks the first byte, which nobody else may read then: the number stands behind it
+_LOCKED = " "
 
 
 def take(path: Path) -> TextIO:
@@ -25,7 +28,7 @@ def take(path: Path) -> TextIO:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder, take(Path(folder, ".lock")) as file:
-        ...     Path(folder, ".lock").read_text() == str(os.getpid())
+        ...     int(Path(folder, ".lock").read_text()) == os.getpid()
         True
     """
     try:
@@ -33,18 +36,21 @@ def take(path: Path) -> TextIO:
     except OSError as error:
         raise RunError(f"{path.parent} cannot be written: {error.strerror or error}") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        free = lock_descriptor(file.fileno(), blocking=False)
+        if free:
+            file.truncate(0)
+            file.write(f"{_LOCKED}{os.getpid()}")
+            file.flush()
+        else:
+            file.seek(len(_LOCKED))
+            holder = file.read().strip()
     except OSError as error:
-        file.seek(0)
-        holder = file.read().strip()
         file.close()
-        if not isinstance(error, BlockingIOError):
-            raise RunError(f"{path} cannot be locked: {error.strerror or error}") from error
+        raise RunError(f"{path} cannot be locked: {error.strerror or error}") from error
+    if not free:
+        file.close()
         whose = "this process" if holder == str(os.getpid()) else f"process {holder or 'of unknown number'}"
-        raise RunError(f"{path.parent} is in use by {whose}: wait for it, or end it") from error
+        raise RunError(f"{path.parent} is in use by {whose}: wait for it, or end it")
     _held.add(file)
     return file
 
@@ -55,4 +61,5 @@ def _close_in_worker() -> None:
         file.close()
 
 
-os.register_at_fork(after_in_child=_close_in_worker)
+if hasattr(os, "register_at_fork"):  # Windows starts processes afresh
+    os.register_at_fork(after_in_child=_close_in_worker)

@@ -19,8 +19,7 @@ from typing import Any, TextIO
 
 from metapeft.base.errors import RunError
 from metapeft.base.files import write_atomically
-from metapeft.training.runs import checkpoint
-from metapeft.training.runs import lock as locking
+from metapeft.training.runs import checkpoint, lock
 from metapeft.training.runs.environment import environment
 
 LOCK = ".lock"
@@ -52,7 +51,7 @@ class Run:
 
     def __init__(self, folder: Path, writable: bool) -> None:
         self.folder = folder
-        self._lock = locking.take(folder / LOCK) if writable else None
+        self._lock = lock.take(folder / LOCK) if writable else None
         self._metrics: TextIO | None = None
         self.config: dict[str, Any] = {}
         self.environment: dict[str, Any] = {}
@@ -165,9 +164,9 @@ class Run:
             RunError: if the file cannot be written, or the run was opened for reading.
         """
         self._check_writable()
-        kept = [row for row in self.metrics() if row["step"] <= step]
+        before = [row for row in self.metrics() if row["step"] <= step]
         self._close_metrics()
-        content = "".join(json.dumps(row) + "\n" for row in kept)
+        content = "".join(json.dumps(row) + "\n" for row in before)
         write_atomically(self.folder / "metrics.jsonl", content.encode())
 
     def save(self, name: str, tree: Any, metadata: Mapping[str, Any] | None = None) -> None:

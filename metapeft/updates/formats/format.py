@@ -118,19 +118,6 @@ class Format:
         return {"A": self.down(factors), "B": self.up(factors)}
 
 
-def positive_rank(name: str, rank: int) -> int:
-    """Return `rank` if it is a whole number of at least 0; raises ValueError otherwise."""
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-        raise ValueError(f"{name}={rank!r}: a rank is a whole number, 0 (no update) or more")
-    return rank
-
-
-def checked_alpha(alpha: float | None) -> None:
-    """Raise ValueError unless `alpha` is None or a finite number above 0."""
-    if alpha is not None and not (isinstance(alpha, int | float) and 0 < alpha < math.inf):
-        raise ValueError(f"alpha={alpha!r}: allowed is a finite number above 0, or None for the rank")
-
-
 def uniform_fan_in(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:
     """Entries uniform in `+-1/sqrt(fan_in)`: torch's own start of linear and convolution layers."""
     bound = 1.0 / math.sqrt(max(fan_in, 1))

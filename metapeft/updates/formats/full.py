@@ -15,7 +15,7 @@ from metapeft.updates.formats.format import Factors, Format, Geometry
 class Full(Format):
     """`Delta` is one tensor of the parameter's own shape, `<p>.delta`, which starts at 0.
 
-    Acts on every parameter, biases and the affine parameters of normalisation layers included.
+    It acts on every parameter, biases and the affine parameters of normalisation layers included.
 
     Example:
         >>> from metapeft.updates.formats.format import Geometry

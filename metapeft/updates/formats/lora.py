@@ -9,12 +9,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import number, whole
 from metapeft.updates.formats.format import (
     Factors,
     Format,
     Geometry,
-    checked_alpha,
-    positive_rank,
     uniform_fan_in,
 )
 
@@ -44,8 +43,9 @@ class LoRA(Format):
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        positive_rank("rank", self.rank)
-        checked_alpha(self.alpha)
+        whole(0, rank=self.rank)
+        if self.alpha is not None:
+            number(above=True, alpha=self.alpha)
 
     @property
     def scale(self) -> float:

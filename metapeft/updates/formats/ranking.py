@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import number, whole
 from metapeft.updates.formats.selection import Softmax
 
 Weights = dict[str, list[float]]
@@ -43,8 +44,7 @@ def ranks(
     Args:
         selection: parameter -> logits `(k,)`, keys with or without `"selection."`; or a learner.
         rule: one of the above.
-        total: budget of `"total"`, `"uniform"` (terms) and `"parameters"` (parameters); optional for the
-        controls.
+        total: budget of `"total"`, `"uniform"` (terms) and `"parameters"` (parameters); optional for the controls.
         costs: parameter -> parameters a term, for `"parameters"`; see `mp.costs`.
         updates: parameter -> trained update `(out, in, *kernel)`, for `"svd"`.
         noise: standard deviation of the noise in an entry of the updates, for `"svd"`.
@@ -131,8 +131,7 @@ def _parameters(weights: Weights, total: int, costs: Mapping[str, int]) -> dict[
     for name, cost in costs.items():
         if not cost > 0:
             raise ValueError(f"costs[{name!r}]={cost!r}: a term has at least one parameter")
-    if isinstance(total, bool) or not isinstance(total, int) or total < 0:
-        raise ValueError(f"total={total!r}: allowed is a whole number of parameters, 0 or more")
+    whole(0, total=total)
     result = dict.fromkeys(weights, 0)
     for name in _ordered(weights):
         if costs[name] <= total:
@@ -142,8 +141,7 @@ def _parameters(weights: Weights, total: int, costs: Mapping[str, int]) -> dict[
 
 
 def _svd(weights: Weights, updates: Mapping[str, Tensor], noise: float) -> dict[str, int]:
-    if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
-        raise ValueError(f"noise={noise!r}: allowed is a standard deviation, finite and 0 or more")
+    number(noise=noise)
     missing = sorted(set(weights) - set(updates))
     if missing:
         raise ValueError(f"updates misses {', '.join(missing[:5])}: one trained update a layer")

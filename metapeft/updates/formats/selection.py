@@ -10,18 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from metapeft.updates.formats.format import Format
-from metapeft.updates.formats.site import Site
+from metapeft.updates.formats.site import Site, Sites
 
-if TYPE_CHECKING:
-    from metapeft.updates.attached import AttachedModel
 
-Sites = Mapping[str, Site]
+class HasSites(Protocol):
+    """What `attach` returns, as far as ranks are concerned."""
+
+    @property
+    def sites(self) -> Sites:
+        """Parameter -> where its update is, and of what format."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Softmax:
         return selected
 
 
-def costs(model: AttachedModel | Sites) -> dict[str, int]:
+def costs(model: HasSites | Sites) -> dict[str, int]:
     """Parameters that one term of each layer's update has (a tensor ring's: one more on the bond `r1`).
 
     Example:
@@ -98,7 +101,7 @@ def costs(model: AttachedModel | Sites) -> dict[str, int]:
     }
 
 
-def at_ranks(model: AttachedModel | Sites, ranks: Mapping[str, int]) -> dict[str, Format]:
+def at_ranks(model: HasSites | Sites, ranks: Mapping[str, int]) -> dict[str, Format]:
     """Formats for retraining at chosen ranks: parameter -> its format at its new rank, for `attach`.
 
     An `alpha` that was given is kept, so that a layer's scale becomes `alpha / rank` of its new rank, as in AutoLoRA;
@@ -130,5 +133,5 @@ def at_ranks(model: AttachedModel | Sites, ranks: Mapping[str, int]) -> dict[str
     }
 
 
-def _sites(model: AttachedModel | Sites) -> Sites:
+def _sites(model: HasSites | Sites) -> Sites:
     return model if isinstance(model, Mapping) else model.sites

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from metapeft.updates.formats.format import Format, Geometry
@@ -14,3 +15,7 @@ class Site:
     parameter: str
     format: Format
     geometry: Geometry
+
+
+#: parameter -> the update that it carries
+Sites = Mapping[str, Site]

@@ -9,12 +9,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import number, whole
 from metapeft.updates.formats.format import (
     Factors,
     Format,
     Geometry,
-    checked_alpha,
-    positive_rank,
     uniform_fan_in,
 )
 
@@ -51,8 +50,9 @@ class TensorRing(Format):
         if isinstance(self.rank, tuple) and len(self.rank) != 3:
             raise ValueError(f"rank={self.rank!r}: a tensor ring has one rank, or three, (R0, R1, R2)")
         for bond in self.bonds:
-            positive_rank("rank", bond)
-        checked_alpha(self.alpha)
+            whole(0, rank=bond)
+        if self.alpha is not None:
+            number(above=True, alpha=self.alpha)
 
     @property
     def bonds(self) -> tuple[int, int, int]:

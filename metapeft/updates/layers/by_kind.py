@@ -1,6 +1,6 @@
-"""How the common kinds of leaf run on all tasks at once.
+"""How the common kinds of leaf module run on all tasks at once.
 
-A leaf is a module that owns parameters. Each function here takes `x` `(rows, ...)`, where the `T*B` inputs
+A leaf module owns parameters. Each function here takes `x` `(rows, ...)`, where the `T*B` inputs
 (or a multiple of them, windows of an image say) come one after another, task by task, and uses batched
 products on the unflattened activations. All other types go through `vectorized.py`.
 """

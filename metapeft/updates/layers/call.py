@@ -1,6 +1,6 @@
 """What one run of an attached backbone knows: how many tasks, their factors, how to normalise.
 
-The leaves of the skeleton read it from a `Holder` while the backbone runs; it lives no longer than that.
+The leaf modules of the skeleton read it from a `Holder` while the backbone runs; it lives no longer than that.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class Call:
 
     `reference` says which items of a task the normalisation statistics are taken from: None means the
     buffers, else the first `reference` items, those that `mask` `(T, reference)` keeps. `statistics` receives
-    them. While `shapes` is a dict, the leaves note the shapes of what they take and give.
-    `masks` are those of dropout, None for none; `dropouts` counts it, and while a leaf runs under vmap, `group` is
-    the number of groups that the rows are cut into and which of them it is.
-    `kept` records what modules give, or hands it back.
+    them. While `shapes` is a dict, the leaf modules note the shapes of what they take and give.
+    `masks` are those of dropout, None for none; `dropouts` counts it, and while a leaf module runs under vmap,
+    `part` is the number of parts that the rows are cut into, and which of them it is.
+    `recording` takes down what modules give, or hands it back.
     """
 
     tasks: int
@@ -89,20 +89,20 @@ class Call:
     classifier_output: Tensor | None = None
     masks: Masks | None = None
     dropouts: int = 0
-    group: tuple[int, Tensor] | None = None
-    kept: Recording | Replay | None = None
+    part: tuple[int, Tensor] | None = None
+    recording: Recording | Replay | None = None
 
     def run(self, name: str, parameters: Collection[str], work: Callable[[], Any]) -> Any:
-        """The forward of a module, of which `parameters` carry updates, with what the run keeps or has kept of it."""
-        if self.kept is None:
+        """The forward of a module, of which `parameters` carry updates, recorded or handed back where the run is to."""
+        if self.recording is None:
             return work()
 
         def begun() -> Any:
-            if self.kept is not None and parameters:
-                self.kept.begins(parameters)
+            if self.recording is not None and parameters:
+                self.recording.begins(parameters)
             return work()
 
-        return self.kept.run(name, self, begun)
+        return self.recording.run(name, self, begun)
 
     @property
     def rows(self) -> int:
@@ -110,10 +110,10 @@ class Call:
 
 
 class Holder:
-    """Where the leaves of one attached backbone find the run that is going on, and what was learned of them.
+    """Where the leaf modules of one attached backbone find the run that is going on, and what was learned of them.
 
     Args:
-        classifier: the leaf whose input are the features, None where there is none.
+        classifier: the leaf module whose input are the features, None where there is none.
     """
 
     def __init__(self, classifier: str | None) -> None:

@@ -18,28 +18,12 @@ from metapeft.updates.layers.call import Holder
 _CHANNELS = {"dropout1d": 3, "dropout2d": 4, "dropout3d": 5}  # and the number of axes with that of the batch
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _RANDOM = {
-    *(
-        "rand",
-        "randn",
-        "randint",
-        "randperm",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "normal",
-        "bernoulli",
-    ),
-    *("multinomial", "poisson", "binomial", "bernoulli_", "normal_", "uniform_", "exponential_", "cauchy_"),
-    *(
-        "geometric_",
-        "log_normal_",
-        "random_",
-        "gumbel_softmax",
-        "fractional_max_pool2d",
-        "fractional_max_pool3d",
-    ),
-    *("fractional_max_pool2d_with_indices", "fractional_max_pool3d_with_indices", "alpha_dropout"),
-    *("feature_alpha_dropout", "feature_dropout", "native_dropout", "_standard_gamma", "_sample_dirichlet"),
+    *("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal"),
+    *("bernoulli", "multinomial", "poisson", "binomial", "bernoulli_", "normal_", "uniform_"),
+    *("exponential_", "cauchy_", "geometric_", "log_normal_", "random_", "gumbel_softmax"),
+    *("fractional_max_pool2d", "fractional_max_pool3d", "fractional_max_pool2d_with_indices"),
+    *("fractional_max_pool3d_with_indices", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"),
+    *("native_dropout", "_standard_gamma", "_sample_dirichlet"),
 }
 _DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _NORMS = (
@@ -157,10 +141,10 @@ class Dropping(TorchFunctionMode):
             call.shapes["", place, "dropout"] = tuple(x.shape)
         if call.masks is None:
             return None
-        groups, which = call.group or (1, None)
+        parts, which = call.part or (1, None)
         layout = self.holder.layouts.get(("", place, "dropout"))
-        axis = None if layout is None else layout.locate(x, call.rows // groups)
-        if axis is None or x.shape[axis] % (call.rows // groups):
+        axis = None if layout is None else layout.locate(x, call.rows // parts)
+        if axis is None or x.shape[axis] % (call.rows // parts):
             raise ValueError(
                 f"dropout=True cannot serve {self._module()}: it drops from a tensor of shape {tuple(x.shape)}, where "
                 "no axis was found that holds the inputs, so that all tasks would share the mask"
@@ -173,9 +157,9 @@ class Dropping(TorchFunctionMode):
                     f"of the batch, not shape {tuple(x.shape)}"
                 )
             size[2:] = [1] * (x.dim() - 2)
-        mask = call.masks(place, (size[0] * groups, *size[1:]), p, x)
+        mask = call.masks(place, (size[0] * parts, *size[1:]), p, x)
         if which is not None:
-            mask = torch.unflatten(mask, 0, (groups, -1))[which]
+            mask = torch.unflatten(mask, 0, (parts, -1))[which]
         return mask.movedim(0, axis)
 
     def _attention(

@@ -31,7 +31,7 @@ class Function(torch.autograd.Function):
 def wanted(ctx: Any, argument: int) -> bool:
     """Whether this backward pass goes on to an argument: of a frozen weight in an inner gradient it does not.
 
-    Torch tells its own functions so; where it cannot tell (a leaf), the answer is what `needs_input_grad` says.
+    Torch tells its own functions so; where it cannot tell (a leaf tensor), the answer is what `needs_input_grad` says.
     """
     if not ctx.needs_input_grad[argument]:
         return False

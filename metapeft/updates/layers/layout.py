@@ -1,4 +1,4 @@
-"""Where the batch axis is in what a leaf takes and gives, found by running the backbone at two batch sizes.
+"""Where the batch axis is in what a leaf module takes and gives, found by running the backbone at two batch sizes.
 
 Shapes alone don't tell: 8 position embeddings look like the rows of 2 tasks of 4 inputs. An axis that doubles
 with the batch is the batch axis; a tensor without one (positions, shared tokens) is the same for all inputs.
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-#: the leaf's name, which of its calls in a run, and the argument: position, keyword, or ("output", position)
+#: the leaf module's name, which of its calls in a run, and the argument: position, keyword, or ("output", position)
 Key = tuple[str, int, int | str | tuple[str, int]]
 Shapes = dict[Key, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one tensor of a leaf looks in a plain run: batch axis or None, number of axes, first size."""
+    """How one tensor of a leaf module looks in a plain run: batch axis or None, number of axes, first size."""
 
     axis: int | None
     dim: int
     first: int
 
     def locate(self, x: Tensor, rows: int) -> int | None:
-        """The axis of `x` that has the rows; an earlier leaf may have given a shared tensor one."""
+        """The axis of `x` that has the rows; an earlier module may have given a shared tensor one."""
         if self.axis is not None:
             return self.axis
         expanded = x.dim() > self.dim or (self.first == 1 and x.dim() > 0 and x.shape[0] == rows)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metapeft.base import counter
+
 _AT_ONCE = 2**18  # words that are made together: they and what they are made from fit into a cache
 
 
@@ -17,13 +19,12 @@ def _signed(word: int) -> int:
     return word - 2**64 if word >= 2**63 else word
 
 
-# the constants of `episodes.counter`
-_STEP, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-_MIXING = ((30, _FIRST), (27, _SECOND), (31, None))
+_STEP, _FIRST, _SECOND = (_signed(int(word)) for word in (counter.STEP, counter.FIRST, counter.SECOND))
+_MIXING = tuple(zip(map(int, counter.SHIFTS), (_FIRST, _SECOND, None)))
 
 
 def mix(x: Tensor) -> Tensor:
-    """`episodes.counter.mix` on int64, on any device; changes x in place and returns it.
+    """`counter.mix` on int64, on any device; changes x in place and returns it.
 
     Example:
         >>> [hex(word % 2**64) for word in mix(torch.tensor([1, 2])).tolist()]
@@ -40,8 +41,8 @@ class Masks:
     """Masks for the rows of one forward, 0 or `1 / (1 - p)`; what was made once is kept.
 
     Word i of a row at a place (the number of the dropout in a forward) is
-    `mix(mix(key + (place + 1) STEP) + (i + 1) STEP)`, the streams of `episodes.counter`; a value is dropped where
-    its word, as a fraction of 2^64, is below p. So a mask depends on its own row alone, not on the rows beside it.
+    `mix(mix(key + (place + 1) STEP) + (i + 1) STEP)`, the streams of `counter`; a value is dropped where its word, as
+    a fraction of 2^64, is below p. So a mask depends on its own row alone, not on the rows beside it.
 
     Args:
         keys: a number a row, `(T, B)` int64, or `(rows,)`.
@@ -82,5 +83,5 @@ class Masks:
         steps = torch.arange(1, count + 1, device=like.device) * _STEP
         below = int(p * 2**64) - 2**63
         parts = torch.split(rows, max(1, _AT_ONCE // max(count, 1)))
-        kept = [mix(part + steps) >= below for part in parts]
-        return torch.cat(kept).to(like.dtype).mul_(1.0 / (1.0 - p)).view(tuple(shape))
+        passed = torch.cat([mix(part + steps) >= below for part in parts])
+        return passed.to(like.dtype).mul_(1.0 / (1.0 - p)).view(tuple(shape))

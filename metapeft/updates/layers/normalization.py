@@ -27,8 +27,8 @@ def batch_norm(
     buffers that leave it as it is.
 
     Args:
-        module: the leaf. clone: a copy of it with the class's own forward.
-        updates: of its affine parameters. name: the leaf's.
+        module: the leaf module. clone: a copy of it with the class's own forward.
+        updates: of its affine parameters. name: the module's.
         x: `(rows, C, ...)`.
 
     Raises:

@@ -1,8 +1,8 @@
-"""What a forward computes before the first layer whose update moves: kept by one forward, handed back by later ones.
+"""What a forward computes before the first layer whose update moves: recorded once, handed back in later forwards.
 
 The modules of a backbone run one after the other, so what has ended before that layer begins cannot depend on its
-update. The outermost of those modules that give one tensor of floats are kept: on the way back they give it again and
-do not run; what stands between them does.
+update. The outermost of those modules that give one tensor of floats are recorded: on the way back they give it again
+and do not run; what stands between them does.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Work = Callable[[], Any]
 
 
 class MovingLayerReached(BaseException):
-    """Ends a forward that only records; no module's own `except Exception` may take it."""
+    """What ends a forward that only records; no module's own `except Exception` may take it."""
 
 
 class Counting(Protocol):
-    """What a run counts: how often each leaf ran, and dropout."""
+    """What a run counts: how often each leaf module ran, and dropout."""
 
     visits: Visits
     dropouts: int
@@ -36,12 +36,12 @@ class Place:
     name: str
     before: int
     modules: Visits
-    leaves: Visits
+    leaf_modules: Visits
     dropouts: int
 
 
 class Recording:
-    """Takes down what modules give, until one begins that has an update among `moving`."""
+    """A forward that takes down what modules give, until one begins that has an update among `moving`."""
 
     def __init__(self, moving: Collection[str]) -> None:
         self.moving = frozenset(moving)
@@ -67,21 +67,22 @@ class Recording:
 
 
 class Replay:
-    """Hands back outputs of an earlier forward on the same inputs."""
+    """A forward that hands back outputs of an earlier one on the same inputs."""
 
     def __init__(self, places: Sequence[Place], outputs: Sequence[Tensor]) -> None:
-        self.kept = {(place.name, place.before): (place, value) for place, value in zip(places, outputs)}
+        self.outputs = {(place.name, place.before): (place, value) for place, value in zip(places, outputs)}
         self.modules: Visits = Counter()
 
     def begins(self, parameters: Collection[str]) -> None:
         """Nothing ends here."""
 
     def run(self, name: str, call: Counting, work: Work) -> Any:
-        """What was kept; `work()` where nothing was."""
-        found = self.kept.get((name, self.modules[name]))
+        """What was recorded; `work()` where nothing was."""
+        found = self.outputs.get((name, self.modules[name]))
         if found is None:
             self.modules[name] += 1
             return work()
         place, output = found
-        self.modules, call.visits, call.dropouts = place.modules.copy(), place.leaves.copy(), place.dropouts
+        self.modules, call.visits = place.modules.copy(), place.leaf_modules.copy()
+        call.dropouts = place.dropouts
         return output

@@ -1,4 +1,4 @@
-"""Leaves of every other type: their own forward for each task, under `torch.func.vmap`."""
+"""Leaf modules of every other type: their own forward for each task, under `torch.func.vmap`."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def own_forward(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Run a leaf's own forward with `W0 + Delta_t`; `MultiheadAttention` is such a leaf.
+    """Run a leaf module's own forward with `W0 + Delta_t`; `MultiheadAttention` is such a module.
 
     Args:
-        clone: a copy of the leaf with the class's own forward.
-        module: the leaf, whose parameters are the current ones.
-        updates: by name inside the leaf.
-        layouts: where the batch axes of the leaf's arguments and outputs are.
-        visit: the leaf's name and which of its calls this is, the first two entries of a key of `layouts`.
-        args, kwargs: as the leaf was called.
+        clone: a copy of the module with the class's own forward.
+        module: the leaf module, whose parameters are the current ones.
+        updates: by name inside it.
+        layouts: where the batch axes of its arguments and outputs are.
+        visit: its name and which of its calls this is, the first two entries of a key of `layouts`.
+        args, kwargs: as it was called.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
     own = {name: parameters[name] + update.delta(call.rows) for name, update in updates.items()}
-    groups = max(value.shape[0] for value in own.values())  # tasks, or rows where a seed is per input
-    own = {name: value.repeat_interleave(groups // value.shape[0], 0) for name, value in own.items()}
+    parts = max(value.shape[0] for value in own.values())  # tasks, or rows where a seed is per input
+    own = {name: value.repeat_interleave(parts // value.shape[0], 0) for name, value in own.items()}
     shared = {**parameters, **dict(module.named_buffers())}
 
     values: dict[int | str, Any] = dict(enumerate(args))
@@ -45,28 +45,28 @@ def own_forward(
         layout = layouts.get((*visit, key))
         axis = layout.locate(value, call.rows) if layout is not None and isinstance(value, Tensor) else None
         if axis is not None:
-            mapped[key], axes[key] = torch.unflatten(value, axis, (groups, -1)), axis
+            mapped[key], axes[key] = torch.unflatten(value, axis, (parts, -1)), axis
 
     empty: list[bool] = []  # which outputs are None (attention's weights): vmap returns tensors only
 
     def one(own: dict[str, Tensor], mapped: dict[int | str, Tensor], which: Tensor) -> Any:
         full = {**values, **mapped}
         given = tuple(full[i] for i in range(len(args))), {key: full[key] for key in kwargs}
-        call.group = (groups, which)
+        call.part = (parts, which)
         output = torch.func.functional_call(clone, {**shared, **own}, *given)
-        call.group = None
+        call.part = None
         if not isinstance(output, tuple):
             return output
         empty[:] = [value is None for value in output]
         return tuple(value for value in output if value is not None)
 
-    each = torch.arange(groups, device=next(iter(own.values())).device)
+    each = torch.arange(parts, device=next(iter(own.values())).device)
     result = torch.func.vmap(one, in_dims=(0, axes, 0), randomness="different")(own, mapped, each)
 
     def joined(value: Tensor, index: int) -> Tensor:
-        """`(groups, ...)` to rows along the output's batch axis."""
+        """`(parts, ...)` to rows along the output's batch axis."""
         if not axes:
-            return torch.cat([spread(part, call.rows // groups) for part in value])
+            return torch.cat([spread(output, call.rows // parts) for output in value])
         layout = layouts.get((*visit, ("output", index)))
         axis = 0 if layout is None or layout.axis is None else layout.axis
         return value.movedim(0, axis).flatten(axis, axis + 1)

@@ -14,9 +14,9 @@ from theory.bridge.linear import (
     sampled,
     statistics,
 )
-from theory.metalearners import METHODS, outer_gradient, solution, spread_covariances
-from theory.problems import draw_truth, population
-from theory.solvers import pooled_least_squares, reduced_rank_regression
+from theory.models.metalearners import METHODS, outer_gradient, solution, spread_covariances
+from theory.models.problems import draw_truth, population
+from theory.models.solvers import pooled_least_squares, reduced_rank_regression
 
 
 class Same:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+from metapeft.base.files import cache_folder
+from metapeft.base.machine.processor import processor_abilities
 
 log = logging.getLogger("metapeft")
 
@@ -26,11 +28,10 @@ def library() -> Path:
     Raises:
         OSError: no C++ compiler, one that fails (the message ends with what it said), a folder that cannot be written.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metapeft"
-    path = cache / f"kernels-{_key()}.so"
+    path = cache_folder() / f"kernels-{_key()}.so"
     if not path.exists():
         log.info("compiling kernels into %s", path)
-        cache.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _compile(path)
     return path
 
@@ -64,12 +65,5 @@ def _compile(path: Path) -> None:
 def _key() -> str:
     """What the library is made for, as a name: sources, flags, and what the processor can do."""
     parts = [path.read_bytes() for path in sorted(_HERE.glob("*.?pp"))]
-    parts += [" ".join(_FLAGS).encode(), platform.machine().encode(), _abilities().encode()]
+    parts += [" ".join(_FLAGS).encode(), processor_abilities().encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _abilities() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    named = [line for line in lines if line.lower().startswith(("flags", "features"))]
-    return named[0] if named else platform.processor()

@@ -1,0 +1,66 @@
+"""The shell's commands by name; each is imported when it is called, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from metapeft.base.version import __version__
+from metapeft.cli import named_options as named
+from metapeft.cli.config_file import from_file
+
+app = App(
+    name="metapeft",
+    help="Bilevel meta-learning of parameter-efficient updates.",
+    version=__version__,
+    help_format="plaintext",
+)
+_COMMANDS = {
+    "train": "Meta-train and compare methods on few-shot episodes; without options the main job on glyphs.",
+    "evaluate": "Evaluate a trained run on episodes.",
+    "bench": "Ablations of the whole method: generator, selection and inner loop switched off one at a time.",
+    "sweep": "Train several methods with several seeds, a job each, on a SLURM cluster or here.",
+    "ranks": "Round a run's selection variables to ranks.",
+    "data": "Look at a data set: counts, classes, hash; build its store.",
+    "episodes": "Write or check the index lists of a protocol.",
+    "export": "Adapt a run to one task and write it as an adapter that PEFT loads.",
+    "report": "Write a run's report again.",
+}
+for _name, _help in _COMMANDS.items():
+    app.command(f"metapeft.cli.{_name}:{'app' if _name == 'episodes' else _name}", name=_name, help=_help)
+app.command("theory.cli:app", name="theory", help="The linear theory: check the theorems, draw the figures.")
+
+
+@app.meta.default
+def _with_config(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[
+        Path | None, Parameter(help="File with options of the command: TOML, YAML or JSON.")
+    ] = None,
+) -> object:
+    if config is not None:
+        app.config = (from_file(config, app, tokens), named.remember)
+    return app(tokens, exit_on_error=False, print_error=False)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    logging.basicConfig(format="%(message)s")
+    errors = Console(stderr=True, soft_wrap=True)
+    app.config = (named.remember,)  # a file holds for one call
+    try:
+        result = app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        errors.print(f"metapeft: {error}", style="red", markup=False, highlight=False)
+        return 2
+    except (ValueError, ArithmeticError, OSError, ImportError, MemoryError) as error:
+        errors.print(f"metapeft: {error}", style="red", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("metapeft: stopped; the last checkpoint is kept, --resume goes on", markup=False)
+        return 130
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0

@@ -1,0 +1,106 @@
+"""The part of an attached backbone that runs: all tasks at once, on factors that it gives a start."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metapeft.updates import inputs
+from metapeft.updates.formats.site import Site
+from metapeft.updates.layers.call import Call, Holder
+from metapeft.updates.layers.dropout import Dropping
+from metapeft.updates.skeleton import build
+
+
+class BatchedBackbone:
+    """A backbone that runs on the rows of `T` tasks, each with its own update; inputs are taken as they come.
+
+    Attributes:
+        module: the user's own.
+        backbone: its skeleton, which shares every parameter and buffer with it.
+        sites: parameter name -> its format and geometry.
+        users: parameter name -> the leaf modules that use it.
+        parameters: the module's, by name, tied ones under each of theirs.
+        classifier: name of the classifier layer, or None; `classifier_is_certain` where it was not guessed.
+        dropout: whether it runs in train mode, with the masks that a run is given.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        sites: dict[str, Site],
+        classifier: str | None,
+        classifier_is_certain: bool,
+        seed: int,
+        dropout: bool,
+    ) -> None:
+        self.module, self.sites, self.seed, self.dropout = module, sites, seed, dropout
+        self.classifier, self.classifier_is_certain = classifier, classifier_is_certain
+        self.holder = Holder(classifier)
+        self.backbone, self._loose, self.users = build(module, sites, self.holder, dropout)
+        self.parameters: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+
+    def factors(self) -> dict[str, Tensor]:
+        """Where every task starts: `name -> (1, ...)`, a zero update.
+
+        Example:
+            >>> import metapeft as mp
+            >>> model = mp.attach(torch.nn.Linear(3, 2), mp.LoRA(rank=1))
+            >>> {name: tuple(value.shape) for name, value in model.factors().items()}
+            {'weight.A': (1, 1, 3), 'weight.B': (1, 2, 1)}
+        """
+        start: dict[str, Tensor] = {}
+        for name, site in self.sites.items():
+            # a generator a parameter: what else carries an update changes nothing here
+            number = (self.seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63
+            generator = torch.Generator().manual_seed(number)
+            for key, value in site.format.start(site.geometry, generator).items():
+                start[f"{name}.{key}"] = value.to(self.parameters[name])
+        return start
+
+    def execute(self, x: Any, call: Call, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Run the skeleton once.
+
+        Args:
+            x: leaves `(T, B, ...)`.
+            call: the run, which nothing else may be inside of.
+            weights: parameters and buffers by name, in place of the module's own.
+
+        Returns: the output's rows, `(T*B, ...)`.
+        """
+        if self.holder.call is not None:
+            raise RuntimeError("an attached backbone cannot run inside itself")
+        args, kwargs = inputs.flattened(x, call.rows)
+        values = dict(weights or {})
+        for name in self._loose:
+            if name in call.updates:  # a parameter with a first axis of 1 gets one row an input
+                own = values.get(name, self.parameters[name]) + call.updates[name].delta(call.rows)
+                values[name] = own.flatten(0, 1).repeat_interleave(call.items, 0)
+        self.holder.call, self.holder.running = call, []
+        try:
+            with inputs.exact_attention(), Dropping(self.holder) if self.dropout else nullcontext():
+                if values:
+                    output = torch.func.functional_call(self.backbone, values, args, kwargs)
+                else:
+                    output = self.backbone(*args, **kwargs)
+        finally:
+            self.holder.call = None
+        return inputs.output_tensor(output, call.rows)
+
+    def forget_classifier(self) -> None:
+        """The first batch showed that the guessed classifier does not make the backbone's output.
+
+        Raises:
+            ValueError: it was not guessed, but named.
+        """
+        if self.classifier_is_certain:
+            raise ValueError(
+                f"{self.classifier!r} does not make the backbone's output: name it with classifier=, "
+                "or say classifier=None where the backbone has none"
+            )
+        self.classifier = self.holder.classifier = None

@@ -1,0 +1,62 @@
+"""The data beside each figure: one row a point, seven columns, the same for every sweep."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from theory.models.problems import Array
+
+EXACT = "exact"  # the step of a row that an exact solver made
+
+
+class Row(NamedTuple):
+    """One point.
+
+    Args:
+        sweep: name of the sweep.
+        value: of the swept quantity.
+        method: `sr+lora`, `lora-ml`, ...
+        run: the draw, from 0.
+        step: of fine-tuning, or `"exact"`.
+        loss: squared error to the noise-free targets, summed over the inputs of the test task.
+        population: `||W* - A - U V^T||_F^2`, without 1/2.
+    """
+
+    sweep: str
+    value: float
+    method: str
+    run: int
+    step: int | str
+    loss: float
+    population: float
+
+
+def write(rows: Iterable[Row], path: Path) -> None:
+    """Write rows as CSV with a header; numbers in full precision."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows(rows)
+
+
+def exact(rows: Iterable[Row], method: str, column: str = "loss") -> dict[float, Array]:
+    """The exact end points of one method, value -> `(runs,)`, values rising."""
+    found: dict[float, list[float]] = {}
+    for row in rows:
+        if row.method == method and row.step == EXACT:
+            found.setdefault(row.value, []).append(getattr(row, column))
+    return {value: np.array(found[value]) for value in sorted(found)}
+
+
+def curves(rows: Iterable[Row], method: str, value: float) -> list[tuple[Array, Array]]:
+    """The fine-tuning curves of one method at one value, a `(steps, losses)` pair for each run."""
+    found: dict[int, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row.method == method and row.value == value and not isinstance(row.step, str):
+            found.setdefault(row.run, []).append((row.step, row.loss))
+    return [tuple(np.array(sorted(points), dtype=float).T) for points in found.values()]
