@@ -12,8 +12,8 @@ import torch
 import metapeft as mp
 from metapeft.training.outer_loop import OuterLoop
 from metapeft.training.runs.run import Run
-from tests.trainer.helpers import learner, sampler
-from tests.trainer.test_memory import ERRORS
+from tests.training.helpers import learner, sampler
+from tests.training.test_memory import ERRORS
 
 
 def test_too_little_memory_for_the_optimiser_is_a_sentence_and_keeps_the_checkpoint(tmp_path: Path) -> None:

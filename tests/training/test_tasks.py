@@ -15,8 +15,8 @@ from metapeft.hypergradients.problem import Result
 from metapeft.training.learner_task import GivenTask, LearnerTask
 from metapeft.training.task import Task
 from metapeft.training.trainer import as_task
-from tests.trainer.helpers import learner, sampler
-from tests.trainer.test_trainer import problem
+from tests.training.helpers import learner, sampler
+from tests.training.test_trainer import problem
 
 
 class Slope:

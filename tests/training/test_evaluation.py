@@ -17,7 +17,7 @@ from metapeft.base.intervals import mean_interval
 from metapeft.datasets.images import ImageData
 from metapeft.generators.control import OtherTask
 from metapeft.training.tuning import calibrated_scale, grid, inner_steps, tune
-from tests.trainer.helpers import learner, sampler
+from tests.training.helpers import learner, sampler
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=50), st.sampled_from([0.8, 0.95, 0.99]))

@@ -14,7 +14,7 @@ from metapeft.updates.copying import viewed
 from metapeft.updates.layers import dropout
 from metapeft.updates.layers.masks import Masks
 from tests.updates.helpers import randn, random_factors, randomised
-from tests.updates.test_dropout import (
+from tests.updates.layers.test_dropout import (
     ITEMS,
     KEYS,
     TASKS,

@@ -22,9 +22,9 @@ from metapeft.training.checks import refuse_processes
 from metapeft.training.outer_gradient import averaged
 from metapeft.training.runs.run import Run
 from metapeft.training.trainer import as_task
-from tests.trainer.helpers import learner, sampler
-from tests.trainer.ranks import TASKS, train
-from tests.trainer.test_trainer import problem
+from tests.training.helpers import learner, sampler
+from tests.training.ranks import TASKS, train
+from tests.training.test_trainer import problem
 
 KINDS = ("metapeft", "protonet")  # by inner loop; on batch statistics
 
@@ -103,7 +103,7 @@ def test_the_shares_add_up_to_the_mean_over_all_tasks(kind: str, processes: int)
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    found = torchrun("tests.trainer.ranks", str(folder), ",".join(KINDS), "-1")
+    found = torchrun("tests.training.ranks", str(folder), ",".join(KINDS), "-1")
     assert found.returncode == 0, found.stderr
     return folder
 
@@ -159,7 +159,7 @@ def test_a_process_that_dies_ends_the_run_with_a_sentence(tmp_path: Path) -> Non
         port = str(free.getsockname()[1])
     death = 4 * TASKS + 4  # drawn by rank 1, ahead of step 5
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "tests.trainer.ranks", str(tmp_path), "metapeft", str(death)]
+    command = [sys.executable, "-m", "tests.training.ranks", str(tmp_path), "metapeft", str(death)]
     own = [environment(RANK=rank, LOCAL_RANK=rank, **common) for rank in ("0", "1")]
     started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=each) for each in own]
     said = [process.communicate(timeout=200)[1] for process in started]
@@ -173,7 +173,7 @@ def test_a_process_that_dies_ends_the_run_with_a_sentence(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_torchrun_starts_it_again_from_the_last_checkpoint(two: Path, tmp_path: Path) -> None:
     found = torchrun(
-        "tests.trainer.ranks", str(tmp_path), "metapeft", str(4 * TASKS + 4), options=("--max-restarts", "1")
+        "tests.training.ranks", str(tmp_path), "metapeft", str(4 * TASKS + 4), options=("--max-restarts", "1")
     )
     assert found.returncode == 0, found.stderr
     assert "Signal 9" in found.stderr or "exitcode: -9" in found.stderr

@@ -14,7 +14,7 @@ import metapeft as mp
 from metapeft.base.state import digest
 from metapeft.training.outer_loop import OuterLoop
 from metapeft.training.runs.run import Run
-from tests.trainer.helpers import PLAN, learner, sampler, trainer
+from tests.training.helpers import PLAN, learner, sampler, trainer
 
 
 def test_a_step_is_that_of_the_optimiser_on_the_hypergradient() -> None:

@@ -17,9 +17,9 @@ import torch
 import metapeft as mp
 from metapeft.base.state import digest
 from metapeft.training.runs.run import Run
-from tests.killing import contents, last_step, wait_for
-from tests.trainer import killed
-from tests.trainer.helpers import PLAN, STEPS, go_on, learner, sampler, trainer
+from tests.training.helpers import PLAN, STEPS, go_on, learner, sampler, trainer
+from tests.training.runs import killed
+from tests.training.runs.killing import contents, last_step, wait_for
 
 KINDS = tuple(killed.KINDS)
 
@@ -78,7 +78,7 @@ def test_killed_at_random_steps(kind: str, tmp_path: Path) -> None:
     """
     whole, part = tmp_path / "whole", tmp_path / "killed"
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.trainer.preloaded"])
+    server.set_forkserver_preload(["tests.training.runs.preloaded"])
 
     def start(folder: Path) -> Any:
         process = server.Process(target=killed.go_on, args=(folder, kind), daemon=True)
@@ -112,7 +112,7 @@ def test_killed_at_random_steps(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_agree(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.trainer.helpers", str(tmp_path / "other"), "metapeft"]
+    command = [sys.executable, "-m", "tests.training.helpers", str(tmp_path / "other"), "metapeft"]
     other = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout.strip()
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from torch import nn
 
 import metapeft as mp
 from metapeft.base.state import digest
-from tests.trainer.helpers import learner, sampler, trainer
+from tests.training.helpers import learner, sampler, trainer
 
 #: of each kind of learner, the times that its run is killed, and its steps
 KINDS = {"metapeft": (10, 130), "warm": (3, 50), "protonet": (3, 50), "dropout": (3, 50)}

@@ -14,7 +14,7 @@ import metapeft as mp
 from metapeft.base.state import digest
 from metapeft.base.stored_settings import as_json
 from metapeft.learner import settings as specs
-from tests.trainer.helpers import PLAN, dropping, learner, sampler, trainer
+from tests.training.helpers import PLAN, dropping, learner, sampler, trainer
 
 
 def fitted(task: mp.Learner, folder: Path) -> mp.Learner:

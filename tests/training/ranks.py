@@ -13,7 +13,7 @@ import torch
 import metapeft as mp
 from metapeft.base.machine.processes import _leave, restarts
 from metapeft.base.state import digest
-from tests.trainer.helpers import PLAN, sampler, trainer
+from tests.training.helpers import PLAN, sampler, trainer
 
 STEPS, TASKS = 6, 5  # five tasks on two processes: three and two
 

@@ -22,8 +22,8 @@ from metapeft.training.learner_task import LearnerTask
 from metapeft.training.runs.run import Run
 from metapeft.training.task import Task
 from metapeft.training.tuning import calibrated_scale
-from tests.trainer.helpers import PLAN, learner, sampler, trainer
-from tests.trainer.test_trainer import problem
+from tests.training.helpers import PLAN, learner, sampler, trainer
+from tests.training.test_trainer import problem
 
 CPU = torch.device("cpu")
 ERRORS = [

@@ -20,7 +20,7 @@ from metapeft.base.state import digest
 from metapeft.cli import run as shell
 from metapeft.updates.layers.compiled import fit
 from metapeft.updates.layers.compiled.switch import compiled_used, in_use
-from tests.trainer.helpers import PLAN, sampler
+from tests.training.helpers import PLAN, sampler
 
 ENGINES: dict[str, Any] = {
     "unroll": "unroll", "recompute": "recompute", "truncated": mp.hypergradients.Truncated(1),

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import metapeft as mp
 from metapeft.training import progress_bar as progress
-from tests.trainer.helpers import learner, sampler
+from tests.training.helpers import learner, sampler
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, show: bool) -> str:

@@ -15,7 +15,7 @@ from metapeft.base.machine import precision
 from metapeft.base.machine import processes as distributed
 from metapeft.base.machine.devices import usable
 from metapeft.base.machine.processes import Processes
-from tests.trainer.helpers import learner
+from tests.training.helpers import learner
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -16,7 +16,7 @@ from metapeft.training.chunking import Chunking
 from metapeft.training.image_groups import ImageGroupSampler
 from metapeft.training.pretraining import Pretraining
 from metapeft.training.runs.run import Run
-from tests.trainer.helpers import data
+from tests.training.helpers import data
 
 
 def body() -> torch.nn.Module:

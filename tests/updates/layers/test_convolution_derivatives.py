@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import metapeft as mp
 from tests.updates.helpers import FORMATS, randn, random_factors, randomised
-from tests.updates.test_layers import CONVOLUTIONS
+from tests.updates.layers.test_layers import CONVOLUTIONS
 
 TASKS = 2
 
