@@ -15,7 +15,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from cyclopts import App
@@ -32,7 +32,18 @@ app = App(help=__doc__, version_flags=[])
 RESULTS = Path(__file__).parent / "results" / "few_shot"
 Data = Literal["omniglot", "miniimagenet", "glyph-pairs"]
 Kind = Literal["plain", "shifted"]
-SR = {
+
+
+class Retraining(TypedDict):
+    """Size of a standard retraining: outer steps of `groups` groups of `group` images each, and its rate."""
+
+    steps: int
+    group: int
+    groups: int
+    lr: float
+
+
+SR: dict[str, Retraining] = {
     "omniglot": {"steps": 3000, "group": 64, "groups": 2, "lr": 2e-3},
     "miniimagenet": {"steps": 2500, "group": 64, "groups": 1, "lr": 1e-3},
     "glyph-pairs": {"steps": 1000, "group": 64, "groups": 2, "lr": 2e-3},
@@ -106,7 +117,9 @@ def sr(
     folder, first = sr_folder(data, kind, runs, seed, continued), sr_folder(data, kind, runs, seed)
     begun = time.monotonic()
     items = 5 * (SHOTS[data] + 15)
-    more = {"steps": round(SHARE[data] * OUTER_STEPS), "group": items, "groups": TASKS, "lr": 1e-3}
+    more: Retraining = {
+        "steps": round(SHARE[data] * OUTER_STEPS), "group": items, "groups": TASKS, "lr": 1e-3,
+    }  # fmt: skip
     shift = SWAPPED if data == "glyph-pairs" else training_styles() if kind == "shifted" else None
     softmax = softmax_of(first) if continued and (first / "run").exists() else None
     body, log = mp.pretrain(

@@ -128,13 +128,14 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "CG",
+    "CP",
+    "KNN",
     "Adapted",
     "AttachedModel",
     "Augment",
     "AutoLoRA",
     "BilevelTrainer",
-    "CG",
-    "CP",
     "Cosine",
     "DataError",
     "Direct",
@@ -152,7 +153,6 @@ __all__ = [
     "Head",
     "ImageData",
     "IndefiniteHessian",
-    "KNN",
     "Learned",
     "Learner",
     "LoRA",

@@ -9,7 +9,6 @@ import runpy
 import subprocess
 import sys
 from fnmatch import fnmatch
-from pathlib import Path
 
 import pytest
 import setuptools
@@ -18,13 +17,9 @@ from packaging.utils import canonicalize_name
 
 import metapeft as mp
 from metapeft.base.registry import Registry
+from tests.public_names import ROOT, package_of, tables
 
-ROOT = Path(mp.__file__).parent.parent
-FOLDERS = [
-    path.parent.name
-    for path in sorted(ROOT.glob("metapeft/*/__init__.py"))
-    if "Registry(" in path.read_text(encoding="utf-8")
-]
+PACKAGES = [package_of(table) for table in tables()]
 
 
 def python(code: str) -> str:
@@ -63,9 +58,9 @@ def pins(file: str) -> dict[str, str]:
 
 def registry_entries() -> list[tuple[str, str]]:
     return [
-        (folder, name)
-        for folder in FOLDERS
-        for name in importlib.import_module(f"metapeft.{folder}").registry.attributes
+        (package, name)
+        for package in PACKAGES
+        for name in importlib.import_module(f"{package}.table").registry.attributes
     ]
 
 
@@ -117,7 +112,7 @@ def test_dependencies_are_justified(setup_arguments):
 
 def test_contributing_names_what_is_there():
     rows = re.findall(
-        r"^\| .* \| `(metapeft/\w+/)` \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M
+        r"^\| .* \| `(metapeft/[\w/]+/)` \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M
     )
     files = [ROOT / folder / name for folder, text in rows for name in re.findall(r"`(\w+\.py)`", text)]
     assert len(rows) == 8
@@ -139,21 +134,21 @@ def test_package_data_is_complete(setup_arguments, package, one):
 
 
 def test_every_folder_has_a_table():
-    assert {"backbones", "updates", "heads", "inner", "hypergradients", "generators", "datasets"} <= set(
-        FOLDERS
-    )
-    for folder in FOLDERS:
-        registry = importlib.import_module(f"metapeft.{folder}").registry
+    extended = {*mp._FOLDERS, "backbones", "inner", "methods", "experiments.report"}
+    assert {f"metapeft.{folder}" for folder in extended} <= set(PACKAGES)
+    for package in PACKAGES:
+        registry = importlib.import_module(f"{package}.table").registry
         assert isinstance(registry, Registry)
-        assert set(registry.names.values()) <= set(registry.attributes), folder
+        assert registry.package == package
+        assert set(registry.names.values()) <= set(registry.attributes), package
 
 
-@pytest.mark.parametrize(("folder", "name"), registry_entries())
-def test_registry_entry(folder, name):
+@pytest.mark.parametrize(("package", "name"), registry_entries())
+def test_registry_entry(package, name):
     """It resolves, twice to the same thing (a file of that name would hide it), and has an example."""
-    package = importlib.import_module(f"metapeft.{folder}")
-    thing = package.registry.attribute(name)
-    assert getattr(package, name) is thing
+    module = importlib.import_module(package)
+    thing = module.registry.attribute(name)
+    assert getattr(module, name) is thing
     assert not inspect.ismodule(thing)
     if callable(thing) and not (isinstance(thing, type) and issubclass(thing, BaseException)):
         assert re.search(r"Examples?:\s+>>>", inspect.getdoc(thing) or ""), f"{name} has no example"
@@ -161,9 +156,8 @@ def test_registry_entry(folder, name):
 
 def test_names_do_not_clash():
     """One name, one thing: what two folders both offer through `mp` would depend on their order."""
-    names = [
-        name for folder in mp._FOLDERS for name in importlib.import_module(f"metapeft.{folder}").registry
-    ]
+    tables_of_mp = [importlib.import_module(f"metapeft.{folder}.table") for folder in mp._FOLDERS]
+    names = [name for table in tables_of_mp for name in table.registry]
     assert sorted(names) == sorted(set(names))
     assert set(names).isdisjoint({*mp._NAMES, *mp._NAMESPACES})
 
@@ -177,14 +171,6 @@ def test_no_machine_paths():
     pattern = re.compile(rb"(?<![\w./-])/(work|home|root|opt|farm|Users|mnt|data)/\w")
     found = [str(file) for file in files if file.is_file() and pattern.search(file.read_bytes())]
     assert found == []
-
-
-def test_readme_commands():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "pip install -r requirements.txt -e . && metapeft train" in text
-    assert "pip install -r requirements.txt -e '.[test]' && pytest" in text
-    assert "CVPR 2025" in text[:2000]
-    assert text.index("<!-- results:begin -->") < text.index("<!-- results:end -->")
 
 
 @pytest.mark.slow

@@ -1,9 +1,4 @@
-"""The table of backbones: adding one is its file and its line here.
-
-A backbone is a plain `nn.Module` whose last layer is an `nn.Linear` named `classifier`, the output of which
-is the output of the module; nothing in it knows of tasks or updates. Files are not named after the function
-that they hold: importing a submodule sets its name on the package, and would hide the function.
-"""
+"""Backbones that come along: plain modules whose last layer is an `nn.Linear` named `classifier`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of datasets: adding one is its file and its line here."""
+"""Data sets: readers of images and of functions, by name or by their own options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of episodes: adding one is its file and its line here."""
+"""Episodes: tasks drawn from data, each a pure function of a seed and its number, and the protocol of an evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of generators: adding one is its file and its line here."""
+"""Generators: networks that write a task's seeds from its support set, and the controls of them."""
 
 from __future__ import annotations
 

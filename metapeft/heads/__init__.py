@@ -1,4 +1,4 @@
-"""The table of heads: adding one is its file and its line here."""
+"""Heads: what turns features into logits, from a task's support set or with the backbone's own classifier."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "KNN",
     "Cosine",
     "Head",
-    "KNN",
     "Learned",
     "Logistic",
     "PrototypeInit",

@@ -1,4 +1,4 @@
-"""The table of hypergradients: adding one is its file and its line here."""
+"""Hypergradients: engines for the derivative of an outer objective through an inner solver."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "AutoLoRA",
     "CG",
+    "AutoLoRA",
     "Direct",
     "Engine",
     "Envelope",

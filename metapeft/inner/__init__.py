@@ -1,4 +1,4 @@
-"""The table of inner solvers: adding one is its file and its line here."""
+"""Inner solvers: how a task's variables move, and maps that keep them within bounds."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "LBFGS",
+    "SGD",
     "Adam",
     "AdamW",
     "Descent",
     "FixedPoint",
     "Higher",
-    "LBFGS",
     "Logistic",
     "Momentum",
     "Nesterov",
     "Projected",
     "Proximal",
     "Ridge",
-    "SGD",
     "Softmax",
     "Solver",
     "Step",

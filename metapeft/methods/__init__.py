@@ -1,4 +1,4 @@
-"""The table of methods: adding one is its file and its line here."""
+"""Methods: the rows of the field's table, each a recipe of a few lines that returns a `Learner`."""
 
 from __future__ import annotations
 

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from metapeft.base.suggestions import did_you_mean
+from metapeft.generators.generator import Generator
 from metapeft.generators.mapping_net import MappingNet
 from metapeft.inner.solver import Solver
 from metapeft.learner.learner import Learner
 from metapeft.updates.attach_model import attach
 from metapeft.updates.formats.format import Format
+from metapeft.updates.targets import Targets
 
 _ATTACH = ("preprocess", "classifier")
 Formats = Format | Mapping[str | type[nn.Module], Format | None]
@@ -46,7 +48,7 @@ def solver(options: Mapping[str, Any], make: Callable[..., Solver], **given: Any
     return options["inner"]
 
 
-def mapping_net(generator: Any, **given: Any) -> Any:
+def mapping_net(generator: str | Generator | None, **given: Any) -> str | Generator | None:
     """`generator=`, or for `"default"` a `MappingNet` with those settings that are not None.
 
     Raises:
@@ -70,7 +72,7 @@ def recipe(
     name: str,
     /,
     *,
-    targets: Any = "all",
+    targets: Targets = "all",
     norm: str = "running",
     **options: Any,
 ) -> Learner:

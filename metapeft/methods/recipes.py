@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from metapeft.generators.generator import Generator
+from metapeft.heads.head import Head
 from metapeft.inner.descent import SGD
 from metapeft.inner.solver import Solver
 from metapeft.learner.learner import Learner
@@ -28,6 +30,7 @@ from metapeft.updates.formats.cp import CP
 from metapeft.updates.formats.format import Format
 from metapeft.updates.formats.lora import LoRA
 from metapeft.updates.formats.tensor_ring import TensorRing
+from metapeft.updates.targets import Targets
 
 
 def protonet(backbone: nn.Module, *, norm: str = "running", **options: Any) -> Learner:
@@ -72,7 +75,7 @@ def sr_lora(
     *,
     rank: int = 4,
     inner: Solver | None = None,
-    head: str = "prototype-init",
+    head: str | Head = "prototype-init",
     **options: Any,
 ) -> Learner:
     """SR + LoRA: a backbone from `mp.pretrain`, LoRA and a head fitted at test; nothing is meta-trained.
@@ -93,7 +96,7 @@ def lora_ml(
     *,
     rank: int = 4,
     inner: Solver | None = None,
-    head: str = "prototype-init",
+    head: str | Head = "prototype-init",
     hypergradient: Any = "unroll",
     **options: Any,
 ) -> Learner:
@@ -122,7 +125,7 @@ def autolora(
     rank: int = 8,
     alpha: float = 16.0,
     lr: float | None = None,
-    targets: Any = ("*query*", "*value*"),
+    targets: Targets = ("*query*", "*value*"),
     hypergradient: Any = "unroll",
     **options: Any,
 ) -> Learner:
@@ -158,7 +161,7 @@ def metalora_cp(
     rank: int = 4,
     hidden: int | None = None,
     per: str | None = None,
-    head: Any = "prototypes",
+    head: str | Head = "prototypes",
     **options: Any,
 ) -> Learner:
     """MetaLoRA in CP form: W0 frozen, factors trained, seeds generated; nothing is adapted.
@@ -182,7 +185,7 @@ def metalora_tr(
     rank: int = 2,
     hidden: int | None = None,
     per: str | None = None,
-    head: Any = "prototypes",
+    head: str | Head = "prototypes",
     **options: Any,
 ) -> Learner:
     """MetaLoRA in tensor-ring form: a ring of rank R has the parameters of a CP update of rank R^2.
@@ -206,7 +209,7 @@ def _metalora(
     name: str,
     hidden: int | None,
     per: str | None,
-    head: Any,
+    head: str | Head,
     options: dict[str, Any],
 ) -> Learner:
     options = {
@@ -224,10 +227,10 @@ def metapeft(
     *,
     format: Format | None = None,
     inner: Solver | None = None,
-    head: str = "prototype-init",
+    head: str | Head = "prototype-init",
     hidden: int | None = None,
     selection: Any = "softmax",
-    generator: Any = "default",
+    generator: str | Generator | None = "default",
     **options: Any,
 ) -> Learner:
     """The whole: seeds generated from the support set, terms selected, factors adapted from that start.

@@ -1,4 +1,4 @@
-"""The table of updates: adding one is its file and its line here."""
+"""Updates: what is added to a frozen layer, attached to a backbone, merged into it, and carried from and to PEFT."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "AttachedModel",
     "CP",
+    "AttachedModel",
     "Full",
     "LoRA",
     "Softmax",

@@ -9,6 +9,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 import metapeft as mp
+from metapeft.backbones.table import registry
+from tests.backbones.formulas import GRID
+from tests.updates.helpers import randomised
+from tests.updates.networks import OURS
 
 # factory, its arguments, shape of one image, features that the classifier must see (counted by hand)
 SETTINGS = [
@@ -39,7 +43,22 @@ CASES = [pytest.param(*case, id=f"{case[0]}-{index}") for index, case in enumera
 
 
 def build(name: str, arguments: dict, seed: int = 0) -> nn.Module:
-    return mp.backbones.registry.resolve(name)(**arguments, seed=seed)
+    return registry.resolve(name)(**arguments, seed=seed)
+
+
+def test_every_backbone_is_in_the_grids():
+    names = set(registry.names)
+    assert set(registry) == set(registry.names.values())
+    assert set(GRID) == {name for name, *_ in SETTINGS} == set(OURS) == names
+
+
+@pytest.mark.parametrize(("name", "arguments", "shape", "features"), CASES)
+def test_output_is_that_of_the_formulas(name, arguments, shape, features):
+    """With random weights everywhere, also where they start as ones and zeros."""
+    net = randomised(build(name, arguments)).eval()
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = GRID[name](net.state_dict(), x, **arguments)
+    torch.testing.assert_close(net(x), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("name", "arguments", "shape", "features"), CASES)
@@ -170,16 +189,16 @@ def test_known_sizes():
 )
 def test_refused(name, arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        mp.backbones.registry.resolve(name)(**arguments)
+        registry.resolve(name)(**arguments)
 
 
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'conv4'"):
-        mp.backbones.registry.resolve("conv-4")
+        registry.resolve("conv-4")
 
 
 def test_names_stay_functions():
     """Importing the files must not put a module where the function was."""
-    for name in mp.backbones.registry:
-        mp.backbones.registry.attribute(name)
+    for name in registry:
+        registry.attribute(name)
         assert callable(getattr(mp.backbones, name)), name

@@ -15,7 +15,7 @@ from metapeft.cli import run
 from metapeft.cli.train import configured, plain_config
 from metapeft.experiments.compared_methods import METHODS
 from metapeft.experiments.config import BenchConfig, TrainConfig
-from tests.killing import contents, last_step, wait_for
+from tests.training.runs.killing import contents, last_step, wait_for
 
 
 def options(pretrain, steps, sinusoid):

@@ -22,7 +22,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Four images a class, class by class; those of class n0k have the value 20 k + 4 i everywhere."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(miniimagenet, "class_names", CLASSES.__getitem__)
-    folder = tmp_path / "miniimagenet"
+    return as_folder(tmp_path / "miniimagenet")
+
+
+def as_folder(folder: Path) -> Path:
+    """What the fixture `root` says, without what it patches."""
     (folder / "images").mkdir(parents=True)
     for split, names in CLASSES.items():
         rows = [("filename", "label")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,46 +13,73 @@ import torch.nn.functional as F
 import metapeft as mp
 from metapeft.datasets.images import ImageData
 from metapeft.generators import MappingNet, OtherTask
+from metapeft.generators.table import registry
 from tests.learner.helpers import images, learner_of
 
 SEEDS = {"a.seed": (3,), "b.seed": (2, 2)}
 
 
-def parameters(net: MappingNet) -> dict[str, torch.Tensor]:
+Tensors = dict[str, torch.Tensor]
+
+
+def by_hand(p: Tensors, z: torch.Tensor) -> Tensors:
+    """The mapping net on the features of one task or one input."""
+    z = (z - z.mean()) / (z.var(correction=0) + 1e-5).sqrt()
+    h = torch.relu(p["hidden.weight"] @ z + p["hidden.bias"])
+    return {n: (p[f"{n}.weight"] @ h + p[f"{n}.bias"]).reshape(shape) for n, shape in SEEDS.items()}
+
+
+#: every generator of the table -> how it is made, and its formula on the mean features of a task
+GRID: dict[str, tuple[Any, Any]] = {"mapping-net": (lambda per: MappingNet(hidden=6, per=per), by_hand)}
+#: what takes a generator and is none by itself
+CONTROLS = {"OtherTask"}
+
+
+def test_every_generator_is_in_the_grid() -> None:
+    assert set(GRID) == set(registry.names)
+    assert set(registry) == {*registry.names.values(), *CONTROLS, "Generator"}
+
+
+def parameters(net: Any) -> Tensors:
     random = torch.Generator().manual_seed(0)
     start = net.start(SEEDS, 5, random)
     return {name: torch.randn(value.shape, generator=random) for name, value in start.items()}
 
 
-def test_the_formula_per_task_and_per_input() -> None:
-    features = torch.randn(2, 4, 5)
+@pytest.mark.parametrize("name", GRID)
+def test_the_formula_per_task_and_per_input(name: str) -> None:
+    make, formula = GRID[name]
+    features = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(1))
     for per in ("task", "input"):
-        net = MappingNet(hidden=6, per=per)
+        net = make(per)
         p = parameters(net)
         found = net(p, SEEDS, features, None)
         for t in range(2):
-            for b in range(4):
-                z = features[t].mean(0) if per == "task" else features[t, b]
-                z = (z - z.mean()) / (z.var(correction=0) + 1e-5).sqrt()
-                h = torch.relu(p["hidden.weight"] @ z + p["hidden.bias"])
-                own = (p["b.seed.weight"] @ h + p["b.seed.bias"]).reshape(2, 2)
-                torch.testing.assert_close(
-                    found["b.seed"][t] if per == "task" else found["b.seed"][t, b], own
-                )
+            if per == "task":
+                expected = formula(p, features[t].mean(0))
+            else:
+                rows = [formula(p, features[t, b]) for b in range(4)]
+                expected = {seed: torch.stack([row[seed] for row in rows]) for seed in SEEDS}
+            for seed in SEEDS:
+                torch.testing.assert_close(found[seed][t], expected[seed])
 
 
-def test_training_starts_as_lora() -> None:
-    net = MappingNet(hidden=6)
+@pytest.mark.parametrize("name", GRID)
+def test_training_starts_as_lora(name: str) -> None:
+    net = GRID[name][0]("task")
     start = net.start(SEEDS, 5, torch.Generator().manual_seed(0))
-    assert all(
-        float(value.abs().max()) == 0 for value in net(start, SEEDS, torch.randn(2, 4, 5), None).values()
-    )
+    written = net(start, SEEDS, torch.randn(2, 4, 5), None)
+    assert {seed: tuple(value.shape) for seed, value in written.items()} == {
+        seed: (2, *shape) for seed, shape in SEEDS.items()
+    }
+    assert not any(value.any() for value in written.values())
     again = net.start(SEEDS, 5, torch.Generator().manual_seed(0))
-    assert all(torch.equal(value, again[name]) for name, value in start.items())
+    assert all(torch.equal(value, again[parameter]) for parameter, value in start.items())
 
 
-def test_masked_items_do_not_count() -> None:
-    net, features = MappingNet(hidden=6), torch.randn(2, 4, 5)
+@pytest.mark.parametrize("name", GRID)
+def test_masked_items_do_not_count(name: str) -> None:
+    net, features = GRID[name][0]("task"), torch.randn(2, 4, 5)
     mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
     found = net(parameters(net), SEEDS, features, mask)
     first = net(parameters(net), SEEDS, features[:1, :2], None)

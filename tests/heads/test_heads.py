@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,10 @@ from torch import Tensor
 import metapeft as mp
 from metapeft import heads
 from metapeft.heads.head import ABSENT
+from metapeft.heads.table import registry
+from tests.heads.test_regression_heads import SLOPES
+from tests.learner.formulas import LEARNED
+from tests.learner.networks import Net
 
 ALL = {
     "zero": heads.Zero(),
@@ -22,6 +28,107 @@ def support(seed: int = 0, ways: int = 3, shots: int = 2, width: int = 4) -> tup
     random = torch.Generator().manual_seed(seed)
     features = torch.randn(2, ways * shots, width, generator=random, dtype=torch.float64)
     return features, torch.arange(ways).repeat_interleave(shots).expand(2, -1)
+
+
+def of_first_step(x: Tensor, y: Tensor, ways: int, queries: Tensor) -> Tensor:
+    """One step of rate 1 from zeros on the mean cross-entropy: `W = mean (onehot(y) - 1/N) x`, b likewise."""
+    rows = torch.eye(ways, dtype=x.dtype)[y]
+    there = (rows.sum(0) > 0).to(x)
+    error = rows - there / there.sum()
+    return (queries @ x.T + 1) @ error / len(y)
+
+
+def of_centroids(x: Tensor, y: Tensor, ways: int, queries: Tensor) -> Tensor:
+    """Minus the squared distances to the means."""
+    means = torch.stack(
+        [x[y == n].mean(0) if (y == n).any() else torch.zeros(x.shape[1]) for n in range(ways)]
+    )
+    return -torch.cdist(queries, means).square()
+
+
+def of_ridge(x: Tensor, y: Tensor, ways: int, queries: Tensor, weighted: bool = False) -> Tensor:
+    """`(X'SX + I)^-1 X'SY`, where all classes weigh the same if weighted."""
+    rows = torch.eye(ways, dtype=x.dtype)[y]
+    count = rows.sum(0)
+    s = (len(y) / ((count > 0).sum() * count))[y] if weighted else torch.ones(len(y), dtype=x.dtype)
+    system = x.T @ (s[:, None] * x) + torch.eye(x.shape[1], dtype=x.dtype)
+    return queries @ torch.linalg.solve(system, x.T @ (s[:, None] * rows))
+
+
+def of_logistic(x: Tensor, y: Tensor, ways: int, queries: Tensor) -> Tensor:
+    """Newton's method on all of W and b, of the classes that occur; the others have no probability."""
+    there, own = y.unique(return_inverse=True)
+    ones = torch.ones(len(x), 1, dtype=x.dtype)
+
+    def loss(w: Tensor) -> Tensor:
+        logits = torch.cat([x, ones], 1) @ w.view(-1, len(there))
+        return torch.nn.functional.cross_entropy(logits, own, reduction="sum") + w.square().sum() / 2
+
+    w = torch.zeros((x.shape[1] + 1) * len(there), dtype=x.dtype)
+    for _ in range(30):
+        w = w - torch.linalg.solve(torch.func.jacrev(torch.func.grad(loss))(w), torch.func.grad(loss)(w))
+    found = torch.full((len(queries), ways), ABSENT, dtype=x.dtype)
+    found[:, there] = torch.cat([queries, ones[:1].expand(len(queries), 1)], 1) @ w.view(-1, len(there))
+    return found
+
+
+def of_neighbours(x: Tensor, y: Tensor, ways: int, queries: Tensor) -> Tensor:
+    """Votes of the five nearest."""
+    nearest = torch.cdist(queries, x).argsort(-1)[:, :5]
+    return torch.stack([torch.bincount(y[row], minlength=ways) for row in nearest]).to(x)
+
+
+#: every head of the table -> logits of a task's queries from its support features, labels and number of classes
+GRID: dict[str, Any] = {
+    "learned": None,  # the backbone's own
+    "zero": of_first_step,
+    "prototype-init": of_centroids,
+    "prototypes": of_centroids,
+    "ridge": of_ridge,
+    "weighted-ridge": lambda *given: of_ridge(*given, weighted=True),
+    "logistic": of_logistic,
+    "knn": of_neighbours,
+}
+
+
+def test_every_head_is_in_the_grid() -> None:
+    assert set(GRID) == set(registry.names)
+    assert set(registry) == {*registry.names.values(), "Head"}
+    # where gradients go through it, a learner's are compared: with a plain loop, or with slopes of its value
+    reached = {name for name in registry.names if registry.resolve(name).differentiable}
+    assert set(LEARNED) | set(SLOPES) == reached
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", GRID)
+def test_the_formula_in_a_learner(name: str, masked: bool) -> None:
+    """Classes of unequal size; with masks a class is missing, and items in the middle do not count."""
+    net, random = Net(), torch.Generator().manual_seed(0)
+    x, queries = (torch.randn(2, n, 1, 4, 4, generator=random, dtype=torch.float64) for n in (9, 5))
+    y = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 2], [2, 1, 0, 1, 1, 0, 1, 1, 2]])
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    if masked:
+        mask[0, [1, 7, 8]] = mask[1, [3, 8]] = False
+    inner = mp.inner.SGD(1, 1.0) if name == "zero" else None  # it has no other use
+    learner = mp.Learner(mp.attach(net, {}), inner, head=name, outer=())
+    found = learner.adapt_many(x, y, mask=mask if masked else None, ways=3)(queries)
+    net.eval()
+    for t in range(2):
+        if name == "learned":
+            torch.testing.assert_close(found[t], net(queries[t]), rtol=1e-12, atol=1e-12)
+            continue
+        with torch.no_grad():
+            features, own = net.features(x[t][mask[t]]), net.features(queries[t])
+        expected = GRID[name](features, y[t][mask[t]], 3, own)
+        if name == "knn":  # a later vote counts a little less
+            assert torch.equal(found[t].ceil(), expected)
+            continue
+        there = y[t][mask[t]].unique()
+        assert (found[t].softmax(-1).sum(-1) - found[t].softmax(-1)[:, there].sum(-1)).abs().max() < 1e-300
+        # equal but for what all classes share
+        torch.testing.assert_close(
+            found[t][:, there].log_softmax(-1), expected[:, there].log_softmax(-1), rtol=1e-9, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("name", ALL)

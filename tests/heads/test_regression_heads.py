@@ -17,6 +17,8 @@ from tests.learner.helpers import images, learner_of
 
 # tasks of 2, of more features than items and of fewer; the second task lacks a class and an item
 SIZES = [(7, 3), (7, 12)]
+# heads whose gradients in a learner are compared with slopes of its value
+SLOPES = ("logistic", "weighted-ridge")
 
 
 def episode(items: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -80,7 +82,7 @@ def test_weighted_ridge_is_ridge_where_classes_have_equally_many_items() -> None
         torch.testing.assert_close(WeightedRidge(0.3).start(x, y, 3)[name], value, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("head", ["logistic", "weighted-ridge"])
+@pytest.mark.parametrize("head", SLOPES)
 @pytest.mark.parametrize("inner", [None, SGD(2, 0.3)], ids=["direct", "adapted"])
 def test_gradients_through_a_learner_are_slopes_of_its_value(head: str, inner: Any) -> None:
     """Along random directions by central differences; with an inner loop the head is differentiated twice."""

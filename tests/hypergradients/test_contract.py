@@ -241,13 +241,6 @@ def test_a_method_may_be_a_function_of_the_problem():
     assert found.grads == {"c": torch.tensor(0.0)}
 
 
-def test_engines_work_where_gradients_are_off():
-    with torch.no_grad():
-        for method in NAMES:
-            if method not in ("reptile",):
-                hypergradient(**good(), method=method)
-
-
 def test_names_resolve_through_the_package():
     assert mp.hypergradient is hypergradient
     assert mp.Problem is Problem

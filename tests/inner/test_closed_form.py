@@ -9,7 +9,18 @@ import torch
 
 import metapeft as mp
 from metapeft.hypergradients import CG, Exact, hypergradient
-from metapeft.inner import LBFGS, Logistic, Ridge, from_box, from_positive, from_simplex, logistic, ridge
+from metapeft.inner import (
+    LBFGS,
+    Logistic,
+    Ridge,
+    Softmax,
+    from_box,
+    from_positive,
+    from_simplex,
+    logistic,
+    ridge,
+    solve,
+)
 
 
 def data(n, d, c=2, seed=0, lead=()):
@@ -19,6 +30,55 @@ def data(n, d, c=2, seed=0, lead=()):
         return torch.randn(*lead, *shape, generator=g, dtype=torch.float64)
 
     return normal(n, d), normal(n, c), normal(n, d), normal(n, c), normal(n).abs()
+
+
+CROSS = torch.nn.functional.binary_cross_entropy_with_logits
+#: every solver of the table that needs no step: the sum over rows `(n,)` that it minimises, and its labels of y
+CLOSED = {
+    "Ridge": (Ridge, lambda logits, y: (logits - y).square().sum(-1) / 2, lambda y: y),
+    "Logistic": (Logistic, lambda z, y: CROSS(z, y, reduction="none"), lambda y: y[..., 0].sigmoid()),
+    "Softmax": (Softmax, lambda z, y: -(y * z.log_softmax(-1)).sum(-1), lambda y: y.softmax(-1)),
+}
+
+
+@pytest.mark.parametrize("lead", [(), (3,)], ids=["one", "tasks"])
+@pytest.mark.parametrize("name", CLOSED)
+def test_a_solver_in_closed_form_is_stationary_and_has_the_slopes_of_its_solution(name, lead):
+    """Of an objective of its own, with learned features, penalty and weights; slopes by central differences."""
+    make, loss, labels = CLOSED[name]
+    x, y, xv, yv, s = data(7, 3, lead=lead)
+    y, yv = labels(y), labels(yv)
+    u = {"log": torch.tensor(0.3, dtype=torch.float64), "s": s + 0.1, "shift": x[..., 0, :].clone()}
+    width = (*lead, 3, 2) if name != "Logistic" else (*lead, 3)
+
+    def features(u):
+        return x + 0.1 * u["shift"].unsqueeze(-2), y
+
+    def scores(x, w):
+        return x @ w if name != "Logistic" else (x @ w.unsqueeze(-1)).squeeze(-1)
+
+    def inner(u, w):
+        penalty = u["log"].exp() / 2 * w["w"].square().reshape(*lead, -1).sum(-1)
+        return (u["s"] * loss(scores(features(u)[0], w["w"]), y)).sum(-1) + penalty
+
+    def outer(u, w):
+        return loss(scores(xv, w["w"]), yv).sum(-1)
+
+    solver = make(features, lambda u: u["log"].exp(), weights=lambda u: u["s"])
+    start, tasks = {"w": torch.zeros(width, dtype=torch.float64)}, bool(lead)
+    found = hypergradient(outer, inner, u, start, solver, "unroll", task_axis=tasks)
+    at = {"w": found.w["w"].clone().requires_grad_()}
+    (slope,) = torch.autograd.grad(inner(u, at).sum(), at["w"])
+    assert slope.abs().max() < 1e-8
+
+    def value(u):
+        return outer(u, solve(inner, u, start, solver, task_axis=tasks)).mean().item()
+
+    for entry, point in u.items():
+        way = torch.linspace(0.5, 1, max(point.numel(), 1), dtype=torch.float64).view_as(point)
+        up, down = ({**u, entry: point + sign * 1e-5 * way} for sign in (1, -1))
+        expected = (value(up) - value(down)) / 2e-5  # the minimum is known to 1e-10: 1e-5 of the slope
+        assert (found.grads[entry] * way).sum().item() == pytest.approx(expected, rel=1e-4, abs=1e-6), entry
 
 
 @pytest.mark.parametrize(("n", "d"), [(12, 4), (4, 12), (5, 5)])

@@ -7,7 +7,7 @@ import metapeft as mp
 from metapeft import inner as mi
 from metapeft.hypergradients import hypergradient
 from tests.inner.problems import curved
-from tests.inner.solvers import PAIRS, SOLVERS, named
+from tests.inner.solvers import SOLVERS, against_torch, named
 
 
 def test_more_steps_repeat_the_last_rate():
@@ -86,7 +86,7 @@ def test_bad_settings_are_refused_with_a_sentence(build, sentence):
         build()
 
 
-@pytest.mark.parametrize("solver", [entry[0] for entry in PAIRS] + SOLVERS, ids=named)
+@pytest.mark.parametrize("solver", [entry[0] for entry in against_torch()] + SOLVERS, ids=named)
 def test_settings_build_the_same_solver_again(solver):
     settings = solver.settings()
     again = type(solver)(**settings)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metapeft.base import counter
-from metapeft.learner.learner import Learner
-from tests.learner.plain import Net, Plain, Tensors
+from tests.learner.formulas import Tensors
+from tests.learner.plain import Net, Plain
 
 RATES = {"maps": 0.3, "units": 0.4}
 
@@ -55,19 +55,21 @@ class DropPlain(Plain):
             for names in (["support"], ["query"], ["support", "query"]):
                 items = torch.cat([parts[name] for name in names])
                 if items.shape == x.shape and torch.equal(items, x):
-                    seed = self.learner.seed
+                    seed = self.said.seed
                     return {
                         "maps": given(seed, batch, t, names, 0, 3, RATES["maps"])[:, :, None, None],
                         "units": given(seed, batch, t, names, 1, 5, RATES["units"]),
                     }
         raise AssertionError("no task has these items")
 
-    def run(self, u: Tensors, factors: Tensors, x: Tensor, reference: Tensor | None) -> Tensor:
+    def run(
+        self, u: Tensors, factors: Tensors, x: Tensor, reference: Tensor | None, features: bool = False
+    ) -> Tensor:
         masks = self.masks(x)
         self.net.maps, self.net.units = (Times(masks[name]) for name in ("maps", "units"))
-        return super().run(u, factors, x, reference)
+        return super().run(u, factors, x, reference, features)
 
-    def _support(self, weights: Tensors, x: Tensor, reference: Tensor) -> Tensor:
+    def _support(self, weights: Tensors, x: Tensor, reference: Tensor, body: bool) -> Tensor:
         seen, own = (
             F.conv2d(v, weights["conv.weight"], weights["conv.bias"], padding=1) * self.masks(v)["maps"]
             for v in (reference, x)
@@ -78,9 +80,9 @@ class DropPlain(Plain):
         maps = F.avg_pool2d(torch.tanh((own - mean) / deviation * scale + shift), 2).flatten(1)
         hidden = torch.tanh(F.linear(maps, weights["hidden.weight"], weights["hidden.bias"]))
         features = hidden * self.masks(x)["units"]
-        if self.prefix:
-            return features
-        return F.linear(features, weights["classifier.weight"], weights["classifier.bias"])
+        return (
+            features if body else F.linear(features, weights["classifier.weight"], weights["classifier.bias"])
+        )
 
 
 class Times(nn.Module):
@@ -92,11 +94,3 @@ class Times(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.mask
-
-
-def dropped_gradients(learner: Learner, batch: Any) -> tuple[Tensor, Tensors]:
-    """The outer value and its gradient for everything that the learner trains, with dropout."""
-    u = {name: value.detach().clone().requires_grad_() for name, value in learner.trained.items()}
-    value = DropPlain(learner, DropNet(), batch).value(u)
-    found = torch.autograd.grad(value, list(u.values()), allow_unused=True, materialize_grads=True)
-    return value.detach(), dict(zip(u, found))

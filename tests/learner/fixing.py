@@ -51,15 +51,15 @@ def names(learner: mp.Learner) -> list[str]:
     return [name for layers in learner.fixed_layers.values() for name, _ in layers.modules]
 
 
-def check_gradient(learner: mp.Learner, net: Any, kept: list[str]) -> None:
-    """Value and gradient are a plain loop's, and it is these modules whose outputs are kept."""
+def check_gradient(learner: mp.Learner, net: Any, kept: list[str], **said: Any) -> None:
+    """Value and gradient are a plain loop's with the same options, and it is these modules whose outputs are kept."""
     found = learner.hypergradient(images())
     assert names(learner) == kept
     # of both parts together the plain loop takes no statistics
-    if learner.model.norm == "transductive" and learner.inner_data == "both":
+    if said["norm"] == "transductive" and said.get("inner_data") == "both":
         expected = direct(learner, images())
         value, grads = expected.value, dict(expected.grads)
     else:
-        value, grads = plain_gradients(learner, net, images())
+        value, grads = plain_gradients(learner.variables, net, images(), **said)
     torch.testing.assert_close(found.value, value, rtol=1e-9, atol=0)
     assert_same(dict(found.grads), grads)

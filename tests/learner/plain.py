@@ -2,10 +2,14 @@
 
 Nothing of it batches tasks, and nothing of it uses the library's objectives, engines or attached forward: an
 update is added to W0 by its formula, the plain module runs through `functional_call`, the inner loop is SGD.
+Who moves what comes from the arguments of the test, never from the learner, of which the values are read alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,99 +17,103 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metapeft.learner.learner import Learner
-
-Tensors = dict[str, Tensor]
-
-
-class Net(nn.Module):
-    """A convolution, a batch norm and a classifier; activations are smooth, so that all derivatives exist."""
-
-    def __init__(self, ways: int = 3, norm: bool = True, seed: int = 0) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.conv = nn.Conv2d(1, 3, 3, padding=1)
-            self.norm: nn.Module = nn.BatchNorm2d(3) if norm else nn.Identity()
-            self.hidden = nn.Linear(3 * 4, 5)
-            self.classifier = nn.Linear(5, ways)
-            if norm:
-                self.norm.running_mean.normal_()
-                self.norm.running_var.uniform_(0.5, 2.0)
-        self.double()
-
-    def features(self, x: Tensor) -> Tensor:
-        x = F.avg_pool2d(torch.tanh(self.norm(self.conv(x))), 2)
-        return torch.tanh(self.hidden(x.flatten(1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
+from tests.learner.formulas import ADAPTED_HEADS, FACTORS, LEARNED, Tensors, delta, head, mapped, selected
+from tests.learner.networks import Features
+from tests.learner.networks import Net as Net
 
 
-class Features(nn.Module):
-    """The same network up to its classifier."""
+@dataclass(frozen=True)
+class Said:
+    """What a test says of a learner, under the names of `Learner` and `attach`; `format=None` is no update."""
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net.features(x)
-
-
-def delta(learner: Learner, name: str, factors: Tensors) -> Tensor:
-    """The update of one parameter from its factors without task axis, by the formulas of the design."""
-    own = {key.rpartition(".")[2]: value for key, value in factors.items() if key.rpartition(".")[0] == name}
-    kind = type(learner.model.sites[name].format).__name__
-    if kind == "Full":
-        return own["delta"]
-    if kind == "LoRA":
-        return torch.einsum("or,ri...->oi...", own["B"], own["A"])
-    if kind == "CP":
-        return torch.einsum("or,r,ri...->oi...", own["B"], own["seed"], own["A"])
-    rank = own["seed"].shape[0]
-    scale = learner.model.sites[name].format.scale
-    assert own["seed"].shape == (rank, rank)
-    return scale * torch.einsum("ai...b,boc,ca->oi...", own["A"], own["B"], own["seed"])
-
-
-def selected(learner: Learner, name: str, local: str, value: Tensor, logits: Tensor | None) -> Tensor:
-    """A factor under the softmax of its layer's logits: LoRA's rows of A, CP's seed, the ring's bond r1."""
-    if logits is None:
-        return value
-    weights, kind = logits.softmax(0), type(learner.model.sites[name].format).__name__
-    if kind == "LoRA" and local == "A":
-        return value * weights.reshape(-1, *[1] * (value.ndim - 1))
-    if kind == "CP" and local == "seed":
-        return value * weights
-    if kind == "TensorRing" and local == "A":
-        return value * weights
-    return value
+    format: Any = None
+    targets: str = "all"
+    norm: str = "running"
+    inner: Any = None
+    adapt: str | Sequence[str] = "all"
+    hypergradient: Any = None
+    outer: Sequence[str] = ("weights",)
+    head: str = "learned"
+    generator: Any = None
+    selection: str | None = None
+    inner_data: str = "support"
+    loss: Callable[..., Tensor] = F.cross_entropy
+    seed: int = 0
+    dropout: bool = False
 
 
 class Plain:
-    """One batch's outer value as a function of the outer variables, computed task by task."""
+    """One batch's outer value as a function of the outer variables, computed task by task.
 
-    def __init__(self, learner: Learner, net: nn.Module, batch: Any) -> None:
-        self.learner, self.net, self.batch = learner, net, batch
-        self.module = net if learner.head_name == "learned" else Features(net)
-        self.prefix = "" if learner.head_name == "learned" else "net."
+    Args:
+        values: the learner's variables, of which only the tensors are taken.
+        net: the backbone, whose classifier is `classifier`. batch: episodes. said: who moves what.
+    """
 
-    def run(self, u: Tensors, factors: Tensors, x: Tensor, reference: Tensor | None) -> Tensor:
-        """The network (or its body) with one task's factors on `x`, normalised as the learner says."""
-        weights = {}
-        for name, value in self.net.named_parameters():
-            weights[name] = u.get(f"weights.{name}", value.detach())
-        for name in self.learner.model.sites:
-            weights[name] = weights[name] + delta(self.learner, name, factors)
+    def __init__(self, values: Mapping[str, Tensor], net: nn.Module, batch: Any, said: Said) -> None:
+        self.values = {name: value.detach().clone() for name, value in values.items()}
+        self.net, self.batch, self.said = net, batch, said
+        self.own_classifier = said.head == "learned"
+        kept = [
+            n for n, _ in net.named_parameters() if self.own_classifier or not n.startswith("classifier.")
+        ]
+        self.kept = kept
+        self.sites = [n for n in kept if said.format is not None and self._is_site(n)]
+        self.factors = [f"{site}.{local}" for site in self.sites for local in FACTORS[type(said.format)]]
+        patterns = (
+            ["*"] if said.adapt == "all" else [said.adapt] if isinstance(said.adapt, str) else said.adapt
+        )
+        moved = [name for name in self.factors if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        self.adapted = [] if said.inner is None else moved
+        self.moves_head = said.head in ADAPTED_HEADS and said.inner is not None
+        self.seeds = [n for n in self.factors if n.endswith(".seed")] if said.generator is not None else []
+        self.batch_statistics = said.inner is None and "weights" in said.outer and said.norm == "running"
+
+    def _is_site(self, name: str) -> bool:
+        full, of_head = FACTORS[type(self.said.format)] == ("delta",), name.startswith("classifier.")
+        wanted = {"all": True, "head": of_head, "body": not of_head}
+        inside = wanted.get(self.said.targets, fnmatchcase(name, self.said.targets))
+        return inside and (full or self.net.get_parameter(name).ndim > 1)
+
+    def trained(self) -> list[str]:
+        """The names of all outer variables, by the groups that the test names."""
+        layers = ["hidden", *self.seeds]
+        moved = [*self.adapted, *(["head.weight", "head.bias"] if self.moves_head else [])]
+        groups = {
+            "weights": self.kept,
+            "factors": self.factors,
+            "generator": [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")],
+            "selection": self.sites,
+            "rates": moved,
+            "head": LEARNED[self.said.head],
+        }
+        return [f"{group}.{name}" for group in self.said.outer for name in groups[group]]
+
+    def get(self, u: Tensors, name: str) -> Tensor:
+        return u.get(name, self.values[name])
+
+    def part(self, u: Tensors, group: str) -> Tensors:
+        """The variables of one group by their names in it."""
+        own = [name for name in self.values if name.startswith(f"{group}.")]
+        return {name.removeprefix(f"{group}."): self.get(u, name) for name in own}
+
+    def run(
+        self, u: Tensors, factors: Tensors, x: Tensor, reference: Tensor | None, features: bool = False
+    ) -> Tensor:
+        """The network (or its body) with one task's factors on `x`, normalised as the test says."""
+        weights = {n: u.get(f"weights.{n}", value.detach()) for n, value in self.net.named_parameters()}
+        for name in self.sites if factors else ():
+            own = {key.rpartition(".")[2]: v for key, v in factors.items() if key.rpartition(".")[0] == name}
+            weights[name] = weights[name] + delta(self.said.format, own)
+        body = features or not self.own_classifier
+        if self.said.norm == "support" and reference is not None:
+            return self._support(weights, x, reference, body)
         buffers = {name: value.clone() for name, value in self.net.named_buffers()}
-        if self.learner.model.norm == "support" and reference is not None:
-            return self._support(weights, x, reference)
-        values = {self.prefix + name: value for name, value in {**weights, **buffers}.items()}
-        module = self.module.train(self.learner.model.norm == "transductive" or reference is None)
-        return functional_call(module, values, (x,))
+        module, prefix = (Features(self.net), "net.") if body else (self.net, "")
+        module.train(self.said.norm == "transductive" or reference is None)
+        return functional_call(module, {prefix + n: v for n, v in {**weights, **buffers}.items()}, (x,))
 
-    def _support(self, weights: Tensors, x: Tensor, reference: Tensor) -> Tensor:
+    def _support(self, weights: Tensors, x: Tensor, reference: Tensor, body: bool) -> Tensor:
         """The network by hand, its batch norm under the statistics of the support set."""
         seen, own = (
             F.conv2d(v, weights["conv.weight"], weights["conv.bias"], padding=1) for v in (reference, x)
@@ -115,166 +123,154 @@ class Plain:
         scale, shift = (weights[f"norm.{name}"][:, None, None] for name in ("weight", "bias"))
         maps = F.avg_pool2d(torch.tanh((own - mean) / deviation * scale + shift), 2).flatten(1)
         features = torch.tanh(F.linear(maps, weights["hidden.weight"], weights["hidden.bias"]))
-        if self.prefix:
-            return features
-        return F.linear(features, weights["classifier.weight"], weights["classifier.bias"])
+        return (
+            features if body else F.linear(features, weights["classifier.weight"], weights["classifier.bias"])
+        )
 
     def value(self, u: Tensors) -> Tensor:
         """Mean outer value over tasks."""
-        values = [self.task(u, t) for t in range(len(self.batch))]
-        return torch.stack(values).mean()
+        return torch.stack([Task(self, u, t).value() for t in range(len(self.batch))]).mean()
 
-    def get(self, u: Tensors, name: str) -> Tensor:
-        return u.get(name, self.learner.variables[name].detach())
+    def displacements(self) -> Tensors:
+        """Reptile's gradient of the weights under full updates: how far these went, with a minus, mean over tasks."""
+        found: dict[str, list[Tensor]] = {f"weights.{name}": [] for name in self.sites}
+        for task in (Task(self, {}, t) for t in range(len(self.batch))):
+            start, end = task.start(), task.adapted(self.said.inner_data)
+            for name in self.sites:
+                found[f"weights.{name}"].append((start[f"{name}.delta"] - end[f"{name}.delta"]).detach())
+        return {name: torch.stack(moved).mean(0) for name, moved in found.items()}
 
-    def mean(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        return losses.mean() if mask is None else losses[mask].mean()
+    def predictions(self) -> Tensor:
+        """Logits of the queries `(T, B, N)` after adapting, outside training."""
+        self.batch_statistics = False
+        with torch.no_grad():
+            tasks = [Task(self, {}, t) for t in range(len(self.batch))]
+            return torch.stack([task.scores(task.adapted(), task.query_x).detach() for task in tasks])
 
-    def loss(self, output: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        found = self.learner.loss(output, y, reduction="none")
-        return self.mean(found.reshape(found.shape[0], -1).mean(1), mask)
 
-    def task(self, u: Tensors, t: int) -> Tensor:
-        learner, batch = self.learner, self.batch
-        support_x, support_y = batch.support_x[t], batch.support_y[t]
-        query_x, query_y = batch.query_x[t], batch.query_y[t]
-        s_mask = None if batch.support_mask is None else batch.support_mask[t]
-        q_mask = None if batch.query_mask is None else batch.query_mask[t]
-        names = learner.factor_names
-        starts = {name: self.get(u, f"factors.{name}")[0] for name in names}
-        starts.update(self.seeds(u, support_x, s_mask, starts))
-        logits = {n: self.get(u, f"selection.{n}") for n in learner.selected}
+class Task:
+    """One task of the batch, with outer variables `u`."""
 
-        def compose(w: Tensors) -> Tensors:
-            found = {name: w.get(name, starts[name]) for name in names}
-            result = {}
-            for name, value in found.items():
-                parameter, _, local = name.rpartition(".")
-                result[name] = selected(learner, parameter, local, value, logits.get(parameter))
-            return result
+    def __init__(self, plain: Plain, u: Tensors, t: int) -> None:
+        batch = plain.batch
+        self.plain, self.said, self.u, self.ways = plain, plain.said, u, batch.ways
+        self.support_x, self.support_y = batch.support_x[t], batch.support_y[t]
+        self.query_x, self.query_y = batch.query_x[t], batch.query_y[t]
+        masks = (None if mask is None else mask[t] for mask in (batch.support_mask, batch.query_mask))
+        self.support_mask, self.query_mask = masks
+        self.reference = self.support_x if self.support_mask is None else self.support_x[self.support_mask]
+        self.starts = {name: plain.get(u, f"factors.{name}")[0] for name in plain.factors}
+        self.starts.update(self.generated())
 
-        reference = support_x if s_mask is None else support_x[s_mask]
-
-        def output(w: Tensors, x: Tensor) -> Tensor:
-            if learner.trains_on_batch_statistics:  # of support and query together
-                rows = self.run(u, compose(w), torch.cat([support_x, query_x]), None)
-                return rows[: len(support_x)] if x is support_x else rows[len(support_x) :]
-            return self.run(u, compose(w), x, reference)
-
-        def head(features: Tensor) -> tuple[Tensor, Tensor]:
-            return self.head(u, features, support_y, s_mask, batch.ways)
-
-        w: Tensors = {name: starts[name] for name in learner.adapted}
-        if learner.head.inner:
-            w["head.weight"], w["head.bias"] = head(output({}, support_x))
-
-        def scores(w: Tensors, x: Tensor) -> Tensor:
-            found = output(w, x)
-            if learner.head_name == "learned":
-                return found
-            weight, bias = (
-                (w["head.weight"], w["head.bias"]) if learner.head.inner else head(output(w, support_x))
-            )
-            return found @ weight.T + bias
-
-        def objective(w: Tensors, both: bool, query: bool) -> Tensor:
-            if both:
-                masks = [
-                    torch.ones(len(y), dtype=torch.bool) if m is None else m
-                    for y, m in ((support_y, s_mask), (query_y, q_mask))
-                ]
-                rows = torch.cat([scores(w, support_x), scores(w, query_x)])
-                return self.loss(rows, torch.cat([support_y, query_y]), torch.cat(masks))
-            if query:
-                return self.loss(scores(w, query_x), query_y, q_mask)
-            return self.loss(scores(w, support_x), support_y, s_mask)
-
-        both = learner.inner_data == "both"
-        w = self.adapt(u, w, lambda w: objective(w, both, False))
-        return objective(w, both, True)
-
-    def adapt(self, u: Tensors, w: Tensors, objective: Any) -> Tensors:
-        """SGD with the learner's rates, its gradients partial in w; as the engine says, constants or not."""
-        learner = self.learner
-        if learner.inner is None:
-            return w
-        method = learner.method
-        if method == "envelope":
-            w = {name: value.detach() for name, value in w.items()}
-        for k in range(learner.inner.steps):
-            at = {name: (v if v.requires_grad else v.detach().requires_grad_()) * 1 for name, v in w.items()}
-            keep = method == "unroll"
-            if not keep:
-                at = {name: value.detach().requires_grad_() for name, value in at.items()}
-            found = torch.autograd.grad(
-                objective(at), list(at.values()), create_graph=keep, allow_unused=True, materialize_grads=True
-            )
-            base = at if keep else w
-            w = {name: base[name] - self.rate(u, name, k) * grad for name, grad in zip(w, found)}
-            if method == "envelope":
-                w = {name: value.detach() for name, value in w.items()}
-        return w
-
-    def rate(self, u: Tensors, name: str, k: int) -> Any:
-        rates = self.learner.variables.get(f"rates.{name}")
-        if rates is None:
-            return self.learner.inner.lr
-        value = self.get(u, f"rates.{name}")[k]
-        if value.ndim == 0:
-            return value
-        return value[0]  # the task axis of the start
-
-    def head(
-        self, u: Tensors, features: Tensor, y: Tensor, mask: Tensor | None, ways: int
-    ) -> tuple[Tensor, Tensor]:
-        """Weight `(N, F)` and bias `(N,)` of one task, by the formulas of the papers."""
-        kind = self.learner.head_name
-        keep = torch.ones(len(y), dtype=torch.bool) if mask is None else mask
-        features, y = features[keep], y[keep]
-        absent = torch.tensor([0.0 if (y == n).any() else -1e9 for n in range(ways)], dtype=features.dtype)
-        if kind == "zero":
-            return features.new_zeros(ways, features.shape[1]), absent
-        if kind in ("prototype-init", "prototypes"):
-            centres = torch.stack(
-                [
-                    features[y == n].mean(0) if (y == n).any() else features.new_zeros(features.shape[1])
-                    for n in range(ways)
-                ]
-            )
-            scale = self.get(u, "head.log_scale").exp()
-            return 2 * scale * centres, -scale * centres.square().sum(1) + absent
-        penalty, scale = self.get(u, "head.log_penalty").exp(), self.get(u, "head.log_scale").exp()
-        rows = F.one_hot(y, ways).to(features)
-        gram = features @ features.T + penalty * torch.eye(len(y), dtype=features.dtype)
-        weight = (features.T @ torch.linalg.inv(gram) @ rows).T * scale
-        return weight, absent + self.get(u, "head.bias")
-
-    def seeds(self, u: Tensors, support_x: Tensor, mask: Tensor | None, starts: Tensors) -> Tensors:
-        """Generated seeds of one task, from the plain body with constant features."""
-        learner = self.learner
-        if learner.generator is None:
+    def generated(self) -> Tensors:
+        """Seeds from the plain body's features, which are constants, under the current weights."""
+        plain = self.plain
+        if not plain.seeds:
             return {}
         with torch.no_grad():
-            body = Plain.__new__(Plain)
-            body.learner, body.net, body.batch = learner, self.net, self.batch
-            body.module, body.prefix = Features(self.net), "net."
-            none = {n: torch.zeros_like(v) for n, v in starts.items()}
-            reference = support_x if mask is None else support_x[mask]
-            weights = {n: v for n, v in learner.variables.items() if n.startswith("weights.")}
-            features = body.run(weights, none, support_x, reference)
-            z = features.mean(0) if mask is None else features[mask].mean(0)
-            z = F.layer_norm(z, z.shape)
-        g = {n: self.get(u, f"generator.{n}") for n in learner.generator_names}
-        hidden = F.relu(g["hidden.weight"] @ z + g["hidden.bias"])
-        return {
-            name: starts[name] + (g[f"{name}.weight"] @ hidden + g[f"{name}.bias"]).reshape(shape)
-            for name, shape in learner.seeds.items()
-        }
+            # of the support set alone, without updates and without dropout
+            rows = Plain.run(plain, plain.values, {}, self.support_x, self.reference, features=True)
+            mean = (rows if self.support_mask is None else rows[self.support_mask]).mean(0)
+        return mapped(
+            plain.part(self.u, "generator"), mean, {name: self.starts[name] for name in plain.seeds}
+        )
+
+    def composed(self, w: Tensors) -> Tensors:
+        """The factors that the network gets: adapted ones, starts, generated seeds, weighed by the selection."""
+        logits = self.plain.part(self.u, "selection") if self.said.selection is not None else {}
+        found = {}
+        for name, start in self.starts.items():
+            site, _, local = name.rpartition(".")
+            found[name] = selected(self.said.format, local, w.get(name, start), logits.get(site))
+        return found
+
+    def output(self, w: Tensors, x: Tensor) -> Tensor:
+        if self.plain.batch_statistics:  # of support and query together
+            both = torch.cat([self.support_x, self.query_x])
+            rows = self.plain.run(self.u, self.composed(w), both, None)
+            return rows[: len(self.support_x)] if x is self.support_x else rows[len(self.support_x) :]
+        return self.plain.run(self.u, self.composed(w), x, self.reference)
+
+    def head(self, w: Tensors) -> tuple[Tensor, Tensor]:
+        """Weight and bias from the support set's features under the factors `w`."""
+        own, features, y = self.plain.part(self.u, "head"), self.output(w, self.support_x), self.support_y
+        if self.support_mask is not None:
+            features, y = features[self.support_mask], y[self.support_mask]
+        return head(self.said.head, own, features, y, self.ways)
+
+    def scores(self, w: Tensors, x: Tensor) -> Tensor:
+        found = self.output(w, x)
+        if self.said.head == "learned":
+            return found
+        weight, bias = (w["head.weight"], w["head.bias"]) if self.plain.moves_head else self.head(w)
+        return found @ weight.T + bias
+
+    def loss(self, output: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+        losses = self.said.loss(output, y, reduction="none")
+        losses = losses.reshape(len(losses), -1).mean(1)
+        return losses.mean() if mask is None else losses[mask].mean()
+
+    def objective(self, w: Tensors, data: str) -> Tensor:
+        support = self.support_x, self.support_y, self.support_mask
+        query = self.query_x, self.query_y, self.query_mask
+        parts = {"support": [support], "query": [query], "both": [support, query]}[data]
+        masks = [torch.ones(len(y), dtype=torch.bool) if mask is None else mask for _, y, mask in parts]
+        rows, y = torch.cat([self.scores(w, x) for x, _, _ in parts]), torch.cat([y for _, y, _ in parts])
+        return self.loss(rows, y, torch.cat(masks))
+
+    def value(self) -> Tensor:
+        both = self.said.inner_data == "both"
+        return self.objective(self.adapted(self.said.inner_data), "both" if both else "query")
+
+    def start(self) -> Tensors:
+        w = {name: self.starts[name] for name in self.plain.adapted}
+        if self.plain.moves_head:
+            w["head.weight"], w["head.bias"] = self.head({})
+        return w
+
+    @torch.enable_grad()
+    def adapted(self, data: str = "support") -> Tensors:
+        """SGD with the learner's rates, its gradients partial in w; as the engine says, constants or not."""
+        w, inner = self.start(), self.said.inner
+        start = w
+        unrolled = self.said.hypergradient in (None, "unroll")
+        envelope = self.said.hypergradient == "envelope"
+        for k in range(0 if inner is None else inner.steps):
+            if envelope:
+                w = {name: value.detach() for name, value in w.items()}
+            at = {name: (v if v.requires_grad else v.detach().requires_grad_()) * 1 for name, v in w.items()}
+            if not unrolled:
+                at = {name: value.detach().requires_grad_() for name, value in at.items()}
+            found = torch.autograd.grad(
+                self.objective(at, data), list(at.values()), create_graph=unrolled, allow_unused=True,
+                materialize_grads=True,
+            )  # fmt: skip
+            base = at if unrolled else w
+            pull = {name: inner.proximal * (base[name] - start[name]) for name in w}
+            w = {n: base[n] - self.rate(n, k) * (grad + pull[n]) for n, grad in zip(w, found)}
+        return {name: value.detach() for name, value in w.items()} if envelope else w
+
+    def rate(self, name: str, k: int) -> Any:
+        if self.said.inner.rates_per is None:
+            return self.said.inner.lr
+        value = self.plain.get(self.u, f"rates.{name}")[k]
+        return value if value.ndim == 0 else value[0]  # the task axis of the start
 
 
-def plain_gradients(learner: Learner, net: nn.Module, batch: Any) -> tuple[Tensor, Tensors]:
-    """The outer value and its gradient for everything that the learner trains."""
-    u = {name: value.detach().clone().requires_grad_() for name, value in learner.trained.items()}
-    value = Plain(learner, net, batch).value(u)
+def plain_gradients(
+    values: Mapping[str, Tensor], net: nn.Module, batch: Any, kind: type[Plain] = Plain, **said: Any
+) -> tuple[Tensor, Tensors]:
+    """The outer value and its gradient for everything that is trained: by name, as the test says it.
+
+    Args:
+        values: the learner's variables. net: the backbone. batch: episodes. said: see `Said`.
+    """
+    plain = kind(values, net, batch, Said(**said))
+    u = {name: plain.values[name].clone().requires_grad_() for name in plain.trained()}
+    if plain.said.hypergradient == "reptile":
+        return plain.value({}), plain.displacements()
+    value = plain.value(u)
+    if not u:
+        return value.detach(), {}
     found = torch.autograd.grad(value, list(u.values()), allow_unused=True, materialize_grads=True)
     return value.detach(), dict(zip(u, found))

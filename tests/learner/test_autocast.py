@@ -13,7 +13,7 @@ from metapeft.hypergradients import CG
 from metapeft.inner import SGD
 from tests.learner.helpers import images
 from tests.learner.plain import Net
-from tests.trainer import helpers as trainers
+from tests.training import helpers as trainers
 
 METHODS = ["unroll", "recompute", "first-order", CG(5, damping=5.0)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import metapeft as mp
-from tests.trainer.helpers import learner
+from tests.training.helpers import learner
 
 
 def test_a_view_with_another_engine_shares_its_tensors_and_is_checked() -> None:

@@ -16,8 +16,9 @@ import metapeft as mp
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.learner.derived import derive
 from metapeft.learner.dropout_masks import ItemMasks
-from tests.learner.dropping import DropNet, dropped_gradients
+from tests.learner.dropping import DropNet, DropPlain
 from tests.learner.helpers import CLOSED_HEADS, FORMATS, INNER_HEADS, assert_same, grid, images, learner_of
+from tests.learner.plain import plain_gradients
 
 SGD = mp.inner.SGD
 NORMS = ("running", "support", "transductive")
@@ -27,8 +28,11 @@ def dropping(kind: str = "lora", norm: str = "running", **options: Any) -> mp.Le
     return learner_of(kind, norm, net=DropNet(), dropout=True, seed=3, **options)[0]
 
 
-def check(learner: mp.Learner, batch: Any) -> None:
-    value, expected = dropped_gradients(learner, batch)
+def check(kind: str, norm: str, batch: Any, **options: Any) -> None:
+    """Value and gradient of a learner with these options are those of a plain loop with the same ones and masks."""
+    learner = dropping(kind, norm, **options)
+    said = {"format": FORMATS[kind], "norm": norm, "seed": 3, **options}
+    value, expected = plain_gradients(learner.variables, DropNet(), batch, DropPlain, **said)
     found = learner.hypergradient(batch)
     torch.testing.assert_close(found.value, value, rtol=1e-9, atol=0)
     assert_same(dict(found.grads), expected)
@@ -47,23 +51,27 @@ def indexed(batch: EpisodeBatch, seed: int = 0) -> EpisodeBatch:
 def test_first_and_second_derivatives(head: str, kind: str, method: str, norm: str) -> None:
     """Unrolling two steps takes second derivatives of the inner objective, first order and envelope first ones."""
     outer = ("weights",) if method == "envelope" else ("weights", "factors")
-    learner = dropping(kind, norm, inner=SGD(2, 0.1), head=head, hypergradient=method, outer=outer)
-    check(learner, images())
+    check(kind, norm, images(), inner=SGD(2, 0.1), head=head, hypergradient=method, outer=outer)
 
 
 @pytest.mark.parametrize("head", CLOSED_HEADS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_heads_in_closed_form_and_no_inner_loop(norm: str, head: str) -> None:
     """Closed heads read support and query in one forward; without inner loop on batch statistics."""
-    check(dropping("cp", norm, inner=SGD(2, 0.1), head=head, outer=("weights", "factors")), images())
-    check(dropping("cp", norm, head=head, outer=("weights", "factors")), indexed(images()))
+    check("cp", norm, images(), inner=SGD(2, 0.1), head=head, outer=("weights", "factors"))
+    check("cp", norm, indexed(images()), head=head, outer=("weights", "factors"))
 
 
 @pytest.mark.parametrize("norm", ["running", "support"])
 def test_the_same_data_on_both_levels_has_the_same_masks(norm: str) -> None:
-    learner = dropping("lora", norm, inner=SGD(2, 0.1), inner_data="both", outer=("weights", "factors"))
+    options: dict[str, Any] = {
+        "inner": SGD(2, 0.1),
+        "inner_data": "both",
+        "outer": ("weights", "factors"),
+    }
     batch = indexed(images())
-    check(learner, batch)
+    check("lora", norm, batch, **options)
+    learner = dropping("lora", norm, **options)
     made = learner.objectives(batch, training=True)
     w = learner.start({}, derive(made.passes, {}).values, made.passes.tasks)
     torch.testing.assert_close(made.inner({}, w, {}), made.outer({}, w, {})[0], rtol=0, atol=0)

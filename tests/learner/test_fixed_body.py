@@ -17,16 +17,19 @@ from tests.learner.plain import Net, plain_gradients
 SGD = mp.inner.SGD
 
 
-def learner_of(kind: str, head: str, norm: str, engine: str, **options: Any) -> tuple[mp.Learner, Any]:
+def options_of(kind: str, head: str, norm: str, engine: str, **options: Any) -> dict[str, Any]:
     """Updates on all layers, of which the inner loop moves the classifier's, or a head in its place."""
-    net = Net()
     learned, (method, inner) = head == "learned", ENGINES[engine]
-    formats: Any = FORMATS[kind] if learned else {}
     outer = ["weights"] + ["factors"] * (learned and engine not in ("envelope", "cg"))
-    given = {"inner": inner, "hypergradient": method, "outer": outer, "head": head, **options}
-    if learned:
-        given.setdefault("adapt", ["classifier.*"])
-    learner = mp.Learner(mp.attach(net, formats, norm=norm, classifier="classifier"), **given)
+    given = {"inner": inner, "hypergradient": method, "outer": outer, "head": head, "norm": norm, **options}
+    return {"adapt": ["classifier.*"], "format": FORMATS[kind], **given} if learned else given
+
+
+def learner_of(kind: str, head: str, norm: str, engine: str, **options: Any) -> tuple[mp.Learner, Any]:
+    """A learner with `options_of` the same, and the network that it was made of."""
+    net, given = Net(), options_of(kind, head, norm, engine, **options)
+    model = mp.attach(net, given.pop("format", {}), norm=given.pop("norm"), classifier="classifier")
+    learner = mp.Learner(model, **given)
     stir(learner)
     return learner, net
 
@@ -44,7 +47,8 @@ def test_the_gradient_is_that_of_a_plain_loop(
 ) -> None:
     learner, net = learner_of(kind, head, norm, engine, inner_data=inner_data)
     whole = ["conv", "norm", "hidden"] + ["classifier"] * (head != "learned")  # which gives its input
-    check_gradient(learner, net, whole)
+    said = options_of(kind, head, norm, engine, inner_data=inner_data)
+    check_gradient(learner, net, whole, **said)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -62,11 +66,13 @@ def test_it_is_the_gradient_of_the_direct_form(head: str, engine: str) -> None:
 def test_rates_generated_seeds_and_selection(rates: Any) -> None:
     """The generator's seeds of the body stay as they are through the inner steps, and are read by its one run."""
     outer = ["weights", "factors", "generator", "selection"] + ["rates"] * (rates is not None)
-    learner, net = learner_of(
-        "cp", "learned", "running", "unroll", inner=SGD(3, 0.1, rates=rates), outer=outer, selection="softmax",
-        generator=mp.generators.MappingNet(hidden=5),
-    )  # fmt: skip
-    _, expected = plain_gradients(learner, net, images())
+    given: dict[str, Any] = {
+        "inner": SGD(3, 0.1, rates=rates), "outer": outer, "selection": "softmax",
+        "generator": mp.generators.MappingNet(hidden=5),
+    }  # fmt: skip
+    learner, net = learner_of("cp", "learned", "running", "unroll", **given)
+    said = options_of("cp", "learned", "running", "unroll", **given)
+    _, expected = plain_gradients(learner.variables, net, images(), **said)
     assert_same(dict(learner.hypergradient(images()).grads), expected)
     assert "hidden" in names(learner)
 

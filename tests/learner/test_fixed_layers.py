@@ -11,21 +11,29 @@ from torch import Tensor
 import metapeft as mp
 from tests.learner.fixing import ENGINES, OFF, check_gradient, counted, direct, names
 from tests.learner.helpers import CLOSED_HEADS, FORMATS, INNER_HEADS, assert_same, grid, images, stir
-from tests.learner.plain import Net, plain_gradients
+from tests.learner.plain import Net
 
 SGD = mp.inner.SGD
 NORMS = ["running", "support", "transductive"]
 
 
-def learner_of(kind: str, head: str, norm: str, engine: str, **options: Any) -> tuple[mp.Learner, Any]:
+def options_of(kind: str, head: str, norm: str, engine: str, **options: Any) -> dict[str, Any]:
     """Updates on all layers, of which the inner loop moves those of the second half."""
-    net, (method, inner) = Net(), ENGINES[engine]
+    method, inner = ENGINES[engine]
     outer = ["weights"] + ["factors"] * (engine not in ("envelope", "cg"))
     adapt = ["hidden.*"] + ["classifier.*"] * (head == "learned")
     targets = "all" if head == "learned" else "body"
-    given = {"inner": inner, "hypergradient": method, "outer": outer, "head": head, "adapt": adapt, **options}
-    model = mp.attach(net, FORMATS[kind], targets, norm=norm, classifier="classifier")
-    learner = mp.Learner(model, **given)
+    return {
+        "format": FORMATS[kind], "targets": targets, "norm": norm, "inner": inner, "hypergradient": method,
+        "outer": outer, "head": head, "adapt": adapt, **options,
+    }  # fmt: skip
+
+
+def learner_of(kind: str, head: str, norm: str, engine: str, **options: Any) -> tuple[mp.Learner, Any]:
+    """A learner with `options_of` the same, and the network that it was made of."""
+    net, given = Net(), options_of(kind, head, norm, engine, **options)
+    of_model = {name: given.pop(name) for name in ("format", "targets", "norm")}
+    learner = mp.Learner(mp.attach(net, **of_model, classifier="classifier"), **given)
     stir(learner)
     return learner, net
 
@@ -39,7 +47,8 @@ def test_the_gradient_is_that_of_a_plain_loop(
     head: str, kind: str, engine: str, norm: str, inner_data: str
 ) -> None:
     learner, net = learner_of(kind, head, norm, engine, inner_data=inner_data)
-    check_gradient(learner, net, ["conv", "norm"])
+    said = options_of(kind, head, norm, engine, inner_data=inner_data)
+    check_gradient(learner, net, ["conv", "norm"], **said)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -54,13 +63,13 @@ def test_it_is_the_gradient_of_the_direct_form(head: str, engine: str) -> None:
 @pytest.mark.parametrize("rates", [None, "step"])
 def test_rates_generated_seeds_and_selection(rates: Any) -> None:
     outer = ["weights", "factors", "generator", "selection"] + ["rates"] * (rates is not None)
-    learner, net = learner_of(
-        "cp", "learned", "running", "unroll", inner=SGD(3, 0.1, rates=rates), outer=outer, selection="softmax",
-        generator=mp.generators.MappingNet(hidden=5),
-    )  # fmt: skip
-    found = learner.hypergradient(images())
-    assert names(learner) == ["conv", "norm"]
-    assert_same(dict(found.grads), plain_gradients(learner, net, images())[1])
+    given: dict[str, Any] = {
+        "inner": SGD(3, 0.1, rates=rates), "outer": outer, "selection": "softmax",
+        "generator": mp.generators.MappingNet(hidden=5),
+    }  # fmt: skip
+    learner, net = learner_of("cp", "learned", "running", "unroll", **given)
+    said = options_of("cp", "learned", "running", "unroll", **given)
+    check_gradient(learner, net, ["conv", "norm"], **said)
 
 
 @pytest.mark.parametrize("steps", [0, 2])

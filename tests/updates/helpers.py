@@ -9,16 +9,21 @@ import torch
 from torch import Tensor, nn
 
 import metapeft as mp
+from metapeft.updates.formats.format import Format
 from metapeft.updates.inputs import exact_attention, mapped, output_tensor
 
-FORMATS = {
-    "full": mp.Full(),
-    "lora": mp.LoRA(2, alpha=3.0),
-    "cp": mp.CP(2),
-    "ring": mp.TensorRing(2, alpha=1.0),
-    "uneven ring": mp.TensorRing((1, 2, 1)),
-    "rank 0": mp.LoRA(0),
+#: every format of the table, with the settings under which the tests of layers and networks run it
+GRID: dict[str, dict[str, Format]] = {
+    "full": {"full": mp.Full()},
+    "lora": {"lora": mp.LoRA(2, alpha=3.0), "rank 0": mp.LoRA(0)},
+    "cp": {"cp": mp.CP(2)},
+    "tensor-ring": {"ring": mp.TensorRing(2, alpha=1.0), "uneven ring": mp.TensorRing((1, 2, 1))},
 }
+FORMATS = {label: format for settings in GRID.values() for label, format in settings.items()}
+#: one setting of each, for whole networks
+FEW = {label: FORMATS[label] for label in map(next, map(iter, GRID.values()))}
+#: every selection of the table
+SELECTIONS = {"softmax": mp.Softmax()}
 #: float64 sums of a few hundred products, in another order
 EXACT = 1e-10
 

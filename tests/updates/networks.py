@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import metapeft as mp
 
+#: every backbone of the table, and the shape of one of its inputs
 OURS = {
     "conv4": (lambda: mp.backbones.conv4(ways=3, channels=1, width=4), (1, 28, 28)),
     "resnet12": (lambda: mp.backbones.resnet12(ways=3, channels=1, width=4, size=16), (1, 16, 16)),
@@ -19,6 +20,7 @@ OURS = {
         lambda: mp.backbones.mixer(ways=3, channels=1, size=16, patch=4, width=8, depth=1),
         (1, 16, 16),
     ),
+    "mlp": (lambda: mp.backbones.mlp(6, 3, hidden=(5, 4)), (6,)),
 }
 
 

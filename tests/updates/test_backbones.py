@@ -11,7 +11,7 @@ from torch import nn
 
 import metapeft as mp
 from tests.updates.helpers import (
-    FORMATS,
+    FEW,
     assert_close,
     assert_equals_merged,
     call,
@@ -23,7 +23,6 @@ from tests.updates.helpers import (
 from tests.updates.networks import OURS, resnet18, text, tiny
 
 TASKS = 8
-FEW = {name: FORMATS[name] for name in ("full", "lora", "cp", "ring")}
 
 
 @pytest.mark.parametrize("format", FEW)

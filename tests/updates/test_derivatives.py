@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import metapeft as mp
 from metapeft.updates.inputs import exact_attention, mapped, output_tensor
 from tests.updates.helpers import (
-    FORMATS,
+    FEW,
     assert_same_derivatives,
     call,
     generator,
@@ -29,7 +29,6 @@ from tests.updates.networks import OURS, resnet18, text, tiny
 
 TASKS, ITEMS, RATE = 3, 2, 0.3
 Tensors = Mapping[str, Tensor]
-FEW = {name: FORMATS[name] for name in ("full", "lora", "cp", "ring")}
 
 
 def network(name: str) -> tuple[nn.Module, Any]:

@@ -11,8 +11,7 @@ from torch import nn
 
 import metapeft as mp
 from metapeft.datasets.images import ImageData
-from metapeft.episodes.shift import Shift
-from metapeft.episodes.shift import training_styles
+from metapeft.episodes.shift import Shift, training_styles
 from theory.bridge.text import HELD_OUT, read_features
 
 SPLITS = ("train", "val", "test")

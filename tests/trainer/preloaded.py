@@ -1,6 +1,0 @@
-"""What a fork server imports, so that the runs that it forks start at once: all that torch imports late."""
-
-from tests.trainer.killed import KINDS, made
-
-for kind in KINDS:
-    made(kind)

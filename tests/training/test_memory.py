@@ -1,0 +1,338 @@
+"""Chunks chosen from the memory, and halved where it turns out to be too little."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import metapeft as mp
+from metapeft.base.machine.byte_units import parse_bytes
+from metapeft.base.machine.processes import Processes
+from metapeft.base.state import digest
+from metapeft.training import chunking, outer_gradient
+from metapeft.training.chunking import Chunking, choose
+from metapeft.training.learner_task import LearnerTask
+from metapeft.training.runs.run import Run
+from metapeft.training.task import Task
+from metapeft.training.tuning import calibrated_scale
+from tests.training.helpers import PLAN, learner, sampler, trainer
+from tests.training.test_trainer import problem
+
+CPU = torch.device("cpu")
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("could not create a primitive"),  # what oneDNN's convolutions say under a limit, as seen
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("std::bad_alloc"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1B", 1), ("2kb", 2000), ("8GiB", 8 << 30), (" 0.5 MiB ", 1 << 19), ("3TB", 3 * 10**12)],
+)
+def test_bytes_with_units(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8", "GiB", "-1GiB", "8 Gigs", "0B", "1e3MB", "nanGB", 0, -5, 2.5, True, None]
+)
+def test_other_texts_are_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match=r"memory=.*as in 8GiB"):
+        parse_bytes(text)
+
+
+def short_of_memory(
+    own: Any, monkeypatch: pytest.MonkeyPatch, at: Any, error: Exception = ERRORS[0]
+) -> list[int]:
+    """A learner whose hypergradient runs out of memory where `at(call, tasks, engine)` says so; the sizes tried."""
+    tried: list[int] = []
+    true = type(own).hypergradient
+
+    def limited(self: Any, batch: Any, w0: Any = None) -> Any:
+        tried.append(len(batch))
+        if at(len(tried), len(batch), type(self.engine).__name__):
+            raise error
+        return true(self, batch, w0)
+
+    monkeypatch.setattr(type(own), "hypergradient", limited)
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("error", "limit", "chunk"),
+    [(ERRORS[0], 3, 2), (ERRORS[1], 2, 2), (ERRORS[2], 1, 1)],
+    ids=["cuda", "python", "cpu"],
+)
+def test_the_chunk_is_halved_and_the_step_repeated(
+    error: Exception,
+    limit: int,
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    same = trainer(kind="protonet", chunk=chunk)
+    same.fit(sampler(), 3)
+    own = trainer(kind="protonet", chunk=None)
+    short_of_memory(own.learner, monkeypatch, lambda _, tasks, engine: tasks > limit, error)
+    own.fit(sampler(), 3)
+    assert own.gradient.chunking == Chunking(chunk)
+    assert digest(own.learner.state()) == digest(same.learner.state())
+    assert "outer step 1: out of memory with 4 tasks in one forward, now 2" in caplog.text
+
+
+def test_an_explicit_chunk_wins_and_is_halved_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = trainer(chunk=3, memory="1B")
+    own.fit(sampler(), 1)
+    assert own.gradient.chunking == Chunking(3)
+    short_of_memory(own.learner, monkeypatch, lambda _, tasks, engine: tasks > 1)
+    own.fit(sampler(), 1)
+    assert own.gradient.chunking == Chunking(1)
+
+
+def test_unroll_gives_way_to_recompute_before_the_run_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, plain = trainer(dtype=torch.float64, schedule=None), trainer(dtype=torch.float64, schedule=None)
+    plain.fit(sampler(), 1)
+    with monkeypatch.context() as patch:
+        short_of_memory(own.learner, patch, lambda call, _, engine: engine == "Unroll")
+        own.fit(sampler(), 1)
+    assert own.gradient.chunking == Chunking(1, recompute=True)
+    assert type(own.learner.engine).__name__ == "Unroll"  # the learner itself is as it was
+    assert "recompute for unroll" in caplog.text
+    for name, value in own.learner.state().items():  # Adam divides by gradients that may be rounding alone
+        torch.testing.assert_close(value, plain.learner.state()[name], rtol=1e-6, atol=3e-3 * 2)
+    short_of_memory(own.learner, monkeypatch, lambda *_: True)
+    with pytest.raises(
+        MemoryError, match="outer step 1: out of memory with one task in one forward: take fewer"
+    ):
+        own.fit(sampler(), 1)
+
+
+def test_recompute_has_the_gradient_of_unroll() -> None:
+    own, batch = learner(dtype=torch.float64), sampler().batch(0, 4)
+    found = Chunking(recompute=True).view(LearnerTask(own)).hypergradient(batch)
+    for name, grad in own.hypergradient(batch).grads.items():
+        torch.testing.assert_close(found.grads[name], grad, rtol=1e-8, atol=1e-12)
+
+
+def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = trainer(chunk=None)
+    short_of_memory(own.learner, monkeypatch, lambda *_: True, RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        own.fit(sampler(), 1)
+
+
+def short_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None
+) -> mp.BilevelTrainer:
+    """A run that is short of memory once, in step 3 of 6."""
+    own = trainer(kind="protonet", chunk=None)
+    with monkeypatch.context() as patch:  # three calls measure one task first
+        short_of_memory(own.learner, patch, lambda call, tasks, engine: call == 6)
+        plan = {**PLAN, "checkpoint_every": 100, "validate_every": 5}
+        own.fit(sampler(), 6, sampler("val"), folder, stop_at=stop_at, **plan)
+    assert own.gradient.chunking == Chunking(2)
+    return own
+
+
+def test_what_was_chosen_is_stored_and_a_resumed_run_is_bit_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = short_once(tmp_path / "whole", monkeypatch)
+    short_once(tmp_path / "parts", monkeypatch, stop_at=4)
+    with monkeypatch.context() as patch:  # dies in the validation after step 5
+        patch.setattr(outer_gradient, "evaluated", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            short_once(tmp_path / "died", monkeypatch)
+    with Run.open(tmp_path / "died", writable=False) as run:
+        tree, _ = run.load("latest")  # kept at once, although no checkpoint was due
+    assert (tree["step"], tree["chunking"]) == (3, {"chunk": 2, "recompute": False, "validation": 8})
+    rows = (tmp_path / "whole" / "metrics.jsonl").read_text()
+    for folder in ("parts", "died"):
+        again = trainer(kind="protonet", chunk=None)
+        again.resume(tmp_path / folder, sampler(), sampler("val"))
+        assert again.gradient.chunking == Chunking(2)
+        assert digest(again.learner.state()) == digest(whole.learner.state())
+        assert (tmp_path / folder / "metrics.jsonl").read_text() == rows
+
+
+class Measured(Task):
+    """A task whose gradient takes `fixed + each * tasks` bytes, as a patched `peak_bytes` says."""
+
+    def __init__(self, fixed: int, each: int) -> None:
+        self.fixed, self.each, self.last, self.most = fixed, each, 0, 0
+
+    def hypergradient(self, batch: list[int], w0: Any = None) -> None:  # type: ignore[override]
+        self.last = self.fixed + self.each * len(batch)
+        self.most = max(self.most, self.last)
+
+    def peak(self, work: Any, device: torch.device) -> int:
+        work()
+        return self.last
+
+
+class Tasks(list[int]):
+    def tasks(self, which: slice) -> Tasks:
+        return Tasks(self[which])
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 1000), st.integers(1, 500), st.integers(1, 40), st.integers(1, 20_000))
+def test_the_chosen_chunk_fits_and_is_not_much_less_than_would(
+    fixed: int, each: int, tasks: int, room: int
+) -> None:
+    task = Measured(fixed, each)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunking, "peak_bytes", task.peak)
+        patch.setattr(chunking, "held_bytes", lambda _: 100)
+        patch.setattr(chunking, "STATED_FRACTION", 1)
+        patch.setattr(chunking.log, "disabled", True)
+        found = choose(task, Tasks(range(tasks)), 100 + room, CPU, Processes())
+    most = min((room - fixed) // each, tasks)  # tasks that fit, 0 or less for none
+    chunk = tasks if found.chunk is None else found.chunk
+    assert chunk <= max(most, 1)
+    sure = max((most - fixed / each - 1) / 2, 1)  # fewer are known to fit where much is shared by all tasks
+    assert math.ceil(tasks / chunk) <= math.ceil(tasks / sure)
+    assert task.most <= max(room, fixed + each)  # measuring does not exceed what it is to keep
+
+
+def test_where_one_task_does_not_fit_recompute_is_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """The patched peaks: 1000 bytes a task by unroll, 100 by recompute, of which there are 250."""
+
+    def peak(work: Any, device: torch.device) -> int:
+        engine = work.func.__self__.learner.engine
+        return (1000 if type(engine).__name__ == "Unroll" else 100) * len(work.args[0])
+
+    monkeypatch.setattr(chunking, "peak_bytes", peak)
+    monkeypatch.setattr(chunking, "held_bytes", lambda _: 0)
+    own = trainer(chunk=None, memory=250)
+    own.fit(sampler(), 2, run_dir=tmp_path / "x")
+    assert own.gradient.chunking == Chunking(2, recompute=True, validation=2)
+    assert "one task does not fit into 200.0 B: hypergradient recompute for unroll" in caplog.text
+    with Run.open(tmp_path / "x", writable=False) as run:
+        assert run.load("latest")[0]["chunking"] == {"chunk": 2, "recompute": True, "validation": 2}
+    again = trainer(chunk=None, memory=250)
+    monkeypatch.setattr(chunking, "peak_bytes", lambda *_: 1 / 0)  # what is stored is not measured again
+    again.resume(tmp_path / "x", sampler())
+    assert digest(again.learner.state()) == digest(own.learner.state())
+    with pytest.raises(ValueError, match=r"trainer\.memory"):
+        trainer(chunk=None, memory=300).resume(tmp_path / "x", sampler())
+
+
+def test_too_little_for_anything_is_said_and_tried(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    own = trainer(chunk=None, memory="1B")
+    own.fit(sampler(), 1)
+    assert own.gradient.chunking == Chunking(1, recompute=True, validation=1)
+    assert "it is tried all the same" in caplog.text
+
+
+def test_validation_is_cut_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    plain, own = trainer(), trainer()
+    log = plain.fit(sampler(), 2, sampler("val"), **PLAN)
+    true = outer_gradient.evaluated
+
+    def limited(*given: Any, tasks_per_batch: int, **more: Any) -> Any:
+        if tasks_per_batch > 2:
+            raise MemoryError
+        return true(*given, tasks_per_batch=tasks_per_batch, **more)
+
+    monkeypatch.setattr(outer_gradient, "evaluated", limited)
+    found = own.fit(sampler(), 2, sampler("val"), **PLAN)
+    assert own.gradient.chunking == Chunking(3, validation=2)
+    assert found[-1]["validation_loss"] == pytest.approx(log[-1]["validation_loss"], rel=1e-4)  # float32
+    assert "out of memory with 4 episodes in one forward, now 2" in caplog.text
+
+
+NAMES = ["cuda", "python", "cpu", "onednn", "cublas", "c++"]
+SLOW = [
+    pytest.param(error, id=name, marks=() if name in ("cuda", "onednn") else pytest.mark.slow)
+    for name, error in zip(NAMES, ERRORS, strict=True)
+]
+
+
+@pytest.mark.parametrize("error", SLOW)
+def test_what_reads_episodes_outside_a_run_is_cut_too(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Evaluation, the choice of settings and the scale of a start."""
+    own, true, most = learner("protonet"), mp.Learner.objectives, [8]
+    body, preprocess = own.model.module, own.model.preprocess
+
+    def limited(self: Any, batch: Any, training: bool) -> Any:
+        if len(batch) > most[0]:
+            raise error
+        return true(self, batch, training)
+
+    monkeypatch.setattr(mp.Learner, "objectives", limited)
+    whole = mp.evaluate(own, sampler("val"), 10)
+    scale = calibrated_scale(body, sampler("val"), 10, preprocess=preprocess)
+    most[0] = 3
+    torch.testing.assert_close(mp.evaluate(own, sampler("val"), 10).losses, whole.losses)
+    assert calibrated_scale(body, sampler("val"), 10, preprocess=preprocess) == scale
+    for size in (8, 4):
+        assert caplog.text.count(f"out of memory with {size} episodes in one forward, now {size // 2}") == 2
+    most[0] = 0
+    with pytest.raises(MemoryError, match="one of the episodes"):
+        mp.evaluate(own, sampler("val"), 10)
+
+
+class Uneven(Processes):
+    """Rank 1 of two, whose share is 3 of 7 tasks."""
+
+    def least(self, value: int) -> int:
+        return min(value, 4)  # what rank 0, where all four fit, says
+
+    def most(self, value: int) -> int:
+        return max(value, 4)
+
+
+def test_a_smaller_share_that_fits_sets_no_limit() -> None:
+    assert choose(LearnerTask(learner()), sampler().batch(0, 3), 64 << 30, CPU, Uneven()).chunk is None
+
+
+def test_a_system_that_does_not_tell_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(chunking, "peak_bytes", lambda *_: None)
+    assert choose(LearnerTask(learner()), sampler().batch(0, 3), 1 << 30, CPU, Processes()).chunk is None
+    assert "does not tell" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: trainer(memory="8"), "memory='8'"),
+        (lambda: trainer(kind="warm", memory="8GiB"), "memory='8GiB' has no effect: warm_start"),
+        (
+            lambda: mp.BilevelTrainer(problem(), memory="8GiB"),
+            "memory='8GiB' has no effect: a bilevel problem",
+        ),
+    ],
+)
+def test_refused(call: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        call()
+
+
+def test_what_can_not_be_cut_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = trainer(kind="warm")
+    short_of_memory(own.learner, monkeypatch, lambda *_: True)
+    with pytest.raises(MemoryError, match="warm_start=True keeps all tasks in one forward"):
+        own.fit(sampler(), 1)
