@@ -162,9 +162,10 @@ def evaluate(
                 mp.fit_center(learner, images)
             found = mp.evaluate(learner, sampler, episodes)
             print(f"{shots}-shot, {normalize}: {found}")
+            protocol = None if found.protocol is None else found.protocol.as_dict()
             rows.append({
                 "shots": shots, "normalize": normalize, "accuracy": found.accuracy, "ci95": found.ci95,
-                "protocol": None if found.protocol is None else found.protocol.as_dict(), "values": [round(v, 4) for v in found.values.tolist()],
+                "protocol": protocol, "values": [round(value, 4) for value in found.values.tolist()],
             })  # fmt: skip
     out = RESULTS / f"start-{name}-{seed}{'' if split == 'test' else f'-{split}'}.json"
     about = {
