@@ -57,7 +57,8 @@ class Adam(Descent):
         super().__init__(steps, lr, rates, proximal, weight_decay)
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas={betas!r} has to be a pair of numbers in [0, 1)")
-        number(0, 1, **{"betas[0]": betas[0], "betas[1]": betas[1]})
+        given: dict[str, Any] = {"betas[0]": betas[0], "betas[1]": betas[1]}
+        number(0, 1, **given)
         number(above=True, eps=eps)
         self.betas, self.eps = (betas[0], betas[1]), eps
 

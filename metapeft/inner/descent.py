@@ -29,7 +29,8 @@ def check_setting(name: str, setting: object) -> None:
                 'its own at every step or element say rates="step" or rates="element"'
             )
     elif not callable(setting):
-        number(more="a tensor of shape () or a function of u", **{name: setting})
+        given: dict[str, Any] = {name: setting}
+        number(more="a tensor of shape () or a function of u", **given)
 
 
 def descend(w: Tensor, direction: Tensor, rate: float | Tensor) -> Tensor:

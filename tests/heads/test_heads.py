@@ -46,6 +46,15 @@ def of_centroids(x: Tensor, y: Tensor, ways: int, queries: Tensor) -> Tensor:
     return -torch.cdist(queries, means).square()
 
 
+def of_cosines(x: Tensor, y: Tensor, ways: int, queries: Tensor) -> Tensor:
+    """Ten times the cosine with the mean of the classes' directions."""
+    directions = x / x.norm(dim=1, keepdim=True)
+    means = [directions[y == n].mean(0) for n in range(ways) if (y == n).any()]
+    found = torch.full((len(queries), ways), ABSENT, dtype=x.dtype)
+    found[:, y.unique()] = 10 * torch.cosine_similarity(queries[:, None], torch.stack(means)[None], dim=-1)
+    return found
+
+
 def of_ridge(x: Tensor, y: Tensor, ways: int, queries: Tensor, weighted: bool = False) -> Tensor:
     """`(X'SX + I)^-1 X'SY`, where all classes weigh the same if weighted."""
     rows = torch.eye(ways, dtype=x.dtype)[y]
@@ -84,6 +93,7 @@ GRID: dict[str, Any] = {
     "zero": of_first_step,
     "prototype-init": of_centroids,
     "prototypes": of_centroids,
+    "cosine": of_cosines,
     "ridge": of_ridge,
     "weighted-ridge": lambda *given: of_ridge(*given, weighted=True),
     "logistic": of_logistic,
