@@ -29,11 +29,6 @@ struct Tile {
     }
 };
 
-// A vector of codes as numbers as wide as T.
-template <class T> inline typename Lanes<T>::Mask codes(const uint8_t* code) {
-    return __builtin_convertvector(*reinterpret_cast<const typename Lanes<T>::Codes*>(code), typename Lanes<T>::Mask);
-}
-
 // The largest of four; which it was goes to `code`. Where one is not a number, the mean is none, and so all are not.
 template <class T> inline Vector<T> largest(const Vector<T>* z, uint8_t* code) {
     using Mask = typename Lanes<T>::Mask;

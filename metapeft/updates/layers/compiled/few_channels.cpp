@@ -54,7 +54,42 @@ void convolved(const Shape& s, T* memory, const T* x, const T* weight, Finish fi
     }
 }
 
-// Gradients of the weights of one channel and one vector of outputs, over the tiles of an image.
+// A channel's patch of 4x4 and what in it stands at places that lanes choose on their own.
+template <class T> struct Patch {
+    static constexpr int vectors = 16 / Lanes<T>::count;
+    static constexpr bool fits = vectors == 1 || vectors == 2;
+    Vector<T> values[vectors];
+    explicit Patch(const T* numbers) {
+        for (int i = 0; i < vectors; ++i) values[i] = load(numbers + i * Lanes<T>::count);
+    }
+    Vector<T> at(typename Lanes<T>::Mask places) const {
+        if constexpr (vectors == 1) return __builtin_shuffle(values[0], places);
+        else return __builtin_shuffle(values[0], values[1], places);
+    }
+};
+
+// Gradients of the weights of one vector of outputs, `to_weight (channels, 9, outputs)`, and of the shift, over a row of
+// tiles: a lane takes what stands under each tap at the output that was the largest.
+template <class T, class E>
+inline void row_gradients(const Shape& s, const T* patches, const E* g, const uint8_t* code, T* to_weight,
+                          Vector<T>& to_shift) {
+    using Mask = typename Lanes<T>::Mask;
+    for (long c = 0; c < s.channels; ++c) {
+        Vector<T> sums[9] = {}, shift = {};
+        for (long tile = 0; tile < s.wide; ++tile) {
+            const Mask which = codes<T>(code + tile * s.outputs), corner = which + (which & 2);
+            const Vector<T> value = which == OFF ? Vector<T>{} : get(g + tile * s.outputs);
+            const Patch<T> patch(patches + (tile * s.channels + c) * 16);
+            shift += value;
+            for (int tap = 0; tap < 9; ++tap)
+                sums[tap] += patch.at(corner + (tap / 3 * 4 + tap % 3)) * value;
+        }
+        for (int tap = 0; tap < 9; ++tap) add<T>(to_weight + (c * 9 + tap) * s.outputs, sums[tap]);
+        if (c == 0) to_shift += shift;
+    }
+}
+
+// The same where a patch is more than two registers, all tiles of an image at once.
 template <class T, class E>
 inline void tap_gradients(const Shape& s, const Room<T>& room, const E* g, const uint8_t* code, long c, T* weight) {
     Vector<T> sums[9] = {};
@@ -67,6 +102,27 @@ inline void tap_gradients(const Shape& s, const Room<T>& room, const E* g, const
                 sums[tap] += corner[(k / 2 + tap / 3) * room.line + (k % 2 + tap % 3) * s.channels] * parts[k];
     }
     for (int tap = 0; tap < 9; ++tap) add<T>(weight + tap * s.outputs, sums[tap]);
+}
+
+template <class T, class E>
+void image_gradients(const Shape& s, const Room<T>& room, const E* g, const uint8_t* code, T* weight, T* shift) {
+    constexpr int L = Lanes<T>::count;
+    if constexpr (Patch<T>::fits) {
+        for (long first = 0; first < s.tiles; first += s.wide) {
+            for (long i = 0; i < s.wide * s.channels; ++i)
+                room.read_patch(s, first + i / s.channels, i % s.channels, room.patches + i * 16);
+            for (long o = 0; o < s.outputs; o += L) {
+                Vector<T> sum = {};
+                row_gradients(s, room.patches, g + first * s.outputs + o, code + first * s.outputs + o, weight + o, sum);
+                add<T>(shift + o, sum);
+            }
+        }
+    } else {
+        for (long o = 0; o < s.outputs; o += L)
+            for (long c = 0; c < s.channels; ++c)
+                tap_gradients(s, room, g + o, code + o, c, weight + c * 9 * s.outputs + o);
+        shift_gradient(s, s.tiles, g, code, shift);
+    }
 }
 
 template <class T, class E>
@@ -86,10 +142,7 @@ void gradients(const Shape& s, T* memory, const E* g, const uint8_t* code, const
             for (long row = segment.row; row < segment.row + segment.count; ++row) {
                 const long at = row * s.tiles * s.outputs;
                 room.read_image(s, x + row * s.image());
-                for (long o = 0; o < s.outputs; o += Lanes<T>::count)
-                    for (long c = 0; c < s.channels; ++c)
-                        tap_gradients(s, room, g + at + o, code + at + o, c, weight_sum + c * 9 * s.outputs + o);
-                if (to_shift) shift_gradient(s, s.tiles, g + at, code + at, shift_sum);
+                image_gradients(s, room, g + at, code + at, weight_sum, shift_sum);
             }
         }
 #pragma omp for schedule(static)

@@ -7,13 +7,14 @@
 
 namespace {
 
-// What a thread works in: an image with a border of zeros, a task's weights `(channels, 3, 3, outputs)`.
+// What a thread works in: an image with a border of zeros, a task's weights `(channels, 3, 3, outputs)`, patches of
+// a row of tiles.
 template <class T> struct Room {
-    T *image, *weight;
+    T *image, *weight, *patches;
     long line;  // of the image
     Room(const Shape& s, Memory<T>& memory)
         : image(memory.take((s.height + 2) * (s.width + 2) * s.channels)),
-          weight(memory.take(s.channels * 9 * s.outputs)), line((s.width + 2) * s.channels) {}
+          weight(memory.take(s.channels * 9 * s.outputs)), patches(memory.take(s.wide * s.channels * 16)), line((s.width + 2) * s.channels) {}
 
     void read_image(const Shape& s, const T* from) {
         std::fill_n(image, (s.height + 2) * line, T(0));
@@ -23,6 +24,11 @@ template <class T> struct Room {
     void read_weight(const Shape& s, const T* from) {
         for (long i = 0; i < s.channels * 9; ++i)
             for (long o = 0; o < s.outputs; ++o) weight[i * s.outputs + o] = from[o * s.channels * 9 + i];
+    }
+    // A channel's 4x4 numbers under a tile.
+    void read_patch(const Shape& s, long tile, long channel, T* to) const {
+        const T* from = corner(s, tile) + channel;
+        for (int i = 0; i < 16; ++i) to[i] = from[i / 4 * line + i % 4 * s.channels];
     }
     const T* corner(const Shape& s, long tile) const {
         return image + tile / s.wide * 2 * line + tile % s.wide * 2 * s.channels;

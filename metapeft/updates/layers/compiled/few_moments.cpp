@@ -15,10 +15,8 @@ template <class T> void moments(const Shape& s, T* memory, const T* x, double* s
 #pragma omp parallel num_threads(s.threads)
     {
         Room<T> room = call.room();
-        T *patches = memory + call.used + omp_get_thread_num() * (s.width + filled) * filled,
-          *products = patches + s.width * filled;
-        std::fill_n(patches, s.width * filled, T(0));
-        for (long i = 0; i < s.width; ++i) patches[i * filled + taps] = 1;
+        T *patches = memory + call.used + omp_get_thread_num() * (s.width + 2 + filled) * filled,
+          *products = patches + (s.width + 2) * filled;
 #pragma omp for schedule(static)
         for (long number = 0; number < s.segments(); ++number) {
             const Segment segment(s, number);
@@ -27,15 +25,17 @@ template <class T> void moments(const Shape& s, T* memory, const T* x, double* s
             for (long row = segment.row; row < segment.row + segment.count; ++row) {
                 room.read_image(s, x + row * s.image());
                 for (long y = 0; y < s.height; ++y) {
-                    for (long i = 0; i < s.width; ++i)
-                        for (long u = 0; u < 3; ++u) {
-                            const T* from = room.image + (y + u) * room.line + i * s.channels;
-                            for (long c = 0; c < 3 * s.channels; ++c)
-                                patches[i * filled + u * 3 * s.channels + c] = from[c];
-                        }
-                    for (long column = 0; column < filled; column += L)
-                        product<T>(std::min(own, column + L), L, {s.width, patches, 1, filled, patches + column, filled},
-                                   {}, products + column, filled, y % LINES > 0);
+                    for (long i = 0; i < s.width; ++i) {  // whole vectors: what is too much, the next ones cover
+                        for (long u = 0; u < 3; ++u)
+                            for (long c = 0; c < 3 * s.channels; c += L)
+                                store(patches + i * filled + u * 3 * s.channels + c,
+                                      load(room.image + (y + u) * room.line + i * s.channels + c));
+                        patches[i * filled + taps] = 1;
+                    }
+                    for (long at = 0; at < filled; at += L)
+                        product<T>(std::min(own - at, long(L)), filled - at,
+                                   {s.width, patches + at, 1, filled, patches + at, filled}, {},
+                                   products + at * filled + at, filled, y % LINES > 0);
                     if (y % LINES < LINES - 1 && y < s.height - 1) continue;
                     for (long i = 0; i < own; ++i)
                         for (long j = i; j < own; ++j) to[i * own + j] += double(products[i * filled + j]);
@@ -49,7 +49,7 @@ template <class T> void moments(const Shape& s, T* memory, const T* x, double* s
 
 template <class T> int64_t needed(const Shape& s) {
     const long filled = 9 * s.channels + Lanes<T>::count;
-    return Call<T>(s, nullptr).used + s.threads * (s.width + filled) * filled;
+    return Call<T>(s, nullptr).used + s.threads * (s.width + 2 + filled) * filled;
 }
 
 }  // namespace

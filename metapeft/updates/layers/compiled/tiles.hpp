@@ -137,11 +137,16 @@ template <class T> void thin(const Shape& s, long n, const T* v, const T* d, T* 
         }
 }
 
+// A vector of codes as numbers as wide as T.
+template <class T> inline typename Lanes<T>::Mask codes(const uint8_t* code) {
+    return __builtin_convertvector(*reinterpret_cast<const typename Lanes<T>::Codes*>(code), typename Lanes<T>::Mask);
+}
+
 // Gradients g `[tile][output]` where the code says k, and 0 elsewhere.
 template <class E, class T = typename Computed<E>::type>
 inline void spread(const E* g, const uint8_t* code, Vector<T>* out) {
     using Mask = typename Lanes<T>::Mask;
-    const Mask which = __builtin_convertvector(*reinterpret_cast<const typename Lanes<T>::Codes*>(code), Mask);
+    const auto which = codes<T>(code);
     const Vector<T> value = get(g);
     for (int k = 0; k < 4; ++k) out[k] = which == k ? value : Vector<T>{};
 }
@@ -246,7 +251,7 @@ inline void pool(const Vector<T>* z, Vector<T> shift, E* y, uint8_t* code) {
 // Of four values those that the code names, 0 where it says off.
 template <class T> inline Vector<T> pick(const Vector<T>* z, const uint8_t* code) {
     using Mask = typename Lanes<T>::Mask;
-    const Mask which = __builtin_convertvector(*reinterpret_cast<const typename Lanes<T>::Codes*>(code), Mask);
+    const auto which = codes<T>(code);
     Vector<T> out = {};
     for (int k = 0; k < 4; ++k) out = which == k ? z[k] : out;
     return out;
