@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metapeft.updates.layers.call import Call, Update
+from metapeft.updates.layers.compiled.batch_fit import compiled_batch_chain
 from metapeft.updates.layers.compiled.fit import compiled_chain
 from metapeft.updates.layers.convolution import convolve_dense, convolve_low_rank, spatial
 from metapeft.updates.layers.normalization import reference_statistics
@@ -66,6 +67,12 @@ class Chain:
             pooled = self._pooled(self._convolved(x, weight, scale))
             return self._activated(pooled, None, shift, call)
         sign = torch.where(scale.detach() < 0, -1.0, 1.0).to(scale)
+        found = self._compiled_on_batch(x, weight, sign, sign * scale, beta + (bias - bias), call)
+        if found is not None:
+            y, mean, variance = found
+            count = torch.full_like(mean[:, 0], y.shape[0] // call.tasks * x.shape[2] * x.shape[3])
+            call.statistics[self.norm_name] = (sign * mean + bias, variance, count)
+            return y
         z = self._convolved(x, weight, sign)
         mean, variance, count = reference_statistics(z, call)
         call.statistics[self.norm_name] = (sign * mean + bias, variance, count)
@@ -100,6 +107,18 @@ class Chain:
         if self.relu is None or self.pool is None:
             return None
         return compiled_chain(self.convolution, self.pool, x, update, scale, shift.expand(call.tasks, -1))
+
+    def _compiled_on_batch(
+        self, x: Tensor, update: Update | None, sign: Tensor, size: Tensor, shift: Tensor, call: Call
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Values, mean and variance by the kernels, where the statistics are of all items and the weight is shared."""
+        if self.relu is None or self.pool is None or update is not None:
+            return None
+        if call.reference != call.items or call.mask is not None:
+            return None
+        weight = self.convolution.weight * sign.view(-1, 1, 1, 1)
+        size, shift = (value.expand(call.tasks, -1) for value in (size, shift))
+        return compiled_batch_chain(self.convolution, self.pool, x, weight, size, shift, self.norm.eps)
 
     def _convolved(self, x: Tensor, update: Update | None, factor: Tensor) -> Tensor:
         """The convolution without bias, its outputs times `factor` `(C,)` or `(T, C)`; channels last."""

@@ -42,7 +42,8 @@ def plain_batch_chain(
 
 
 def _sizes(x: Tensor, size: Tensor) -> Sizes:
-    return sizes(x, *size.shape, terms=0, kernels=1)
+    tasks, outputs = size.shape
+    return sizes(x, tasks, outputs, terms=0, kernels=1)
 
 
 class _BatchChain(Function):
@@ -86,17 +87,21 @@ class _BatchChain(Function):
     ) -> tuple[Tensor | None, ...]:
         x, weight, size, shift, variance, z, code = ctx.saved_tensors
         if torch.is_grad_enabled():
-            raise NotImplementedError
+            given = (x, weight, size, shift)
+            return (
+                *_plain_gradients(given, ctx.eps, (g, of_mean, of_variance), ctx.needs_input_grad[:4]),
+                None,
+            )
         g = in_rows(torch.zeros_like(code, dtype=x.dtype) if g is None else g)
         sizes = _sizes(x, size)
         sums = piece_sums(x, sizes, 2, weight.shape[0])
         call("batch_on_sums", sizes, x.dtype, g, code, z, sums, memory=None)
         plain, times = sums.sum(1).unbind(1)
-        coefficients, to_size = slopes(
-            plain, times, size, variance, ctx.eps, sizes, (of_mean, of_variance)
-        )
+        coefficients, to_size = _slopes(plain, times, size, variance, ctx.eps, sizes, (of_mean, of_variance))
         to_x = torch.empty_like(x) if wanted(ctx, 0) else None
-        to_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if wanted(ctx, 1) else None
+        to_weight = (
+            torch.empty_like(weight, memory_format=torch.contiguous_format) if wanted(ctx, 1) else None
+        )
         call(
             "batch_gradients", sizes, x.dtype, g, code, x, z, weight.contiguous(), coefficients.to(weight.dtype), to_x,
             to_weight, memory="batch_memory",
@@ -104,7 +109,20 @@ class _BatchChain(Function):
         return to_x, to_weight, to_size.to(size.dtype), plain.to(shift.dtype), None
 
 
-def slopes(
+def _plain_gradients(
+    given: tuple[Tensor, ...], eps: float, grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """Gradients in the arguments from those of y, mean and variance, to be differentiated further: in plain torch."""
+    # tensors of their own, so that what one was computed from is not reached through another
+    x, weight, size, shift = fresh = [value.view_as(value) for value in given]
+    pairs = [(y, g) for y, g in zip(plain_batch_chain(x, weight, size, shift, eps), grads) if g is not None]
+    outputs, cotangents = zip(*pairs)
+    inputs = [value for value, need in zip(fresh, needed) if need]
+    found = iter(torch.autograd.grad(outputs, inputs, cotangents, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]
+
+
+def _slopes(
     plain: Tensor,
     times: Tensor,
     size: Tensor,

@@ -35,7 +35,9 @@ def sizes(x: Tensor, tasks: int, outputs: int, terms: int, kernels: int) -> Size
     return Sizes(tasks, rows // tasks, channels, outputs, height, width, terms, kernels, threads)
 
 
-def call(name: str, size: Sizes, dtype: torch.dtype, *tensors: Tensor | None, memory: str | None = "memory") -> None:
+def call(
+    name: str, size: Sizes, dtype: torch.dtype, *tensors: Tensor | None, memory: str | None = "memory"
+) -> None:
     """Run a function of the library; None is NULL. Its memory comes from torch, so that too little is said as ever.
 
     Args:
@@ -45,7 +47,10 @@ def call(name: str, size: Sizes, dtype: torch.dtype, *tensors: Tensor | None, me
     if memory is not None:
         counted = _function(memory, dtype)(ctypes.byref(size))
         kind = torch.float32 if dtype == torch.bfloat16 else dtype
-        given = (torch.empty(counted, dtype=kind, device="cpu"), *tensors)  # whatever torch's default device is
+        given = (
+            torch.empty(counted, dtype=kind, device="cpu"),
+            *tensors,
+        )  # whatever torch's default device is
     pointers = [None if value is None else ctypes.c_void_p(value.data_ptr()) for value in given]
     _function(name, dtype)(ctypes.byref(size), *pointers)
 

@@ -1,8 +1,8 @@
 """The step on statistics of the batch where the input has few channels and takes no gradient.
 
-Mean and variance of the convolution's outputs follow from the moments of what stands under its kernel, so they are known
-before it runs, and scale and shift go into the weights; the gradients through the statistics come with them. See
-few_moments.cpp.
+Mean and variance of the convolution's outputs follow from the moments of what stands under its kernel (few_moments.cpp),
+so they are known before it runs, and scale and shift go into the weights; gradients through the statistics come with
+them.
 """
 
 from __future__ import annotations

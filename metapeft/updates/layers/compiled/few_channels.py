@@ -32,9 +32,7 @@ class _Chain(Function):
     """y, and a byte a value that says where it came from."""
 
     @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor, shift: Tensor, stored: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, weight: Tensor, shift: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
         tasks, outputs = shift.shape
         y, code = pooled_rows(x, outputs, stored), pooled_rows(x, outputs, torch.uint8)
         call("few_forward", _sizes(x, tasks, outputs), stored, x, weight, shift, y, code, memory="few_memory")
@@ -64,7 +62,17 @@ class _Gradients(Function):
         outputs = g.shape[1]
         weight = x.new_empty(tasks, outputs, x.shape[1], 3, 3)
         shift = x.new_empty(tasks, outputs) if with_shift else None
-        call("few_gradients", _sizes(x, tasks, outputs), g.dtype, g, code, x, weight, shift, memory="few_memory")
+        call(
+            "few_gradients",
+            _sizes(x, tasks, outputs),
+            g.dtype,
+            g,
+            code,
+            x,
+            weight,
+            shift,
+            memory="few_memory",
+        )
         return weight, shift
 
     @staticmethod
