@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metapeft.updates.layers.compiled import calling, switch
+from metapeft.updates.layers.compiled import compiler as building
 from metapeft.updates.layers.compiled.batch_chain import batch_chain, plain_batch_chain
 from metapeft.updates.layers.compiled.few_batch import few_batch_chain
-from metapeft.updates.layers.compiled.switch import loaded
+from metapeft.updates.layers.compiled.switch import compiled_used, loaded
 
 pytestmark = pytest.mark.usefixtures("compiled", "threads")
 
@@ -130,6 +132,41 @@ def test_bfloat16_is_off_by_its_rounding(case: tuple[int, ...], count: int) -> N
     assert all(value.dtype == torch.float32 for value in found[4:])
     for number, (value, right) in enumerate(zip(found, expected, strict=True)):
         assert apart(value, right) <= BRIEF, f"output {number}"
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernels with AMX's registers emulated: what they do with tiles, on any processor of AVX512_BF16."""
+    needs_bfloat16()
+    monkeypatch.setattr(building, "_FLAGS", (*building._FLAGS, "-DMETAPEFT_TILES"))
+    monkeypatch.setattr(switch, "_loaded", None)
+    calling._function.cache_clear()
+    with compiled_used(False), compiled_used(True):
+        yield
+    calling._function.cache_clear()
+
+
+@pytest.mark.usefixtures("tiles")
+def test_tiles_compute_what_vectors_compute() -> None:
+    """In sums of another order; with widths that are no multiple of 32 vectors do it."""
+    for case in DENSE:
+        test_bfloat16_is_off_by_its_rounding(case, 2)
+
+
+def test_numbers_that_are_not_finite_stay_in_their_task_in_bfloat16() -> None:
+    """Also in the gradients, though images of several tasks pass through the same memory one after the other."""
+    needs_bfloat16()
+    torch.set_num_threads(1)
+    for case in [(2, 3, 32, 32, 3, 3), (2, 50, 32, 32, 3, 3), (2, 3, 32, 32, 2, 4)]:
+        given = arguments(case, torch.float32)
+        x = given[0].detach().bfloat16()
+        clean = results(batch_chain, [x.clone().requires_grad_(), *given[1:]])
+        x[: case[1]] = torch.nan
+        found = results(batch_chain, [x.requires_grad_(), *given[1:]])
+        for a, b in zip(found[:4], clean[:4]):  # the weight's gradient is of all tasks
+            half = len(a) // 2
+            assert torch.equal(a[half:], b[half:])
+            assert not a[:half].isfinite().any()
 
 
 def needs_bfloat16() -> None:

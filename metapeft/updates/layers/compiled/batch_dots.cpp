@@ -1,14 +1,16 @@
-// The same as batch_chain.cpp on numbers stored as bfloat16, by products of them with sums in float; W and its gradient
-// are in float, and shared by all tasks. Only for processors that have such products.
+// The same as batch_chain.cpp on numbers stored as bfloat16, by products of them with sums in float, in tiles where
+// the processor has them; W and its gradient are in float, and shared by all tasks. Only for processors that have such
+// products.
 #include <omp.h>
 
-#include "dots.hpp"
+#include "amx.hpp"
 
 #if defined(__AVX512BF16__)
 namespace {
 
 constexpr long PLACES = 1600;  // of the images that a thread has in hand at once, about
 constexpr long COUNT = 96;     // pairs of places whose products are summed up at once: they stay in a core's first cache
+constexpr long TILE = 16;      // pairs of a register of tiles
 
 // What a thread works in: images with a border, gradients of outputs likewise, pairs of both, what goes to x.
 struct Bench {
@@ -20,13 +22,17 @@ struct Bench {
         const auto take = [&](long count) { return reinterpret_cast<BFloat*>(memory.take((count + 1) / 2)); };
         images = take(places * s.channels);
         outputs = take((places + 2 * COUNT) * s.outputs);
-        const long window = COUNT + line + 2;
+        const long window = COUNT + line + 2 + TILE;
         even = take(2 * window * s.channels), odd = take(2 * window * s.channels);
         pairs = take(2 * COUNT * s.outputs);
         found = take(places * s.channels);
         sums = memory.take(9 * s.channels * s.outputs);
     }
-    // Of one image, without its border.
+    // Of images, without their border; what is left of others before does not stay behind them.
+    void read(const Grid& s, const BFloat* from, long count) const {
+        for (long i = 0; i < count; ++i) read(s, i, from + i * s.image());
+        if (count < most) std::fill_n(images + (count * s.area + line) * s.channels, s.area * s.channels, BFloat{0});
+    }
     void read(const Grid& s, long number, const BFloat* from) const {
         BFloat* to = images + (number * s.area + line + 1) * s.channels;
         for (long y = 0; y < s.height; ++y)
@@ -79,6 +85,13 @@ void finish(const Grid& s, const BFloat* z, BFloat* pooled, uint8_t* code, doubl
     }
 }
 
+// A convolution of the images in hand, by tiles or by vectors.
+void convolve_all(const Grid& s, const BFloat* a, long channels, long places, const BFloat* b, long columns,
+                  const float* less, BFloat* to) {
+    const bool tiles = places >= 32 && tiles_fit(s);
+    (tiles ? convolve_tiles : convolve)(a, channels, s.line, places, b, columns, less, to);
+}
+
 void forward(const Grid& s, float* memory, const BFloat* x, const float* weight, const float* mean, BFloat* z,
              BFloat* pooled, uint8_t* code, double* squares) {
     const Call call(s, memory);
@@ -92,9 +105,9 @@ void forward(const Grid& s, float* memory, const BFloat* x, const float* weight,
             const Segment segment(s, number);
             std::fill_n(squares + number * s.outputs, s.outputs, 0.0);
             in_groups(segment, bench.most, [&](long first, long count) {
-                for (long i = 0; i < count; ++i) bench.read(s, i, x + (first + i) * s.image());
-                convolve(bench.images, s.channels, s.line, count * s.area - s.line, call.kernel, s.outputs,
-                         mean + segment.task * s.outputs, z + first * s.area * s.outputs);
+                bench.read(s, x + first * s.image(), count);
+                convolve_all(s, bench.images, s.channels, count * s.area - s.line, call.kernel, s.outputs,
+                             mean + segment.task * s.outputs, z + first * s.area * s.outputs);
                 for (long row = first; row < first + count; ++row)
                     finish(s, z + row * s.area * s.outputs, pooled + row * s.pooled() * s.outputs,
                            code + row * s.pooled() * s.outputs, squares + number * s.outputs);
@@ -117,12 +130,23 @@ void spread_image(const Grid& s, const Slopes<float>& by, const BFloat* z, const
 }
 
 void to_kernel(const Grid& s, const Bench& bench, const BFloat* outputs, long places) {
+    const bool tiles = tiles_fit(s);
     for (long begin = 0; begin < places; begin += 2 * COUNT) {
         const long count = std::min(COUNT, (places - begin + 1) / 2), window = count + s.line + 1;
-        pair_up(outputs + begin * s.outputs, count, s.outputs, bench.pairs);
         const long left = std::min(window, (bench.places - 1 - begin) / 2);  // beyond are places that no output has
-        pair_up(bench.images + begin * s.channels, left, s.channels, bench.even);
-        pair_up(bench.images + (begin + 1) * s.channels, left, s.channels, bench.odd);
+        const BFloat* images = bench.images + begin * s.channels;
+        pair_up(outputs + begin * s.outputs, count, s.outputs, bench.pairs);
+        if (tiles) {
+            const long whole = (count + TILE - 1) / TILE * TILE, turned = (whole + s.line + TILE) / TILE * TILE;
+            std::fill_n(bench.pairs + 2 * count * s.outputs, 2 * (whole - count) * s.outputs, BFloat{0});
+            pair_up(images, left, s.channels, bench.odd);
+            std::fill_n(bench.odd + 2 * left * s.channels, 2 * (turned - left) * s.channels, BFloat{0});
+            turn_pairs(bench.odd, turned, s.channels, bench.even);
+            kernel_products_tiles(bench.even, 2 * turned, s.channels, s.line, bench.pairs, s.outputs, whole, bench.sums);
+            continue;
+        }
+        pair_up(images, left, s.channels, bench.even);
+        pair_up(images + s.channels, left, s.channels, bench.odd);
         const BFloat* both[2] = {bench.even, bench.odd};
         kernel_products(both, s.channels, s.line, bench.pairs, s.outputs, count, bench.sums);
     }
@@ -153,11 +177,11 @@ void gradients(const Grid& s, float* memory, const BFloat* g, const uint8_t* cod
                 }
                 const long places = count * s.area - s.line;
                 if (to_weight) {
-                    for (long i = 0; i < count; ++i) bench.read(s, i, x + (first + i) * s.image());
+                    bench.read(s, x + first * s.image(), count);
                     to_kernel(s, bench, own, places);
                 }
                 if (!to_x) return;
-                convolve(bench.outputs, s.outputs, s.line, places, call.turned, s.channels, nullptr, bench.found);
+                convolve_all(s, bench.outputs, s.outputs, places, call.turned, s.channels, nullptr, bench.found);
                 for (long line = 0; line < count * s.height; ++line) {
                     const long i = line / s.height, y = line % s.height;
                     std::copy_n(bench.found + (i * s.area + y * s.line) * s.channels, s.width * s.channels,
