@@ -61,7 +61,7 @@ class _BatchChain(Function):
         call("batch_taps", sizes, x.dtype, x, taps, memory=None)
         used = weight.to(x.dtype).double()
         mean = torch.einsum("tkc,ock->to", taps.sum(1), used.flatten(2)) / count
-        centre = mean.to(weight.dtype)
+        centre = mean.to(weight.dtype).contiguous()
         z = x.new_empty(rows, height + 1, width + 1, outputs)
         y, code = pooled_rows(x, outputs), pooled_rows(x, outputs, torch.uint8)
         squares = piece_sums(x, sizes, outputs)
@@ -69,7 +69,7 @@ class _BatchChain(Function):
             "batch_forward", sizes, x.dtype, x, weight.contiguous(), centre, z, y, code, squares, memory="batch_memory",
         )  # fmt: skip
         variance = squares.sum(1) / count
-        scale = (size.double() * torch.rsqrt(variance + eps)).to(weight.dtype)
+        scale = (size.double() * torch.rsqrt(variance + eps)).to(weight.dtype).contiguous()
         call("batch_activate", sizes, x.dtype, y, scale, shift.contiguous(), y, code, memory=None)
         return y, centre, variance.to(weight.dtype), z, code
 
@@ -103,7 +103,7 @@ class _BatchChain(Function):
             torch.empty_like(weight, memory_format=torch.contiguous_format) if wanted(ctx, 1) else None
         )
         call(
-            "batch_gradients", sizes, x.dtype, g, code, x, z, weight.contiguous(), coefficients.to(weight.dtype), to_x,
+            "batch_gradients", sizes, x.dtype, g, code, x, z, weight.contiguous(), coefficients.to(weight.dtype).contiguous(), to_x,
             to_weight, memory="batch_memory",
         )  # fmt: skip
         return to_x, to_weight, to_size.to(size.dtype), plain.to(shift.dtype), None

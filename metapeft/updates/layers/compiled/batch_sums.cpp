@@ -75,24 +75,28 @@ template <class E> void on_sums(const Grid& s, const E* g, const uint8_t* code, 
         const Segment segment(s, number);
         double* own = sums + number * 2 * s.outputs;
         std::fill_n(own, 2 * s.outputs, 0.0);
-        for (long row = segment.row; row < segment.row + segment.count; ++row)
+        const long lines = segment.count * s.pooled_high;
+        for (long line = 0; line < lines; ++line) {  // of windows: what is read stays in the first cache
+            const long row = segment.row + line / s.pooled_high, y = line % s.pooled_high;
+            const long first = (row * s.pooled() + y * s.pooled_wide) * s.outputs;
+            const E* outputs = z + (row * s.area + 2 * y * s.line) * s.outputs;
             for (long o = 0; o < s.outputs; o += Lanes<T>::count) {
                 Vector<T> plain = {}, times = {};
-                for (long i = 0; i < s.pooled(); ++i) {
-                    const long at = (row * s.pooled() + i) * s.outputs + o;
+                for (long i = 0; i < s.pooled_wide; ++i) {
+                    const long at = first + i * s.outputs + o;
                     const auto which = codes<T>(code + at);
                     const Vector<T> value = which == OFF ? Vector<T>{} : get(g + at);
-                    plain += value;
-                    const long corner = i / s.pooled_wide * 2 * s.line + i % s.pooled_wide * 2;
-                    const E* from = z + (row * s.area + corner) * s.outputs + o;
+                    const E* from = outputs + 2 * i * s.outputs + o;
                     Vector<T> output = get(from);
                     for (int k = 1; k < 4; ++k)
                         output = which == k ? get(from + (k / 2 * s.line + k % 2) * s.outputs) : output;
+                    plain += value;
                     times += value * output;
                 }
                 gather<T>(own + o, plain);
                 gather<T>(own + s.outputs + o, times);
             }
+        }
     }
 }
 

@@ -111,6 +111,8 @@ void image_gradients(const Shape& s, const Room<T>& room, const E* g, const uint
         for (long first = 0; first < s.tiles; first += s.wide) {
             for (long i = 0; i < s.wide * s.channels; ++i)
                 room.read_patch(s, first + i / s.channels, i % s.channels, room.patches + i * 16);
+            for (long i = 0; first + s.wide < s.tiles && i < s.wide * s.outputs; i += 64 / sizeof(E))
+                __builtin_prefetch(g + (first + s.wide) * s.outputs + i);  // of the next row, in the order of memory
             for (long o = 0; o < s.outputs; o += L) {
                 Vector<T> sum = {};
                 row_gradients(s, room.patches, g + first * s.outputs + o, code + first * s.outputs + o, weight + o, sum);
