@@ -16,7 +16,7 @@ from metapeft.updates.attach_model import attach
 from metapeft.updates.layers.compiled import batch_fit
 from metapeft.updates.layers.compiled.switch import compiled_used, loaded
 from tests.trainer.helpers import data, sampler
-from tests.updates.helpers import randn, random_factors, randomised
+from tests.updates.helpers import FORMATS, randn, random_factors, randomised
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -27,7 +27,7 @@ TASKS, SIZE = 2, 16
 def ran(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each kernel was called."""
     counts: Counter[str] = Counter()
-    for name in ("batch_chain", "few_batch_chain"):
+    for name in ("batch_chain", "batch_pool_chain", "few_batch_chain"):
         own = getattr(batch_fit, name)
 
         def counted(*given: Any, name: str = name, own: Any = own) -> Any:
@@ -95,14 +95,60 @@ def test_norms_without_scale_or_buffers(norm: nn.BatchNorm2d, ran: Counter[str])
     assert ran == ({"few_batch_chain": 1})
 
 
+def with_updates(model: Any, **options: Any) -> list[list[Tensor]]:
+    """Logits, an inner step's gradients, and the derivatives through it in all factors and weights."""
+    found = []
+    for on in (False, True):
+        with compiled_used(on):
+            factors = {n: v.requires_grad_() for n, v in random_factors(model, TASKS).items()}
+            weights = [value for value in model.backbone.parameters() if value.requires_grad]
+            logits = model(images(), factors, **options)
+            inner = torch.autograd.grad(logits.square().sum(), list(factors.values()), create_graph=True)
+            moved = {name: value - 0.01 * grad for (name, value), grad in zip(factors.items(), inner)}
+            outer = model(images(5), moved, **options).square().sum()
+            grads = torch.autograd.grad(
+                outer, [*factors.values(), *weights], allow_unused=True, materialize_grads=True
+            )
+            found.append([logits.detach(), *(value.detach() for value in inner), *grads])
+    return found
+
+
+@pytest.mark.parametrize("norm", ["transductive", "support"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_updates_of_every_format_through_an_inner_step(format: str, norm: Any, ran: Counter[str]) -> None:
+    model = mp.attach(body(), FORMATS[format], norm=norm)
+    options = {"support": images(4)} if norm == "support" else {}
+    for a, b in zip(*with_updates(model, **options), strict=True):
+        assert (a - b).norm() <= 1e-9 * a.norm() + 1e-9
+    assert ran["batch_pool_chain"] >= 6
+    assert ran["few_batch_chain"] >= 2
+
+
+def test_statistics_of_the_first_items_for_all(ran: Counter[str]) -> None:
+    assert_same(both(mp.attach(body(), {}, norm="support"), images(), support=images()))
+    assert ran["batch_pool_chain"] > 0
+
+
 def test_what_stays_in_plain_torch(ran: Counter[str]) -> None:
-    """Masked items, statistics of some items for all, weights that tasks update, images that take a gradient."""
+    """Masked items, a seed per input, updates under autocast, images that take a gradient."""
     mask = torch.tensor([[True, True, False], [True, False, True]])
     assert_same(both(mp.attach(body(), {}, norm="transductive"), images(), mask=mask))
-    assert_same(both(mp.attach(body(), {}, norm="support"), images(), support=images()))
-    model = mp.attach(body(), {"conv*.weight": mp.Full()}, norm="transductive")
-    model(images(), random_factors(model, TASKS))
+    model = mp.attach(body(), {"conv*.weight": mp.CP(2)}, norm="transductive")
+    factors = random_factors(model, TASKS)
+    for name in [name for name in factors if name.endswith(".seed")]:
+        factors[name] = factors[name].unsqueeze(1).expand(TASKS, 3, -1).clone()
+    with compiled_used(False):
+        model(images(), factors)  # the first batch is checked
+    model(images(), factors)
     assert not ran
+    model = mp.attach(body().float(), mp.LoRA(2), norm="transductive")
+    brief = {name: value.float() for name, value in random_factors(model, TASKS).items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with compiled_used(False):
+            model(images().float(), brief)
+        model(images().float(), brief)
+    assert ran["batch_chain"] + ran["batch_pool_chain"] == 0
+    ran.clear()
     model = mp.attach(body(), {}, norm="transductive")
     with compiled_used(False):
         model(images(), {})  # the first batch is checked

@@ -111,5 +111,13 @@ def test_the_switch() -> None:
 def test_the_sources_are_in_the_package() -> None:
     names = {path.name for path in Path(building.__file__).parent.glob("*.?pp")}
     headers = {"vectors", "winograd", "shape", "tiles", "call", "few_channels", "batch_grid", "dots", "amx"}
-    sources = {"chain", "few_channels", "few_moments", "batch_chain", "batch_dots", "batch_sums"}
+    sources = {
+        "chain",
+        "few_channels",
+        "few_moments",
+        "batch_chain",
+        "batch_second",
+        "batch_dots",
+        "batch_sums",
+    }
     assert names == {f"{name}.hpp" for name in headers} | {f"{name}.cpp" for name in sources}

@@ -34,12 +34,13 @@ void forward(const Grid& s, T* memory, const T* x, const T* weight, const T* mea
                     for (long t = 0; t < n; ++t) {
                         const long row = segment.row + (start + t) / s.tiles;
                         const Tile tile(s, (start + t) % s.tiles);
+                        const bool counts = s.counts(row);
                         Vector<T> values[4];
                         outputs_of(s, n, t, o, room.outputs, values);
                         for (int k = 0; k < 4; ++k) {
                             if (tile.places[k] < 0) continue;
                             values[k] -= centre;
-                            square += values[k] * values[k];
+                            if (counts) square += values[k] * values[k];
                             store(z + (row * s.area + tile.places[k]) * s.outputs + o, values[k]);
                         }
                         const long at = (row * s.pooled() + tile.window) * s.outputs + o;
@@ -66,20 +67,9 @@ void gradients(const Grid& s, T* memory, const T* g, const uint8_t* code, const 
         for (long number = 0; number < s.segments(); ++number) {
             const Segment segment(s, number);
             const T* turned = to_x ? call.transformed(weight, true, segment.task, room.turned) : nullptr;
-            const Slopes<T> by(s, segment.task, coefficients);
             if (to_x) std::fill_n(to_x + segment.row * s.image(), segment.count * s.image(), T(0));
             in_blocks(s, segment, [&](long start, long n) {
-                for (long t = 0; t < n; ++t) {
-                    const long row = segment.row + (start + t) / s.tiles, values = row * s.pooled() * s.outputs;
-                    const Tile tile(s, (start + t) % s.tiles);
-                    for (long o = 0; o < s.outputs; o += Lanes<T>::count) {
-                        Vector<T> outputs[4], points[POINTS];
-                        output_gradients<T>(s, tile, o, by, z + row * s.area * s.outputs, g + values, code + values,
-                                            outputs);
-                        output_adjoint(outputs, points);
-                        for (int f = 0; f < POINTS; ++f) store(room.outputs + (f * n + t) * s.outputs + o, points[f]);
-                    }
-                }
+                transformed_gradients(s, segment, start, n, coefficients, z, g, code, room.outputs);
                 if (to_weight) {
                     take(s, x + segment.row * s.image(), start, n, room.patches);
                     T* sum = call.weight_sum(segment);

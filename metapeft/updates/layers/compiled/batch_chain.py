@@ -103,8 +103,8 @@ class _BatchChain(Function):
             torch.empty_like(weight, memory_format=torch.contiguous_format) if wanted(ctx, 1) else None
         )
         call(
-            "batch_gradients", sizes, x.dtype, g, code, x, z, weight.contiguous(), coefficients.to(weight.dtype).contiguous(), to_x,
-            to_weight, memory="batch_memory",
+            "batch_gradients", sizes, x.dtype, g, code, x, z, weight.contiguous(),
+            coefficients.to(weight.dtype).contiguous(), to_x, to_weight, memory="batch_memory",
         )  # fmt: skip
         return to_x, to_weight, to_size.to(size.dtype), plain.to(shift.dtype), None
 
@@ -131,7 +131,7 @@ def _slopes(
     sizes: Sizes,
     of_statistics: tuple[Tensor | None, Tensor | None],
 ) -> tuple[Tensor, Tensor]:
-    """Coefficients `(T, 3, O)` of the gradient of z - mean, `a g + b (z - mean) + c`, and the gradient of `size`.
+    """Coefficients `(T, 2, 3, O)` of the gradient of z - mean, `a g + b (z - mean) + c`, and the gradient of `size`.
 
     Args:
         plain, times: `(T, O)` sums of g and of `g (z - mean)` over the values that are on.
@@ -146,4 +146,5 @@ def _slopes(
         level = level + of_mean / count
     if of_variance is not None:
         slope = slope + 2 * of_variance / count
-    return torch.stack([routed, slope, level], 1), times * inverse
+    own = torch.stack([routed, slope, level], 1)
+    return torch.stack([own, own], 1), times * inverse

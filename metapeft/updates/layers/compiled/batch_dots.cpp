@@ -167,11 +167,11 @@ void gradients(const Grid& s, float* memory, const BFloat* g, const uint8_t* cod
 #pragma omp for schedule(static)
         for (long number = 0; number < s.segments(); ++number) {
             const Segment segment(s, number);
-            const Slopes<float> by(s, segment.task, coefficients);
             in_groups(segment, bench.most, [&](long first, long count) {
                 BFloat* own = bench.outputs + (s.line + 1) * s.outputs;
                 for (long i = 0; i < count; ++i) {
                     const long row = first + i, values = row * s.pooled() * s.outputs;
+                    const Slopes<float> by(s, row, coefficients);
                     spread_image(s, by, z + row * s.area * s.outputs, g + values, code + values,
                                  own + i * s.area * s.outputs);
                 }

@@ -13,6 +13,7 @@ struct Grid : Shape {
         high = (height + 1) / 2, wide = (width + 1) / 2, tiles = high * wide;
     }
     long pooled() const { return pooled_high * pooled_wide; }
+    bool counts(long row) const { return row % images < reference; }  // in the statistics
 };
 
 // Where a tile's outputs are.
@@ -43,21 +44,23 @@ template <class T> inline Vector<T> largest(const Vector<T>* z, uint8_t* code) {
     return most;
 }
 
-// Coefficients of a task: the gradient of an output is `routed * g + slope * z + level`, with g where it was the largest.
+// Coefficients of an image, `(tasks, 2, 3, outputs)`, first those of images that count in the statistics: the gradient of
+// an output is `routed * g + slope * z + level`, with g where it was the largest.
 template <class T> struct Slopes {
     const T *routed, *slope, *level;
-    Slopes(const Grid& s, long task, const T* coefficients)
-        : routed(coefficients + task * 3 * s.outputs), slope(routed + s.outputs), level(slope + s.outputs) {}
+    Slopes(const Grid& s, long row, const T* coefficients)
+        : routed(coefficients + (row / s.images * 2 + !s.counts(row)) * 3 * s.outputs), slope(routed + s.outputs),
+          level(slope + s.outputs) {}
 };
 
-// Gradients of the four outputs of a tile; 0 beyond the border. z, g and code are those of its image.
+// Gradients of the four outputs of a tile; 0 beyond the border. z, g (NULL: 0) and code are those of its image.
 template <class E, class T = typename Computed<E>::type>
 inline void output_gradients(const Grid& s, const Tile& tile, long o, const Slopes<T>& by, const E* z, const E* g,
                              const uint8_t* code, Vector<T>* out) {
     typename Lanes<T>::Mask which = {};
     which += OFF;
     Vector<T> routed = {};
-    if (tile.window >= 0) {
+    if (g && tile.window >= 0) {
         which = codes<T>(code + tile.window * s.outputs + o);
         routed = get(g + tile.window * s.outputs + o) * load(by.routed + o);
     }
@@ -69,5 +72,23 @@ inline void output_gradients(const Grid& s, const Tile& tile, long o, const Slop
         }
         const Vector<T> dense = slope * get(z + tile.places[k] * s.outputs + o) + level;
         out[k] = which == k ? dense + routed : dense;
+    }
+}
+
+// Those of n tiles, through the adjoint of the transform of outputs: `m[f][tile][output]`.
+template <class T>
+void transformed_gradients(const Grid& s, const Segment& segment, long start, long n, const T* coefficients, const T* z,
+                           const T* g, const uint8_t* code, T* m) {
+    for (long t = 0; t < n; ++t) {
+        const long row = segment.row + (start + t) / s.tiles, values = row * s.pooled() * s.outputs;
+        const Tile tile(s, (start + t) % s.tiles);
+        const Slopes<T> by(s, row, coefficients);
+        for (long o = 0; o < s.outputs; o += Lanes<T>::count) {
+            Vector<T> outputs[4], points[POINTS];
+            output_gradients<T>(s, tile, o, by, z + row * s.area * s.outputs, g ? g + values : nullptr, code + values,
+                                outputs);
+            output_adjoint(outputs, points);
+            for (int f = 0; f < POINTS; ++f) store(m + (f * n + t) * s.outputs + o, points[f]);
+        }
     }
 }

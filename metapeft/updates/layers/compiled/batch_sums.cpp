@@ -10,7 +10,7 @@ template <class T> inline void gather(double* sums, Vector<T> v) {
     for (int l = 0; l < Lanes<T>::count; ++l) sums[l] += double(v[l]);
 }
 
-// `sums[segment][tap][channel]` of what stands under each tap of the kernel, over all outputs.
+// `sums[segment][tap][channel]` of what stands under each tap of the kernel, over the outputs of images that count.
 template <class E> void taps(const Grid& s, const E* x, double* sums) {
     using T = typename Computed<E>::type;
     constexpr int L = Lanes<T>::count;
@@ -21,7 +21,7 @@ template <class E> void taps(const Grid& s, const E* x, double* sums) {
         double* own = sums + number * 9 * s.channels;
         std::fill_n(own, 9 * s.channels, 0.0);
         for (long row = segment.row; row < segment.row + segment.count; ++row)
-            for (long c = 0; c < s.channels; c += L) {
+            for (long c = 0; s.counts(row) && c < s.channels; c += L) {
                 const E* image = x + row * s.image() + c;
                 Vector<T> rows[3] = {}, left[3] = {}, right[3] = {};  // all rows, the first, the last
                 for (long y = 0; y < s.height; ++y) {

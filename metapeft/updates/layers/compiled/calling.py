@@ -19,7 +19,18 @@ DTYPES = (torch.float32, torch.float64)
 #: `TERMS` of shape.hpp: ranks are filled up to multiples of it
 TERMS = 4
 
-_NAMES = ("tasks", "images", "channels", "outputs", "height", "width", "terms", "kernels", "threads")
+_NAMES = (
+    "tasks",
+    "images",
+    "channels",
+    "outputs",
+    "height",
+    "width",
+    "terms",
+    "kernels",
+    "threads",
+    "reference",
+)
 
 
 class Sizes(ctypes.Structure):
@@ -28,11 +39,15 @@ class Sizes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in _NAMES]
 
 
-def sizes(x: Tensor, tasks: int, outputs: int, terms: int, kernels: int) -> Sizes:
-    """Of rows x `(tasks * images, C, H, W)`, on as many threads as torch has."""
+def sizes(
+    x: Tensor, tasks: int, outputs: int, terms: int, kernels: int, reference: int | None = None
+) -> Sizes:
+    """Of rows x `(tasks * images, C, H, W)`, on as many threads as torch has; `reference`: None for all images."""
     rows, channels, height, width = x.shape
     threads = torch.get_num_threads()
-    return Sizes(tasks, rows // tasks, channels, outputs, height, width, terms, kernels, threads)
+    images = rows // tasks
+    reference = images if reference is None else reference
+    return Sizes(tasks, images, channels, outputs, height, width, terms, kernels, threads, reference)
 
 
 def call(

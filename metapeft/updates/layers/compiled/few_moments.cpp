@@ -1,4 +1,4 @@
-// First and second moments of what stands under a 3x3 kernel, over the places of a task's images: a convolution's mean
+// First and second moments of what stands under a 3x3 kernel, over the places of a task's images that count: a convolution's mean
 // and variance follow from them for any weights, and the gradients through those, without its outputs.
 #include "few_channels.hpp"
 
@@ -23,6 +23,7 @@ template <class T> void moments(const Shape& s, T* memory, const T* x, double* s
             double* to = sums + number * own * own;
             std::fill_n(to, own * own, 0.0);
             for (long row = segment.row; row < segment.row + segment.count; ++row) {
+                if (row % s.images >= s.reference) continue;
                 room.read_image(s, x + row * s.image());
                 for (long y = 0; y < s.height; ++y) {
                     for (long i = 0; i < s.width; ++i) {  // whole vectors: what is too much, the next ones cover

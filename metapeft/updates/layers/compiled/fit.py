@@ -72,7 +72,8 @@ def _tensors_fit(x: Tensor, weight: Tensor, update: Update | None, *more: Tensor
 
 def shapes_fit(x: Tensor, weight: Tensor) -> bool:
     """Outputs in whole registers, images that are at least a window of the pooling."""
-    whole = weight.shape[0] % lanes(weight.dtype) == 0 and weight.shape[1] == x.shape[1]
+    outputs, channels = weight.shape[-4:-2]
+    whole = outputs % lanes(weight.dtype) == 0 and channels == x.shape[1]
     return whole and min(x.shape[2:]) >= 2 and x.shape[0] > 0
 
 
