@@ -116,7 +116,7 @@ def test_the_sources_are_in_the_package() -> None:
         "few_channels",
         "few_moments",
         "batch_chain",
-        "batch_second",
+        "batch_change",
         "batch_dots",
         "batch_sums",
     }

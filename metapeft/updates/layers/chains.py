@@ -120,7 +120,9 @@ class Chain:
             return None
         weight = self.convolution.weight
         own = weight if update is None else weight + update.delta(x.shape[0])
-        signed = own * (sign if update is None else sign.expand(call.tasks, -1))[..., None, None, None]
+        signed = own
+        if bool((sign < 0).any()):
+            signed = own * (sign if update is None else sign.expand(call.tasks, -1))[..., None, None, None]
         size, shift = (value.expand(call.tasks, -1) for value in (size, shift))
         reference = _rows_of_statistics(x, call)
         return compiled_batch_chain(

@@ -53,10 +53,11 @@ void forward(const Grid& s, T* memory, const T* x, const T* weight, const T* mea
     }
 }
 
-// Gradients in x and W (NULL: not wanted) of outputs whose own are `output_gradients`.
+// Gradients in x and W (NULL: not wanted) of outputs whose own are `output_gradients`; what of x, W and more is not
+// needed for them may be NULL.
 template <class T>
 void gradients(const Grid& s, T* memory, const T* g, const uint8_t* code, const T* x, const T* z, const T* weight,
-               const T* coefficients, T* to_x, T* to_weight) {
+               const T* coefficients, const T* more, T* to_x, T* to_weight) {
     const Call<T> call(s, memory);
     if (to_x && s.shared()) call.transform_shared(weight, true);
 #pragma omp parallel num_threads(s.threads)
@@ -69,7 +70,19 @@ void gradients(const Grid& s, T* memory, const T* g, const uint8_t* code, const 
             const T* turned = to_x ? call.transformed(weight, true, segment.task, room.turned) : nullptr;
             if (to_x) std::fill_n(to_x + segment.row * s.image(), segment.count * s.image(), T(0));
             in_blocks(s, segment, [&](long start, long n) {
-                transformed_gradients(s, segment, start, n, coefficients, z, g, code, room.outputs);
+                for (long t = 0; t < n; ++t) {
+                    const long row = segment.row + (start + t) / s.tiles, values = row * s.pooled() * s.outputs;
+                    const long grid = row * s.area * s.outputs;
+                    const Tile tile(s, (start + t) % s.tiles);
+                    const Slopes<T> by(s, row, coefficients);
+                    for (long o = 0; o < s.outputs; o += Lanes<T>::count) {
+                        Vector<T> outputs[4], points[POINTS];
+                        output_gradients<T>(s, tile, o, by, z + grid, g + values, code + values,
+                                            more ? more + grid : nullptr, outputs);
+                        output_adjoint(outputs, points);
+                        for (int f = 0; f < POINTS; ++f) store(room.outputs + (f * n + t) * s.outputs + o, points[f]);
+                    }
+                }
                 if (to_weight) {
                     take(s, x + segment.row * s.image(), start, n, room.patches);
                     T* sum = call.weight_sum(segment);
@@ -94,9 +107,9 @@ void gradients(const Grid& s, T* memory, const T* g, const uint8_t* code, const 
         forward(Grid(*s), memory, x, weight, mean, z, pooled, code, squares);                                          \
     }                                                                                                                  \
     extern "C" void batch_gradients_##type(const Sizes* s, T* memory, const T* g, const uint8_t* code, const T* x,     \
-                                           const T* z, const T* weight, const T* coefficients, T* to_x,                \
+                                           const T* z, const T* weight, const T* coefficients, const T* more, T* to_x, \
                                            T* to_weight) {                                                             \
-        gradients(Grid(*s), memory, g, code, x, z, weight, coefficients, to_x, to_weight);                             \
+        gradients(Grid(*s), memory, g, code, x, z, weight, coefficients, more, to_x, to_weight);                       \
     }
 EXPORT(float, float32)
 EXPORT(double, float64)

@@ -104,7 +104,7 @@ class _BatchChain(Function):
         )
         call(
             "batch_gradients", sizes, x.dtype, g, code, x, z, weight.contiguous(),
-            coefficients.to(weight.dtype).contiguous(), to_x, to_weight, memory="batch_memory",
+            coefficients.to(weight.dtype).contiguous(), None, to_x, to_weight, memory="batch_memory",
         )  # fmt: skip
         return to_x, to_weight, to_size.to(size.dtype), plain.to(shift.dtype), None
 

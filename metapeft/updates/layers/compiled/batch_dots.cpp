@@ -122,7 +122,7 @@ void spread_image(const Grid& s, const Slopes<float>& by, const BFloat* z, const
         const Tile tile(s, t);
         for (long o = 0; o < s.outputs; o += 16) {
             Vector<float> values[4];
-            output_gradients(s, tile, o, by, z, g, code, values);
+            output_gradients<BFloat>(s, tile, o, by, z, g, code, nullptr, values);
             for (int k = 0; k < 4; ++k)
                 if (tile.places[k] >= 0) put_back(to + tile.places[k] * s.outputs + o, values[k]);
         }
@@ -211,7 +211,7 @@ extern "C" void batch_forward_bfloat16(const Sizes* s, float* memory, const BFlo
 }
 extern "C" void batch_gradients_bfloat16(const Sizes* s, float* memory, const BFloat* g, const uint8_t* code,
                                          const BFloat* x, const BFloat* z, const float* weight,
-                                         const float* coefficients, BFloat* to_x, float* to_weight) {
+                                         const float* coefficients, const BFloat*, BFloat* to_x, float* to_weight) {
     gradients(Grid(*s), memory, g, code, x, z, weight, coefficients, to_x, to_weight);
 }
 #endif

@@ -53,14 +53,15 @@ template <class T> struct Slopes {
           level(slope + s.outputs) {}
 };
 
-// Gradients of the four outputs of a tile; 0 beyond the border. z, g (NULL: 0) and code are those of its image.
+// Gradients of the four outputs of a tile; 0 beyond the border. z, g and code are those of its image, as is what else
+// goes to z (NULL: nothing).
 template <class E, class T = typename Computed<E>::type>
 inline void output_gradients(const Grid& s, const Tile& tile, long o, const Slopes<T>& by, const E* z, const E* g,
-                             const uint8_t* code, Vector<T>* out) {
+                             const uint8_t* code, const E* more, Vector<T>* out) {
     typename Lanes<T>::Mask which = {};
     which += OFF;
     Vector<T> routed = {};
-    if (g && tile.window >= 0) {
+    if (tile.window >= 0) {
         which = codes<T>(code + tile.window * s.outputs + o);
         routed = get(g + tile.window * s.outputs + o) * load(by.routed + o);
     }
@@ -70,25 +71,9 @@ inline void output_gradients(const Grid& s, const Tile& tile, long o, const Slop
             out[k] = Vector<T>{};
             continue;
         }
-        const Vector<T> dense = slope * get(z + tile.places[k] * s.outputs + o) + level;
+        const long at = tile.places[k] * s.outputs + o;
+        Vector<T> dense = slope * get(z + at) + level;
+        if (more) dense += get(more + at);
         out[k] = which == k ? dense + routed : dense;
-    }
-}
-
-// Those of n tiles, through the adjoint of the transform of outputs: `m[f][tile][output]`.
-template <class T>
-void transformed_gradients(const Grid& s, const Segment& segment, long start, long n, const T* coefficients, const T* z,
-                           const T* g, const uint8_t* code, T* m) {
-    for (long t = 0; t < n; ++t) {
-        const long row = segment.row + (start + t) / s.tiles, values = row * s.pooled() * s.outputs;
-        const Tile tile(s, (start + t) % s.tiles);
-        const Slopes<T> by(s, row, coefficients);
-        for (long o = 0; o < s.outputs; o += Lanes<T>::count) {
-            Vector<T> outputs[4], points[POINTS];
-            output_gradients<T>(s, tile, o, by, z + row * s.area * s.outputs, g ? g + values : nullptr, code + values,
-                                outputs);
-            output_adjoint(outputs, points);
-            for (int f = 0; f < POINTS; ++f) store(m + (f * n + t) * s.outputs + o, points[f]);
-        }
     }
 }

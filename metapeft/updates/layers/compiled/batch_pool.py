@@ -1,7 +1,7 @@
 """A convolution of each task's own weights, less its batch mean, and max-pooling as one step, with two derivatives.
 
 With the choice of maxima fixed it is linear in x and in W, but for the variance, which is quadratic (batch_chain.cpp,
-batch_second.cpp). What comes after it, a scale, a shift and ReLU on pooled values, is plain torch.
+batch_change.cpp). What comes after it, a scale, a shift and ReLU on pooled values, is plain torch.
 """
 
 from __future__ import annotations
@@ -64,7 +64,11 @@ def _count(size: Sizes) -> int:
 
 
 class _BatchPool(Function):
-    """Pooled values, mean, variance; and the outputs less their mean, and which of a window was the largest."""
+    """Pooled values, mean, variance; the outputs less their mean, and which of a window was the largest.
+
+    The outputs have gradients from second derivatives, which so go back through the convolution together with those of
+    the values.
+    """
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, reference: int) -> tuple[Tensor, ...]:
@@ -82,7 +86,7 @@ class _BatchPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[3:])
+        ctx.mark_non_differentiable(output[4])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:2], *output[3:])
         ctx.reference = inputs[2]
@@ -90,32 +94,32 @@ class _BatchPool(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight, z, code = ctx.saved_tensors
-        g, of_mean, of_variance = grads[:3]
-        if g is None and of_mean is None and of_variance is None:
+        g, of_mean, of_variance, of_z, _ = grads
+        if all(value is None for value in grads):
             return None, None, None
         g = in_rows(torch.zeros_like(code, dtype=x.dtype) if g is None else g)
-        like = weight.shape[:2]
         of_mean, of_variance = (
-            x.new_zeros(like) if value is None else value for value in (of_mean, of_variance)
+            x.new_zeros(weight.shape[:2]) if value is None else value for value in (of_mean, of_variance)
         )
         wants = wanted(ctx, 0), wanted(ctx, 1)
-        return (*_Gradients.apply(g, of_mean, of_variance, x, weight, z, code, ctx.reference, wants), None)
+        given = (g, of_mean, of_variance, x, weight, z, code, of_z, ctx.reference, wants)
+        return (*_Gradients.apply(*given), None)
 
 
 class _Gradients(Function):
-    """Gradients of x and W from those of the pooled values, of mean and of variance; None where they are not wanted."""
+    """Gradients of x and W from those of what `_BatchPool` gives (of_z: None for none); None where not wanted."""
 
     @staticmethod
     def forward(
         g: Tensor, of_mean: Tensor, of_variance: Tensor, x: Tensor, weight: Tensor, z: Tensor, code: Tensor,
-        reference: int, wants: tuple[bool, bool],
+        of_z: Tensor | None, reference: int, wants: tuple[bool, bool],
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
         size = _sizes(x, weight, reference)
         to_x = torch.empty_like(x) if wants[0] else None
         to_weight = torch.empty_like(weight) if wants[1] else None
         coefficients = _coefficients(g, of_mean, of_variance, size)
         call(
-            "batch_gradients", size, x.dtype, g, code, x, z, weight, coefficients, to_x, to_weight,
+            "batch_gradients", size, x.dtype, g, code, x, z, weight, coefficients, of_z, to_x, to_weight,
             memory="batch_memory",
         )  # fmt: skip
         return to_x, to_weight
@@ -124,18 +128,17 @@ class _Gradients(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         ctx.save_for_backward(*inputs[:7])
         ctx.set_materialize_grads(False)
-        ctx.reference = inputs[7]
+        ctx.reference = inputs[8]
 
     @staticmethod
     def backward(ctx: Any, *changes: Tensor | None) -> tuple[Tensor | None, ...]:
         g, of_mean, of_variance, x, weight, z, code = ctx.saved_tensors
         if all(change is None for change in changes):
-            return (None,) * 9
+            return (None,) * 10
         if torch.is_grad_enabled():
-            given = (g, of_mean, of_variance, x, weight)
-            needed = ctx.needs_input_grad[:5]
-            return (*_plain_gradients(given, ctx.reference, changes, needed), None, None, None, None)
-        size, count = _sizes(x, weight, ctx.reference), _count(_sizes(x, weight, ctx.reference))
+            given, needed = (g, of_mean, of_variance, x, weight), ctx.needs_input_grad[:5]
+            return (*_plain_gradients(given, ctx.reference, changes, needed), *(None,) * 5)
+        size = _sizes(x, weight, ctx.reference)
         x_, weight_ = changes
         x_ = None if x_ is None else in_rows(x_)
         weight_ = None if weight_ is None else weight_.contiguous()
@@ -144,21 +147,30 @@ class _Gradients(Function):
         call(
             "batch_change", size, x.dtype, x_, weight_, x, weight, z, code, z_, picked, sums, memory="batch_memory",
         )  # fmt: skip
-        plain, times = (sums.sum(1) / count).unbind(1)
-        mean_ = plain.to(g.dtype)
-        to_g = torch.unflatten(picked, 0, (len(mean_), -1)) - mean_[:, None, :, None, None]
-        to_x = torch.empty_like(x) if wanted(ctx, 3) else None
-        to_weight = torch.empty_like(weight) if wanted(ctx, 4) else None
+        mean_, times = (sums.sum(1) / _count(size)).to(g.dtype).unbind(1)
+        to_g = torch.unflatten(picked, 0, (len(mean_), -1)).sub_(mean_[:, None, :, None, None]).flatten(0, 1)
+        to_x = torch.empty_like(x) if weight_ is not None and wanted(ctx, 3) else None
+        to_weight = torch.empty_like(weight) if x_ is not None and wanted(ctx, 4) else None
         if to_x is not None or to_weight is not None:
             coefficients = _coefficients(g, of_mean, of_variance, size)
-            slope = (2 / count) * of_variance
-            own = torch.stack([torch.zeros_like(slope), slope, -slope * mean_], 1)
-            coefficients_ = torch.stack([own, torch.zeros_like(own)], 1)
             call(
-                "batch_again", size, x.dtype, x_, weight_, g, code, x, weight, z, z_, coefficients, coefficients_, to_x,
-                to_weight, memory="batch_again_memory",
+                "batch_gradients", size, x.dtype, g, code, x_, z, weight_, coefficients, None, to_x, to_weight,
+                memory="batch_memory",
             )  # fmt: skip
-        return to_g.flatten(0, 1), mean_, (2 * times).to(g.dtype), to_x, to_weight, None, None, None, None
+        to_z = _of_outputs(z_, mean_, (2 / _count(size)) * of_variance, ctx.reference)
+        return to_g, mean_, 2 * times, to_x, to_weight, to_z, None, None, None, None
+
+
+def _of_outputs(z: Tensor, mean: Tensor, slope: Tensor, reference: int) -> Tensor:
+    """`slope (z - mean)` of the images that count in the statistics, 0 of others, in place of z `(T*B, H, W, O)`."""
+    split, (slope, mean) = (
+        torch.unflatten(z, 0, (len(mean), -1)),
+        (v[:, None, None, None] for v in (slope, mean)),
+    )
+    counted = split[:, :reference]
+    torch.addcmul(-slope * mean, counted, slope, out=counted)
+    split[:, reference:].zero_()
+    return z
 
 
 def _coefficients(g: Tensor, of_mean: Tensor, of_variance: Tensor, size: Sizes) -> Tensor:
