@@ -13,13 +13,14 @@ FASTER = {
     "MAML batch statistics": {"higher": 1.3},
     "MAML 84": {"higher": 1.3},
 }
-#: likewise of training without an inner loop, with kernels; and where the processor has products of tiles (AMX)
-TRAINING = {
+#: likewise with compiled kernels, and with those where the processor has products of tiles (AMX)
+COMPILED = {
+    "MAML batch statistics": {"higher": 4.0},
     "SR 84": {"loop": 1.5},
     "ProtoNet 84": {"loop": 1.5},
     "SR 84 bfloat16": {"loop": 1.5, "loop bfloat16": 1.0},
 }
-TRAINING_WITH_AMX = {"SR 84 bfloat16": {"loop": 4.0, "loop bfloat16": 2.0}}
+WITH_AMX = {"SR 84 bfloat16": {"loop": 4.0, "loop bfloat16": 2.0}}
 #: how many times as far from float64 metapeft's gradient is as that of the plain loop in the same precision, at most
 BRIEF = 1.2
 #: nowhere slower than these, within 5 %
@@ -100,10 +101,9 @@ def _of_workload(name: str, measured: dict[str, Any]) -> Iterator[dict[str, Any]
 
 def _bars_of(name: str, measured: dict[str, Any]) -> dict[str, float]:
     """What the peers of a workload have to take at least, on the machine where it was measured."""
-    if not measured.get("compiled"):
-        return FASTER.get(name, {})
-    with_amx = TRAINING_WITH_AMX.get(name) if measured.get("amx") else None
-    return FASTER.get(name) or with_amx or TRAINING.get(name, {})
+    kernels = COMPILED.get(name, {}) if measured.get("compiled") else {}
+    tiles = WITH_AMX.get(name, {}) if kernels and measured.get("amx") else {}
+    return {**FASTER.get(name, {}), **kernels, **tiles}
 
 
 def _of_training(name: str, measured: dict[str, Any]) -> Iterator[dict[str, Any]]:

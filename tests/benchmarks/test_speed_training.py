@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.speed import difference, differences, exact_steps, steps_of
-from benchmarks.speed_bars import BRIEF, GRADIENT, TRAINING_WITH_AMX, bars, short
+from benchmarks.speed_bars import BRIEF, GRADIENT, WITH_AMX, bars, short
 from benchmarks.speed_training import TRAININGS
 from metapeft.updates.layers.compiled.compiler import compiler
 from metapeft.updates.layers.compiled.switch import compiled_used
@@ -45,7 +45,7 @@ def test_bars_fall_short_where_the_machine_has_tiles() -> None:
 
     rows = {"metapeft": row(1.0, 0.1), "loop": row(2.0, 0.01), "loop bfloat16": row(1.5, 0.05)}
     measured = {"workload": vars(TRAININGS["SR 84 bfloat16"]), "rows": rows, "compiled": True}
-    assert "SR 84 bfloat16" in TRAINING_WITH_AMX
+    assert "SR 84 bfloat16" in WITH_AMX
     (without,) = short(bars({"SR 84 bfloat16": measured}))
     assert "distance from float64" in without
     assert len(short(bars({"SR 84 bfloat16": measured | {"amx": True}}))) == 3

@@ -164,7 +164,7 @@ def test_the_benchmark_times_both() -> None:
     assert {"metapeft", "uncompiled"} <= set(steps_of(small)[0])
     apart = differences(small, {"metapeft", "uncompiled", "loop"})
     assert 0 < max(apart.values()) < 1e-11
-    assert "uncompiled" not in steps_of(replace(small, norm="transductive", format="full"))[0]
+    assert "uncompiled" not in steps_of(replace(small, backbone="resnet12", size=84, channels=3))[0]
     with compiled_used(False):
         assert "uncompiled" not in steps_of(small)[0]
 
