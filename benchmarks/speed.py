@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed --quick --json FILE --check      # W1, its frozen and CP/TR forms, full MAML
     python -m benchmarks.speed --json FILE                      # all workloads, and memory
+    python -m benchmarks.speed --only "SR 84 bfloat16" --no-memory  # a step of training without an inner loop
     python -m benchmarks.speed pictures FILE
 
 Every ratio is one of medians of the same run: all libraries take turns in one process. A peer that is not
@@ -34,11 +35,14 @@ from benchmarks.speed_bars import FASTER, NEVER_SLOWER, OTHER_GRADIENT, bars, sh
 from benchmarks.speed_peers import LACKS, PEERS, Step, absent, metapeft
 from benchmarks.speed_pictures import draw
 from benchmarks.speed_problems import QUICK, WORKLOADS, Workload, plain
+from benchmarks.speed_training import TRAININGS, Training, has_amx, steps_of_training
 from metapeft.base.machine.freed_memory import keep_freed_memory
 from metapeft.base.machine.memory import peak_bytes
 from metapeft.training.runs.environment import environment
 from metapeft.updates.layers.compiled.compiler import compiler
 from metapeft.updates.layers.compiled.switch import compiled_used, in_use, use_compiled
+
+ALL: dict[str, Workload | Training] = {**WORKLOADS, **TRAININGS}
 
 app = App(help=__doc__, version_flags=[])
 
@@ -54,12 +58,14 @@ def own_step(step: Step, compiled: bool) -> Step:
 
 
 def steps_of(
-    workload: Workload, only: Collection[str] | None = None, dtype: torch.dtype = torch.float32
+    workload: Workload | Training, only: Collection[str] | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, Step], dict[str, str]]:
     """The steps of all (or some) libraries on a workload, by the plain module's names; and who cannot run, and why.
 
     `metapeft` uses compiled kernels where they are in use now; `uncompiled` is without, where that differs.
     """
+    if isinstance(workload, Training):
+        return steps_of_training(workload, only, dtype, in_use(), own_step), {}
     body, batch, steps, missing = workload.body().to(dtype), workload.batch(dtype), {}, {}
     learner = workload.learner(body)
     module = plain(workload, body, learner)
@@ -85,11 +91,15 @@ def difference(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def differences(workload: Workload, only: Collection[str] | None = None) -> dict[str, float]:
+def differences(workload: Workload | Training, only: Collection[str] | None = None) -> dict[str, float]:
     """How far each library's gradient is from metapeft's, in float64, in the step that is timed (16 tasks at most)."""
-    checked = replace(workload, tasks=min(workload.tasks, 16))
-    found = {who: step() for who, step in steps_of(checked, only, torch.float64)[0].items()}
+    found = {who: step() for who, step in exact_steps(workload, only).items()}
     return {who: difference(grads, found["metapeft"]) for who, grads in found.items()}
+
+
+def exact_steps(workload: Workload | Training, only: Collection[str] | None = None) -> dict[str, Step]:
+    """The steps in float64, of 16 tasks at most."""
+    return steps_of(replace(workload, tasks=min(workload.tasks, 16)), only, torch.float64)[0]
 
 
 def timed(step: Step) -> float:
@@ -130,7 +140,7 @@ def measure(name: str, repeats: int, least: float, quick: bool, memory: bool, th
     There are `repeats` of them, and further ones until they have taken `least` seconds. `quick` keeps to the
     libraries that have a bar here, and takes the memory of two of them.
     """
-    workload = WORKLOADS[name]
+    workload = ALL[name]
     only = {"metapeft", "uncompiled", *NEVER_SLOWER, *FASTER.get(name, {})} if quick else None
     apart = differences(workload, only)
     steps, missing = steps_of(workload, only)
@@ -140,6 +150,10 @@ def measure(name: str, repeats: int, least: float, quick: bool, memory: bool, th
         "uncompiled", operations["metapeft"]
     )  # compiled ones are not seen
     rounding = {who: difference(found, first["metapeft"][1]) for who, (_, found) in first.items()}
+    brief: dict[str, float] = {}
+    if isinstance(workload, Training):  # the steps that are timed, bfloat16 among them, against float64
+        exact = exact_steps(workload, {"loop"})["loop"]()
+        brief = {who: difference(found, exact) for who, (_, found) in first.items()}
     del first
     seconds: dict[str, list[float]] = {who: [] for who in steps}
     rates = [matrix_rate()]
@@ -160,6 +174,7 @@ def measure(name: str, repeats: int, least: float, quick: bool, memory: bool, th
             "seconds": seconds[who],
             "gradient_difference": apart[who],
             "float32_difference": rounding[who],
+            **({"float64_difference": brief[who]} if brief else {}),
             "flop": operations[who],
             "rate": operations[who] / median / max(rates),
             "times_metapeft": median / statistics.median(seconds["metapeft"]),
@@ -172,7 +187,7 @@ def measure(name: str, repeats: int, least: float, quick: bool, memory: bool, th
         print(f"{name:22} {who:12} {why}", flush=True)
     return {
         "workload": vars(workload), "matrix_flops": max(rates), "repeats": rounds, "threads": threads, "rows": rows,
-        "environment": environment(), "compiled": in_use() and workload.compiles,
+        "environment": environment(), "compiled": in_use() and workload.compiles, "amx": has_amx(),
     }  # fmt: skip
 
 
@@ -204,7 +219,7 @@ def one(name: str, who: str, *, threads: int = 2, compiled: bool = False) -> Non
     torch.set_num_threads(threads)
     keep_freed_memory()
     use_compiled(compiled)
-    workload = WORKLOADS[name]
+    workload = ALL[name]
     steps_of(replace(workload, tasks=1), {who})[0][who]()  # kernels are chosen, libraries loaded
     step = steps_of(workload, {who})[0][who]
     # what the first step left with the allocator is given back first, or a step of the same size would seem free
@@ -239,15 +254,15 @@ def run(
     keep_freed_memory()
     use_compiled(compiler() is not None if compiled is None else compiled)
     print(f"metapeft {'with' if in_use() else 'without'} compiled kernels", flush=True)
-    unknown = set(only or ()) - set(WORKLOADS)
+    unknown = set(only or ()) - set(ALL)
     if unknown:
-        raise SystemExit(f"unknown workload {sorted(unknown)}: known are {', '.join(WORKLOADS)}")
+        raise SystemExit(f"unknown workload {sorted(unknown)}: known are {', '.join(ALL)}")
     begun, now = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
     found: dict[str, Any] = {}
     if only and json_file is not None and json_file.exists():
         found = json.loads(json_file.read_text(encoding="utf-8"))["workloads"]
     earlier = set(found) - set(only or ())
-    names = only or (QUICK if quick else tuple(WORKLOADS))
+    names = only or (QUICK if quick else tuple(ALL))
     for name in names:
         found[name] = {"run": now, **measure(name, repeats, least, quick, memory, threads)}
         if json_file is not None:  # after each: a long run that ends early keeps what it has

@@ -13,6 +13,16 @@ FASTER = {
     "MAML batch statistics": {"higher": 1.3},
     "MAML 84": {"higher": 1.3},
 }
+#: likewise with compiled kernels, and with those where the processor has products of tiles (AMX)
+COMPILED = {
+    "MAML batch statistics": {"higher": 4.0},
+    "SR 84": {"loop": 1.5},
+    "ProtoNet 84": {"loop": 1.5},
+    "SR 84 bfloat16": {"loop": 1.5, "loop bfloat16": 1.0},
+}
+WITH_AMX = {"SR 84 bfloat16": {"loop": 4.0, "loop bfloat16": 2.0}}
+#: how many times as far from float64 metapeft's gradient is as that of the plain loop in the same precision, at most
+BRIEF = 1.2
 #: nowhere slower than these, within 5 %
 NEVER_SLOWER = ("loop", "vmap")
 SAME = 0.95
@@ -66,7 +76,7 @@ def _of_workload(name: str, measured: dict[str, Any]) -> Iterator[dict[str, Any]
         if "absent" in row:
             yield _row(name, who, "time", None, None) | {"why": row["absent"]}
             continue
-        apart, bar = row["gradient_difference"], FASTER.get(name, {}).get(who)
+        apart, bar = row["gradient_difference"], _bars_of(name, measured).get(who)
         bar = bar or (SAME if who in NEVER_SLOWER else None)
         if bar is not None:
             nearest = GRADIENT if who == "loop" else OTHER_GRADIENT
@@ -77,6 +87,9 @@ def _of_workload(name: str, measured: dict[str, Any]) -> Iterator[dict[str, Any]
             continue
         limit = {} if measured.get("compiled") else _limit(row, own)  # compiled kernels need fewer operations
         yield _row(name, who, "time", row["times_metapeft"], bar) | limit
+    if "autocast" in measured["workload"]:
+        yield from _of_training(name, measured)
+        return
     if "rate" in own:
         yield _row(name, "matrix rate", "rate", own["rate"], RATES.get(measured["workload"]["backbone"]))
     other = measured["rows"].get("higher", {})
@@ -84,6 +97,21 @@ def _of_workload(name: str, measured: dict[str, Any]) -> Iterator[dict[str, Any]
     if comparable and measured["workload"].get("engine", "unroll") == "unroll":  # it has no other
         ratio = own["peak_bytes"] / (other["peak_bytes"] * measured["workload"]["tasks"])
         yield _row(name, "higher", "memory a task", ratio, 1.0, "at most")
+
+
+def _bars_of(name: str, measured: dict[str, Any]) -> dict[str, float]:
+    """What the peers of a workload have to take at least, on the machine where it was measured."""
+    kernels = COMPILED.get(name, {}) if measured.get("compiled") else {}
+    tiles = WITH_AMX.get(name, {}) if kernels and measured.get("amx") else {}
+    return {**FASTER.get(name, {}), **kernels, **tiles}
+
+
+def _of_training(name: str, measured: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """In bfloat16 the largest of a window is often another one, for everybody: nobody may be much further away."""
+    peer = "loop bfloat16"
+    if measured["workload"]["autocast"] and peer in measured["rows"]:
+        own, other = (measured["rows"][who]["float64_difference"] for who in ("metapeft", peer))
+        yield _row(name, peer, "distance from float64, over its", own / other, BRIEF, "at most")
 
 
 def _limit(row: dict[str, Any], own: dict[str, Any]) -> dict[str, float]:

@@ -54,7 +54,7 @@ def kind_of(operation: str) -> str:
         >>> kind_of("aten::mkldnn_convolution"), kind_of("aten::view")
         ('convolutions', 'bookkeeping (views, autograd, Python)')
     """
-    if operation.lstrip("_").startswith(("Chain", "Gradients", "Change")):
+    if operation.lstrip("_").startswith(("Chain", "BatchChain", "BatchPool", "Gradients", "Change")):
         return "compiled kernels"
     name = operation.removeprefix("aten::")
     if name == operation:

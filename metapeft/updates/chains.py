@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from metapeft.updates.layers.call import Call, Update
+from metapeft.updates.layers.compiled.batch_fit import compiled_batch_chain
 from metapeft.updates.layers.compiled.fit import compiled_chain
+from metapeft.updates.layers.compiled.switch import in_use
 from metapeft.updates.layers.convolution import convolve_dense, convolve_low_rank, spatial
 from metapeft.updates.layers.normalization import reference_statistics
 from metapeft.updates.layers.pooling import max_pool
@@ -66,6 +68,12 @@ class Chain:
             pooled = self._pooled(self._convolved(x, weight, scale))
             return self._activated(pooled, None, shift, call)
         sign = torch.where(scale.detach() < 0, -1.0, 1.0).to(scale)
+        found = self._compiled_on_batch(x, weight, sign, sign * scale, beta + (bias - bias), call)
+        if found is not None:
+            y, mean, variance = found
+            count = torch.full_like(mean[:, 0], _rows_of_statistics(x, call) * x.shape[2] * x.shape[3])
+            call.statistics[self.norm_name] = (sign * mean + bias, variance, count)
+            return y
         z = self._convolved(x, weight, sign)
         mean, variance, count = reference_statistics(z, call)
         call.statistics[self.norm_name] = (sign * mean + bias, variance, count)
@@ -101,6 +109,26 @@ class Chain:
             return None
         return compiled_chain(self.convolution, self.pool, x, update, scale, shift.expand(call.tasks, -1))
 
+    def _compiled_on_batch(
+        self, x: Tensor, update: Update | None, sign: Tensor, size: Tensor, shift: Tensor, call: Call
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Values, mean and variance by the compiled kernels; None where they are off or cannot."""
+        per_input = update is not None and update.per_input
+        if self.relu is None or self.pool is None or call.mask is not None or per_input:
+            return None
+        if not in_use():
+            return None
+        weight = self.convolution.weight
+        own = weight if update is None else weight + update.delta(x.shape[0])
+        signed = own
+        if bool((sign < 0).any()):
+            signed = own * (sign if update is None else sign.expand(call.tasks, -1))[..., None, None, None]
+        size, shift = (value.expand(call.tasks, -1) for value in (size, shift))
+        reference = _rows_of_statistics(x, call)
+        return compiled_batch_chain(
+            self.convolution, self.pool, x, signed, size, shift, self.norm.eps, reference
+        )
+
     def _convolved(self, x: Tensor, update: Update | None, factor: Tensor) -> Tensor:
         """The convolution without bias, its outputs times `factor` `(C,)` or `(T, C)`; channels last."""
         options, weight = spatial(self.convolution), self.convolution.weight
@@ -122,6 +150,12 @@ class Chain:
         shift = _beside(shift)
         y = split + shift if size is None else torch.addcmul(shift, split, _beside(size))
         return (y if self.relu is None else torch.relu_(y)).flatten(0, 1)
+
+
+def _rows_of_statistics(x: Tensor, call: Call) -> int:
+    """How many of a task's rows its statistics are taken from; an input that is cut into windows has several."""
+    items = call.items if call.reference is None else call.reference
+    return x.shape[0] // (call.tasks * call.items) * items
 
 
 def _beside(value: Tensor) -> Tensor:

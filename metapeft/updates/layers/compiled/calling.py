@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -18,7 +19,18 @@ DTYPES = (torch.float32, torch.float64)
 #: `TERMS` of shape.hpp: ranks are filled up to multiples of it
 TERMS = 4
 
-_NAMES = ("tasks", "images", "channels", "outputs", "height", "width", "terms", "kernels", "threads")
+_NAMES = (
+    "tasks",
+    "images",
+    "channels",
+    "outputs",
+    "height",
+    "width",
+    "terms",
+    "kernels",
+    "threads",
+    "reference",
+)
 
 
 class Sizes(ctypes.Structure):
@@ -27,18 +39,34 @@ class Sizes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in _NAMES]
 
 
-def sizes(x: Tensor, tasks: int, outputs: int, terms: int, kernels: int) -> Sizes:
-    """Of rows x `(tasks * images, C, H, W)`, on as many threads as torch has."""
+def sizes(
+    x: Tensor, tasks: int, outputs: int, terms: int, kernels: int, reference: int | None = None
+) -> Sizes:
+    """Of rows x `(tasks * images, C, H, W)`, on as many threads as torch has; `reference`: None for all images."""
     rows, channels, height, width = x.shape
     threads = torch.get_num_threads()
-    return Sizes(tasks, rows // tasks, channels, outputs, height, width, terms, kernels, threads)
+    images = rows // tasks
+    reference = images if reference is None else reference
+    return Sizes(tasks, images, channels, outputs, height, width, terms, kernels, threads, reference)
 
 
-def call(name: str, size: Sizes, dtype: torch.dtype, *tensors: Tensor | None) -> None:
-    """Run a function of the library; None is NULL. Its memory comes from torch, so that too little is said as ever."""
-    counted = _function("few_memory" if name.startswith("few_") else "memory", dtype)(ctypes.byref(size))
-    memory = torch.empty(counted, dtype=dtype, device="cpu")  # whatever torch's default is
-    pointers = [None if value is None else ctypes.c_void_p(value.data_ptr()) for value in (memory, *tensors)]
+def call(
+    name: str, size: Sizes, dtype: torch.dtype, *tensors: Tensor | None, memory: str | None = "memory"
+) -> None:
+    """Run a function of the library; None is NULL. Its memory comes from torch, so that too little is said as ever.
+
+    Args:
+        memory: the function that says how much of it there has to be; None where it takes none.
+    """
+    given = tensors
+    if memory is not None:
+        counted = _function(memory, dtype)(ctypes.byref(size))
+        kind = torch.float32 if dtype == torch.bfloat16 else dtype
+        given = (
+            torch.empty(counted, dtype=kind, device="cpu"),
+            *tensors,
+        )  # whatever torch's default device is
+    pointers = [None if value is None else ctypes.c_void_p(value.data_ptr()) for value in given]
     _function(name, dtype)(ctypes.byref(size), *pointers)
 
 
@@ -70,3 +98,14 @@ def pooled_rows(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> T
     """Not filled: what comes of `x` `(rows, C, H, W)` after a 2x2 pooling, channels next to each other in memory."""
     rows, _, height, width = x.shape
     return x.new_empty((rows, height // 2, width // 2, channels), dtype=dtype).permute(0, 3, 1, 2)
+
+
+def piece_sums(x: Tensor, size: Sizes, *shape: int) -> Tensor:
+    """Not filled: `(T, pieces, *shape)` in double, sums of the images that one thread has of a task.
+
+    Example:
+        >>> piece_sums(torch.ones(1), Sizes(tasks=4, images=3, threads=8), 5).shape
+        torch.Size([4, 2, 5])
+    """
+    pieces = min(size.threads // math.gcd(size.threads, size.tasks), size.images)  # as shape.hpp cuts tasks
+    return torch.empty(size.tasks, pieces, *shape, dtype=torch.float64, device=x.device)

@@ -4,54 +4,9 @@
 //     y = relu(pool(W_t * x) + shift)
 //
 // x `(tasks * images, height, width, channels)`, W `(tasks, outputs, channels, 3, 3)`, the rest as in chain.cpp.
-#include <omp.h>
-
-#include "tiles.hpp"
+#include "few_channels.hpp"
 
 namespace {
-
-// What a thread works in: an image with a border of zeros, a task's weights `(channels, 3, 3, outputs)`.
-template <class T> struct Room {
-    T *image, *weight;
-    long line;  // of the image
-    Room(const Shape& s, Memory<T>& memory)
-        : image(memory.take((s.height + 2) * (s.width + 2) * s.channels)),
-          weight(memory.take(s.channels * 9 * s.outputs)), line((s.width + 2) * s.channels) {}
-
-    void read_image(const Shape& s, const T* from) {
-        std::fill_n(image, (s.height + 2) * line, T(0));
-        for (long y = 0; y < s.height; ++y)
-            std::copy_n(from + y * s.width * s.channels, s.width * s.channels, image + (y + 1) * line + s.channels);
-    }
-    void read_weight(const Shape& s, const T* from) {
-        for (long i = 0; i < s.channels * 9; ++i)
-            for (long o = 0; o < s.outputs; ++o) weight[i * s.outputs + o] = from[o * s.channels * 9 + i];
-    }
-    const T* corner(const Shape& s, long tile) const {
-        return image + tile / s.wide * 2 * line + tile % s.wide * 2 * s.channels;
-    }
-};
-
-// What a call works in, with sums as in chain.cpp.
-template <class T> struct Call {
-    const Shape& s;
-    T *weights, *shifts, *rooms;
-    long size, used;  // of a room, and of all
-
-    Call(const Shape& s, T* base) : s(s) {
-        Memory<T> memory(base), one(nullptr);
-        weights = memory.take(s.segments() * s.channels * 9 * s.outputs);
-        shifts = memory.take(s.segments() * s.outputs);
-        rooms = memory.take(0);
-        Room<T> counted(s, one);
-        size = one.used();
-        used = memory.used() + s.threads * size;
-    }
-    Room<T> room() const {
-        Memory<T> memory(rooms + omp_get_thread_num() * size);
-        return Room<T>(s, memory);
-    }
-};
 
 // `finish(place of the value, output, its four candidates)` for N vectors of outputs of a tile.
 template <class T, int N, class Finish>
@@ -99,9 +54,44 @@ void convolved(const Shape& s, T* memory, const T* x, const T* weight, Finish fi
     }
 }
 
-// Gradients of the weights of one channel and one vector of outputs, over the tiles of an image.
-template <class T>
-inline void tap_gradients(const Shape& s, const Room<T>& room, const T* g, const uint8_t* code, long c, T* weight) {
+// A channel's patch of 4x4 and what in it stands at places that lanes choose on their own.
+template <class T> struct Patch {
+    static constexpr int vectors = 16 / Lanes<T>::count;
+    static constexpr bool fits = vectors == 1 || vectors == 2;
+    Vector<T> values[vectors];
+    explicit Patch(const T* numbers) {
+        for (int i = 0; i < vectors; ++i) values[i] = load(numbers + i * Lanes<T>::count);
+    }
+    Vector<T> at(typename Lanes<T>::Mask places) const {
+        if constexpr (vectors == 1) return __builtin_shuffle(values[0], places);
+        else return __builtin_shuffle(values[0], values[1], places);
+    }
+};
+
+// Gradients of the weights of one vector of outputs, `to_weight (channels, 9, outputs)`, and of the shift, over a row of
+// tiles: a lane takes what stands under each tap at the output that was the largest.
+template <class T, class E>
+inline void row_gradients(const Shape& s, const T* patches, const E* g, const uint8_t* code, T* to_weight,
+                          Vector<T>& to_shift) {
+    using Mask = typename Lanes<T>::Mask;
+    for (long c = 0; c < s.channels; ++c) {
+        Vector<T> sums[9] = {}, shift = {};
+        for (long tile = 0; tile < s.wide; ++tile) {
+            const Mask which = codes<T>(code + tile * s.outputs), corner = which + (which & 2);
+            const Vector<T> value = which == OFF ? Vector<T>{} : get(g + tile * s.outputs);
+            const Patch<T> patch(patches + (tile * s.channels + c) * 16);
+            shift += value;
+            for (int tap = 0; tap < 9; ++tap)
+                sums[tap] += patch.at(corner + (tap / 3 * 4 + tap % 3)) * value;
+        }
+        for (int tap = 0; tap < 9; ++tap) add<T>(to_weight + (c * 9 + tap) * s.outputs, sums[tap]);
+        if (c == 0) to_shift += shift;
+    }
+}
+
+// The same where a patch is more than two registers, all tiles of an image at once.
+template <class T, class E>
+inline void tap_gradients(const Shape& s, const Room<T>& room, const E* g, const uint8_t* code, long c, T* weight) {
     Vector<T> sums[9] = {};
     for (long tile = 0; tile < s.tiles; ++tile) {
         Vector<T> parts[4];
@@ -114,8 +104,31 @@ inline void tap_gradients(const Shape& s, const Room<T>& room, const T* g, const
     for (int tap = 0; tap < 9; ++tap) add<T>(weight + tap * s.outputs, sums[tap]);
 }
 
-template <class T>
-void gradients(const Shape& s, T* memory, const T* g, const uint8_t* code, const T* x, T* to_weight, T* to_shift) {
+template <class T, class E>
+void image_gradients(const Shape& s, const Room<T>& room, const E* g, const uint8_t* code, T* weight, T* shift) {
+    constexpr int L = Lanes<T>::count;
+    if constexpr (Patch<T>::fits) {
+        for (long first = 0; first < s.tiles; first += s.wide) {
+            for (long i = 0; i < s.wide * s.channels; ++i)
+                room.read_patch(s, first + i / s.channels, i % s.channels, room.patches + i * 16);
+            for (long i = 0; first + s.wide < s.tiles && i < s.wide * s.outputs; i += 64 / sizeof(E))
+                __builtin_prefetch(g + (first + s.wide) * s.outputs + i);  // of the next row, in the order of memory
+            for (long o = 0; o < s.outputs; o += L) {
+                Vector<T> sum = {};
+                row_gradients(s, room.patches, g + first * s.outputs + o, code + first * s.outputs + o, weight + o, sum);
+                add<T>(shift + o, sum);
+            }
+        }
+    } else {
+        for (long o = 0; o < s.outputs; o += L)
+            for (long c = 0; c < s.channels; ++c)
+                tap_gradients(s, room, g + o, code + o, c, weight + c * 9 * s.outputs + o);
+        shift_gradient(s, s.tiles, g, code, shift);
+    }
+}
+
+template <class T, class E>
+void gradients(const Shape& s, T* memory, const E* g, const uint8_t* code, const T* x, T* to_weight, T* to_shift) {
     const Call<T> call(s, memory);
     const long depth = s.channels * 9;
 #pragma omp parallel num_threads(s.threads)
@@ -131,10 +144,7 @@ void gradients(const Shape& s, T* memory, const T* g, const uint8_t* code, const
             for (long row = segment.row; row < segment.row + segment.count; ++row) {
                 const long at = row * s.tiles * s.outputs;
                 room.read_image(s, x + row * s.image());
-                for (long o = 0; o < s.outputs; o += Lanes<T>::count)
-                    for (long c = 0; c < s.channels; ++c)
-                        tap_gradients(s, room, g + at + o, code + at + o, c, weight_sum + c * 9 * s.outputs + o);
-                if (to_shift) shift_gradient(s, s.tiles, g + at, code + at, shift_sum);
+                image_gradients(s, room, g + at, code + at, weight_sum, shift_sum);
             }
         }
 #pragma omp for schedule(static)
@@ -152,10 +162,10 @@ void gradients(const Shape& s, T* memory, const T* g, const uint8_t* code, const
     }
 }
 
-template <class T>
-void forward(const Shape& s, T* memory, const T* x, const T* weight, const T* shift, T* y, uint8_t* code) {
+template <class T, class E>
+void forward(const Shape& s, T* memory, const T* x, const T* weight, const T* shift, E* y, uint8_t* code) {
     convolved(s, memory, x, weight, [=](long task, long place, long o, const Vector<T>* z) {
-        pool(z, load(shift + task * s.outputs + o), y + place, code + place);
+        pool<E>(z, load(shift + task * s.outputs + o), y + place, code + place);
     });
 }
 
@@ -170,19 +180,27 @@ void change(const Shape& s, T* memory, const T* weight_, const T* shift_, const 
 
 }  // namespace
 
-#define EXPORT(T, type)                                                                                                \
-    extern "C" int64_t few_memory_##type(const Sizes* s) { return Call<T>(Shape(*s), nullptr).used; }                  \
-    extern "C" void few_forward_##type(const Sizes* s, T* memory, const T* x, const T* weight, const T* shift, T* y,   \
+// y and g are stored as E.
+#define EXPORT(T, E, type)                                                                                             \
+    extern "C" void few_forward_##type(const Sizes* s, T* memory, const T* x, const T* weight, const T* shift, E* y,   \
                                        uint8_t* code) {                                                                \
         forward(Shape(*s), memory, x, weight, shift, y, code);                                                         \
     }                                                                                                                  \
-    extern "C" void few_gradients_##type(const Sizes* s, T* memory, const T* g, const uint8_t* code, const T* x,       \
+    extern "C" void few_gradients_##type(const Sizes* s, T* memory, const E* g, const uint8_t* code, const T* x,       \
                                          T* to_weight, T* to_shift) {                                                  \
         gradients(Shape(*s), memory, g, code, x, to_weight, to_shift);                                                 \
     }                                                                                                                  \
+    extern "C" int64_t few_memory_##type(const Sizes* s) { return Call<T>(Shape(*s), nullptr).used; }
+EXPORT(float, float, float32)
+EXPORT(double, double, float64)
+#if defined(__AVX512BF16__)
+EXPORT(float, BFloat, bfloat16)
+#endif
+
+#define EXPORT_CHANGE(T, type)                                                                                         \
     extern "C" void few_change_##type(const Sizes* s, T* memory, const T* weight_, const T* shift_,                    \
                                       const uint8_t* code, const T* x, T* to_y) {                                      \
         change(Shape(*s), memory, weight_, shift_, code, x, to_y);                                                     \
     }
-EXPORT(float, float32)
-EXPORT(double, float64)
+EXPORT_CHANGE(float, float32)
+EXPORT_CHANGE(double, float64)

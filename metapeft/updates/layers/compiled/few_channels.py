@@ -11,15 +11,16 @@ from metapeft.updates.layers.compiled.calling import Sizes, call, in_rows, poole
 from metapeft.updates.layers.function import Function, wanted
 
 
-def few_channel_chain(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+def few_channel_chain(x: Tensor, weight: Tensor, shift: Tensor, stored: torch.dtype | None = None) -> Tensor:
     """`relu(pool(weight * x) + shift)`, task by task; `*` is a 3x3 convolution with padding 1.
 
     Args:
         x: `(T*B, C, H, W)`, which takes no gradient. weight: `(T, O, C, 3, 3)`. shift: `(T, O)`.
+        stored: bfloat16 to round what comes out to it (then it is differentiable once); None for the type of x.
 
     Returns: `(T*B, O, H // 2, W // 2)`, differentiable in weight and shift as often as one likes.
     """
-    y: Tensor = _Chain.apply(in_rows(x), weight.contiguous(), shift.contiguous())[0]
+    y: Tensor = _Chain.apply(in_rows(x), weight.contiguous(), shift.contiguous(), stored or x.dtype)[0]
     return y
 
 
@@ -31,14 +32,14 @@ class _Chain(Function):
     """y, and a byte a value that says where it came from."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, weight: Tensor, shift: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
         tasks, outputs = shift.shape
-        y, code = pooled_rows(x, outputs), pooled_rows(x, outputs, torch.uint8)
-        call("few_forward", _sizes(x, tasks, outputs), x.dtype, x, weight, shift, y, code)
+        y, code = pooled_rows(x, outputs, stored), pooled_rows(x, outputs, torch.uint8)
+        call("few_forward", _sizes(x, tasks, outputs), stored, x, weight, shift, y, code, memory="few_memory")
         return y, code
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(inputs[0], output[1])
@@ -47,8 +48,8 @@ class _Chain(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if g is None:
-            return None, None, None
-        return (None, *_Gradients.apply(in_rows(g), *ctx.saved_tensors, ctx.tasks, wanted(ctx, 2)))
+            return None, None, None, None
+        return (None, *_Gradients.apply(in_rows(g), *ctx.saved_tensors, ctx.tasks, wanted(ctx, 2)), None)
 
 
 class _Gradients(Function):
@@ -59,9 +60,19 @@ class _Gradients(Function):
         g: Tensor, x: Tensor, code: Tensor, tasks: int, with_shift: bool
     ) -> tuple[Tensor, Tensor | None]:
         outputs = g.shape[1]
-        weight = g.new_empty(tasks, outputs, x.shape[1], 3, 3)
-        shift = g.new_empty(tasks, outputs) if with_shift else None
-        call("few_gradients", _sizes(x, tasks, outputs), x.dtype, g, code, x, weight, shift)
+        weight = x.new_empty(tasks, outputs, x.shape[1], 3, 3)
+        shift = x.new_empty(tasks, outputs) if with_shift else None
+        call(
+            "few_gradients",
+            _sizes(x, tasks, outputs),
+            g.dtype,
+            g,
+            code,
+            x,
+            weight,
+            shift,
+            memory="few_memory",
+        )
         return weight, shift
 
     @staticmethod
@@ -87,7 +98,7 @@ class _Change(Function):
     def forward(weight: Tensor, shift: Tensor | None, x: Tensor, code: Tensor) -> Tensor:
         tasks, outputs = weight.shape[:2]
         y = pooled_rows(x, outputs)
-        call("few_change", _sizes(x, tasks, outputs), x.dtype, weight, shift, code, x, y)
+        call("few_change", _sizes(x, tasks, outputs), x.dtype, weight, shift, code, x, y, memory="few_memory")
         return y
 
     @staticmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -24,11 +26,7 @@ def compiled_chain(
         shift: `(T, O)`.
     """
     weight = convolution.weight
-    if (
-        not in_use()
-        or not _layers_fit(convolution, pool)
-        or not _tensors_fit(x, weight, update, scale, shift)
-    ):
+    if not in_use() or not layers_fit(convolution, pool) or not _tensors_fit(x, weight, update, scale, shift):
         return None
     tasks = shift.shape[0]
     spread = scale.view(-1, scale.shape[-1], 1, 1, 1)
@@ -54,7 +52,7 @@ def _nothing(kernels: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
     return kernels.new_empty(tasks, 0, channels, *taps), kernels.new_empty(tasks, outputs, 0)
 
 
-def _layers_fit(convolution: nn.Conv2d, pool: nn.MaxPool2d) -> bool:
+def layers_fit(convolution: nn.Conv2d, pool: nn.MaxPool2d) -> bool:
     """3x3 with padding 1, then 2x2 at every second place, nothing else."""
     window = [pool.kernel_size, pool.stride, pool.padding, pool.dilation]
     whole = [value if isinstance(value, int) or len({*value}) > 1 else value[0] for value in window]
@@ -64,17 +62,23 @@ def _layers_fit(convolution: nn.Conv2d, pool: nn.MaxPool2d) -> bool:
 
 def _tensors_fit(x: Tensor, weight: Tensor, update: Update | None, *more: Tensor) -> bool:
     """On a CPU, in a type that is compiled, in whole registers, and to be differentiated in reverse mode only."""
-    if x.dtype not in DTYPES or torch.is_autocast_enabled("cpu") or transforms_are_active():
-        return False
-    if (
-        weight.shape[0] % lanes(x.dtype)
-        or weight.shape[1] != x.shape[1]
-        or min(x.shape[2:]) < 2
-        or not x.shape[0]
-    ):
-        return False
-    if update is not None and update.per_input:
+    if x.dtype not in DTYPES or torch.is_autocast_enabled("cpu") or (update is not None and update.per_input):
         return False
     tensors = (x, weight, *more, *(() if update is None else update.factors.values()))
-    alike = all(value.dtype == x.dtype and value.device.type == "cpu" for value in tensors)
-    return alike and not any(map(has_tangent, tensors))
+    return (
+        shapes_fit(x, weight) and reverse_mode(tensors) and all(value.dtype == x.dtype for value in tensors)
+    )
+
+
+def shapes_fit(x: Tensor, weight: Tensor) -> bool:
+    """Outputs in whole registers, images that are at least a window of the pooling."""
+    outputs, channels = weight.shape[-4:-2]
+    whole = outputs % lanes(weight.dtype) == 0 and channels == x.shape[1]
+    return whole and min(x.shape[2:]) >= 2 and x.shape[0] > 0
+
+
+def reverse_mode(tensors: Iterable[Tensor]) -> bool:
+    """Whether all are on a CPU and are differentiated in reverse mode only."""
+    if transforms_are_active():
+        return False
+    return all(value.device.type == "cpu" and not has_tangent(value) for value in tensors)

@@ -14,6 +14,7 @@ struct Sizes {
     int64_t terms;                                            // of the low-rank update; 0: none
     int64_t kernels;                                          // 1: one for all tasks, else each task its own
     int64_t threads;
+    int64_t reference;  // images of a task, the first ones, that its batch statistics are taken from
 };
 
 // A segment is a run of images of one task; each belongs to one thread.

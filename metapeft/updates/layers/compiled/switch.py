@@ -15,9 +15,10 @@ _loaded: ctypes.CDLL | None = None
 def use_compiled(on: bool = True) -> None:
     """Compute with compiled kernels from now on where they fit, or in plain torch again.
 
-    They stand for convolutions of 3x3 with batch norm on the buffers' statistics, ReLU and 2x2 max-pooling behind them
-    in a `Sequential`, on a CPU, in float32 and float64; everything else is as before. Results differ by rounding. The
-    first use compiles them, in some ten seconds, and keeps the result. What it brings: docs/speed.md.
+    They stand for convolutions of 3x3 with batch norm, ReLU and 2x2 max-pooling behind them in a `Sequential`, on a
+    CPU, with updates of every format, in float32 and float64; and in bfloat16, under autocast, on statistics of the
+    batch without updates, if the processor has products of it. Everything else is as before. Results differ by
+    rounding. The first use compiles them, in some twenty seconds, and keeps the result. What it brings: docs/speed.md.
 
     Args:
         on: whether to use them.

@@ -137,11 +137,17 @@ template <class T> void thin(const Shape& s, long n, const T* v, const T* d, T* 
         }
 }
 
+// A vector of codes as numbers as wide as T.
+template <class T> inline typename Lanes<T>::Mask codes(const uint8_t* code) {
+    return __builtin_convertvector(*reinterpret_cast<const typename Lanes<T>::Codes*>(code), typename Lanes<T>::Mask);
+}
+
 // Gradients g `[tile][output]` where the code says k, and 0 elsewhere.
-template <class T> inline void spread(const T* g, const uint8_t* code, Vector<T>* out) {
+template <class E, class T = typename Computed<E>::type>
+inline void spread(const E* g, const uint8_t* code, Vector<T>* out) {
     using Mask = typename Lanes<T>::Mask;
-    const Mask which = __builtin_convertvector(*reinterpret_cast<const typename Lanes<T>::Codes*>(code), Mask);
-    const Vector<T> value = load(g);
+    const auto which = codes<T>(code);
+    const Vector<T> value = get(g);
     for (int k = 0; k < 4; ++k) out[k] = which == k ? value : Vector<T>{};
 }
 
@@ -197,7 +203,8 @@ void up_gradient(const Shape& s, long n, const T* g, const uint8_t* code, const 
 }
 
 // `shift[output] += sum_tiles g`, of those that are on.
-template <class T> void shift_gradient(const Shape& s, long n, const T* g, const uint8_t* code, T* shift) {
+template <class E, class T = typename Computed<E>::type>
+void shift_gradient(const Shape& s, long n, const E* g, const uint8_t* code, T* shift) {
     for (long t = 0; t < n; ++t)
         for (long o = 0; o < s.outputs; o += Lanes<T>::count) {
             Vector<T> parts[4];
@@ -224,7 +231,8 @@ inline void add_thin(const Shape& s, long t, long o, const T* e, const T* up, Ve
 }
 
 // The largest of the four outputs of a tile, shifted, through ReLU; which it was goes to `code`.
-template <class T> inline void pool(const Vector<T>* z, Vector<T> shift, T* y, uint8_t* code) {
+template <class E, class T = typename Computed<E>::type>
+inline void pool(const Vector<T>* z, Vector<T> shift, E* y, uint8_t* code) {
     using Mask = typename Lanes<T>::Mask;
     Vector<T> most = z[0];
     Mask which = {};
@@ -236,14 +244,14 @@ template <class T> inline void pool(const Vector<T>* z, Vector<T> shift, T* y, u
     most += shift;
     for (int k = 0; k < 4; ++k) most += z[k] * T(0);  // what is not finite is not lost: it becomes NaN
     which = most <= T(0) ? Mask{} + OFF : which;
-    store(y, most <= T(0) ? Vector<T>{} : most);
+    put_back(y, most <= T(0) ? Vector<T>{} : most);
     *reinterpret_cast<typename Lanes<T>::Codes*>(code) = __builtin_convertvector(which, typename Lanes<T>::Codes);
 }
 
 // Of four values those that the code names, 0 where it says off.
 template <class T> inline Vector<T> pick(const Vector<T>* z, const uint8_t* code) {
     using Mask = typename Lanes<T>::Mask;
-    const Mask which = __builtin_convertvector(*reinterpret_cast<const typename Lanes<T>::Codes*>(code), Mask);
+    const auto which = codes<T>(code);
     Vector<T> out = {};
     for (int k = 0; k < 4; ++k) out = which == k ? z[k] : out;
     return out;

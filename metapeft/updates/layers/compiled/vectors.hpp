@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int BYTES = 64, ROWS = 6, VECTORS = 4;  // 24 of 32 registers hold sums
 #elif defined(__AVX__)
@@ -24,6 +28,26 @@ template <class T> using Vector = typename Lanes<T>::Vector;
 template <class T> inline Vector<T> load(const T* p) { return *reinterpret_cast<const typename Lanes<T>::Loose*>(p); }
 template <class T> inline void store(T* p, Vector<T> v) { *reinterpret_cast<typename Lanes<T>::Loose*>(p) = v; }
 template <class T> inline void add(T* p, Vector<T> v) { store(p, load(p) + v); }
+
+// Numbers stored as bfloat16 and computed in float, where the processor converts them.
+struct BFloat {
+    uint16_t bits;
+};
+template <class E> struct Computed { using type = E; };  // what numbers stored as E are computed in
+template <> struct Computed<BFloat> { using type = float; };
+
+template <class T> inline Vector<T> get(const T* p) { return load(p); }
+template <class T> inline void put_back(T* p, Vector<T> v) { store(p, v); }
+
+#if defined(__AVX512BF16__)
+inline Vector<float> get(const BFloat* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return Vector<float>(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
+}
+inline void put_back(BFloat* p, Vector<float> v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), __m256i(_mm512_cvtneps_pbh(__m512(v))));
+}
+#endif
 
 // Sums over the lanes of as many vectors as there are lanes, one beside the other: halves are folded upon halves.
 template <class T, int HALF = Lanes<T>::count / 2> inline Vector<T> sums_of(Vector<T>* v) {

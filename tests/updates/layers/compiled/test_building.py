@@ -110,5 +110,14 @@ def test_the_switch() -> None:
 
 def test_the_sources_are_in_the_package() -> None:
     names = {path.name for path in Path(building.__file__).parent.glob("*.?pp")}
-    headers = {"vectors.hpp", "winograd.hpp", "shape.hpp", "tiles.hpp", "call.hpp"}
-    assert names == {*headers, "chain.cpp", "few_channels.cpp"}
+    headers = {"vectors", "winograd", "shape", "tiles", "call", "few_channels", "batch_grid", "dots", "amx"}
+    sources = {
+        "chain",
+        "few_channels",
+        "few_moments",
+        "batch_chain",
+        "batch_change",
+        "batch_dots",
+        "batch_sums",
+    }
+    assert names == {f"{name}.hpp" for name in headers} | {f"{name}.cpp" for name in sources}

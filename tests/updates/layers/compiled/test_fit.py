@@ -138,7 +138,7 @@ def test_what_does_not_fit_goes_its_own_way(kind: str, ran: Counter[str]) -> Non
 
 
 @pytest.mark.parametrize("norm", ["support", "transductive"])
-def test_statistics_of_a_batch_do_not_fit(norm: Any, ran: Counter[str]) -> None:
+def test_statistics_of_a_batch_have_kernels_of_their_own(norm: Any, ran: Counter[str]) -> None:
     model = mp.attach(body(), mp.LoRA(2), norm=norm)
     options = {"support": images()} if norm == "support" else {}
     assert_same(both(model, images(), random_factors(model, TASKS), **options))

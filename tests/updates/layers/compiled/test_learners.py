@@ -97,6 +97,26 @@ def test_every_method_is_the_same(name: str) -> None:
     assert_same(gradients(make))
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("norm", ["support", "transductive"])
+@pytest.mark.parametrize("name", ["maml", "lora-ml", "metapeft", "anil", "reptile"])
+def test_methods_on_batch_statistics_are_the_same(name: str, norm: str) -> None:
+    options = {**METHODS[name], "norm": norm}
+    assert_same(gradients(lambda: mp.methods.registry.resolve(name)(body(), **options)))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("engine", ["unroll", "recompute", "truncated", "first-order", "forward"])
+def test_hypergradients_through_statistics_of_the_support_set_are_the_same(engine: str) -> None:
+    def make() -> mp.Learner:
+        outer = ("rates",) if engine == "forward" else ("weights",)
+        inner = mp.inner.SGD(2, 0.05, rates="step" if engine == "forward" else None)
+        model = mp.attach(body(), mp.Full(), norm="support")
+        return mp.Learner(model, inner=inner, outer=outer, hypergradient=ENGINES[engine])
+
+    assert_same(gradients(make))
+
+
 def lora_ml() -> mp.Learner:
     body = mp.backbones.conv4(ways=3, channels=1, width=16, size=16)
     return mp.methods.lora_ml(body, rank=2, inner=mp.inner.SGD(2, 0.05, rates="step"))
@@ -164,7 +184,7 @@ def test_the_benchmark_times_both() -> None:
     assert {"metapeft", "uncompiled"} <= set(steps_of(small)[0])
     apart = differences(small, {"metapeft", "uncompiled", "loop"})
     assert 0 < max(apart.values()) < 1e-11
-    assert "uncompiled" not in steps_of(replace(small, norm="transductive", format="full"))[0]
+    assert "uncompiled" not in steps_of(replace(small, backbone="resnet12", size=84, channels=3))[0]
     with compiled_used(False):
         assert "uncompiled" not in steps_of(small)[0]
 
