@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import metapeft as mp
 from metapeft.training.image_groups import ImageGroups
-from metapeft.training.pretraining import Pretraining
+from metapeft.training.retraining_task import Pretraining
 from metapeft.updates.attach_model import attach
 
 Step = Callable[[], dict[str, Tensor]]
