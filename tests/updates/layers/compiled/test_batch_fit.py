@@ -15,7 +15,7 @@ from metapeft.training.pretraining import Pretraining
 from metapeft.updates.attach_model import attach
 from metapeft.updates.layers.compiled import batch_fit
 from metapeft.updates.layers.compiled.switch import compiled_used, loaded
-from tests.trainer.helpers import data, sampler
+from tests.training.helpers import data, sampler
 from tests.updates.helpers import FORMATS, randn, random_factors, randomised
 
 pytestmark = pytest.mark.usefixtures("compiled")
