@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import metapeft as mp
 from metapeft.base.errors import RunError
-from metapeft.cli import run
-from metapeft.experiments.config import TrainConfig
 
 
 def learner(method: str = "maml") -> mp.Learner:
     made: mp.Learner = getattr(mp.methods, method)(mp.backbones.mlp(4, 3, hidden=(8,)), norm="running")
     return made
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["episodes", "dump", "there.json", "--episodes", "0"], "episodes=0"),
-        (["episodes", "dump", "there.json", "--episodes", "-3"], "episodes=-3"),
-        (["export", "run", "adapter", "--episode", "-1"], "episode=-1"),
-        (["export", "run", "run"], "is there and not empty"),
-        (["export", "run", "there.json"], "is there and not empty"),
-        (["train", "--ways", "5.5"], "'5.5' is no whole number"),
-        (["evaluate", "run", "--steps", "1.5"], "'1.5' is no whole number"),
-        (["train", "--rank", "0"], "rank=0"),
-        (["--config", "folder.toml", "train", "--list"], "no such file"),
-        (["train", "--inner-lrs", "nan"], "inner_lrs[0]=nan: allowed is a finite number above 0"),
-        (["train", "--inner-steps", "-3"], "inner_steps[0]=-3: allowed is a whole number of at least 0"),
-        (["train", "--backbone", "vit", "--width", "33", "--out", "new"], "width=33"),
-        (["train", "--episodes", "1"], "episodes=1: an interval needs 2"),
-        (["train", "--methods", "maml", "--methods", "maml"], "names one twice"),
-        (["sweep", "--out", "run"], "run is no folder of a sweep and not empty"),
-        (["train", "--threads", "1000000", "--out", "new"], "threads=1000000: this machine has"),
-    ],
-)
-def test_the_shell_says_it_in_one_sentence(
-    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder.toml").mkdir()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text("{}")
-    (tmp_path / "there.json").write_text("kept")
-    assert run(arguments) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert "Traceback" not in error
-    assert (tmp_path / "there.json").read_text() == "kept"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.toml", "run", "there.json"]
 
 
 def test_a_checkpoint_of_another_method_is_not_taken_over_partly(tmp_path: Path) -> None:
@@ -92,37 +51,6 @@ def test_a_data_set_is_no_sampler() -> None:
     trainer = mp.BilevelTrainer(learner(), progress=False)
     with pytest.raises(ValueError, match=r"episodes is a .*EpisodeSampler"):
         trainer.fit(data, 1)
-
-
-@pytest.mark.parametrize("options", [{"inner_lrs": (0.0,)}, {"inner_steps": (-1,)}])
-def test_settings_are_checked_before_anything_runs(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="inner_"):
-        TrainConfig(**options)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("nested.json", '{"train": {"ways": 3}}', "'train' is a table"),
-        ("unknown.json", '{"wayz": 3}', "did you mean 'ways'?"),
-        ("strange.toml", "zzz = 3", "known are"),
-        ("cut.json", '{"ways": 3', "cannot be read as json"),
-        ("cut.yaml", "ways: [3", "cannot be read as yaml"),
-        ("cut.toml", "ways = ", "cannot be read as toml"),
-        ("list.json", "[1]", "is a list"),
-        ("latin.json", b'{"ways": "\xe9"}', "cannot be read as json"),
-        ("half.json", '{"ways": 5.5}', "'5.5' is no whole number"),
-    ],
-)
-def test_a_file_of_options_is_named_when_it_is_wrong(
-    name: str, content: str | bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert run(["--config", name, "train", "--list"]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert name in error or "ways" in error
 
 
 def images(*shape: int, **options: Any) -> Any:
@@ -243,6 +171,7 @@ def body() -> torch.nn.Module:
 
 
 ONE_STEP = mp.inner.SGD(1, 0.1)
+SINUSOIDS = mp.EpisodeSampler(mp.load_dataset("sinusoid"), 1, 5, 5)
 NO_GPU = pytest.mark.skipif(
     torch.accelerator.is_available(), reason="this machine has the device that it asks for"
 )
@@ -311,82 +240,3 @@ NO_GPU = pytest.mark.skipif(
 def test_the_library_says_it_as_a_value_error(make: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
-
-
-SINUSOIDS = mp.EpisodeSampler(mp.load_dataset("sinusoid"), 1, 5, 5)
-
-
-def classes(**change: Any) -> Any:
-    batch = mp.EpisodeSampler(image_data(), 2, 1, 1).batch(0, 3)
-    return dataclasses.replace(batch, **{name: make(getattr(batch, name)) for name, make in change.items()})
-
-
-def on_images(**options: Any) -> mp.Learner:
-    return mp.methods.maml(mp.backbones.mlp(64, 2, hidden=(4,)), **{"norm": "running", **options})
-
-
-def fits(y: Any = lambda y: y, **options: Any) -> Any:
-    batch = SINUSOIDS.batch(0, 2)
-    changed = dataclasses.replace(batch, support_y=y(batch.support_y), query_y=y(batch.query_y))
-    own = mp.Learner(
-        mp.attach(mp.backbones.mlp(1, 1, hidden=(4,)), mp.Full()), mp.inner.SGD(1, 0.01), **options
-    )
-    return own.hypergradient(changed)
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (
-            lambda: on_images().hypergradient(classes(query_y=lambda y: y * 0 - 100)),
-            "query_y has labels -100 to -100",
-        ),
-        (
-            lambda: on_images().hypergradient(classes(query_y=lambda y: y + 6)),
-            "query_y has labels 6 to 7: 2 ways",
-        ),
-        (
-            lambda: on_images().hypergradient(classes(support_y=lambda y: y - 1)),
-            "support_y has labels -1 to 0",
-        ),
-        (
-            lambda: on_images().hypergradient(
-                classes(support_mask=lambda _: torch.zeros(3, 2, dtype=torch.bool))
-            ),
-            "support_mask is False everywhere in a task",
-        ),
-        pytest.param(
-            lambda: on_images(loss=F.mse_loss).hypergradient(classes()),
-            "loss= cannot be taken of outputs",
-            marks=pytest.mark.filterwarnings("ignore:Using a target size"),
-        ),
-        (lambda: fits(lambda y: y[..., 0], loss=F.mse_loss), "a target has the axes of an output"),
-        (lambda: fits(lambda y: y.expand(-1, -1, 2), loss=F.mse_loss), "a target has the axes of an output"),
-        (lambda: fits(lambda y: y[..., 0], loss=mse), "a target has the axes of an output"),
-        (lambda: fits(), "a regression needs another loss"),
-        (lambda: mp.Learner(plain({}), head="zero"), 'head="zero" without an inner solver stays 0'),
-        (lambda: many().task(5), "index=5: there are tasks 0 to 1"),
-        (lambda: many().task(-1), "index=-1: there are tasks 0 to 1"),
-        (lambda: many()(torch.zeros(3, 2, 64)), r"x holds 3 task\(s\), this was adapted to 2"),
-        (lambda: own_features(size=5), r"features have shape \(4, 3\): \(rows, 5\) is needed"),
-    ],
-)
-def test_what_a_loss_would_take_without_a_word_is_refused(make: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        make()
-
-
-def test_a_batch_of_ones_own_need_not_name_its_classes() -> None:
-    whole, bare = classes(), classes(classes=lambda _: None)
-    torch.testing.assert_close(on_images().hypergradient(bare).value, on_images().hypergradient(whole).value)
-
-
-def many() -> Any:
-    return on_images().adapt_many(torch.zeros(2, 2, 64), torch.tensor([[0, 1], [0, 1]]))
-
-
-def own_features(size: int) -> Any:
-    features = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
-    body = mp.backbones.mlp(64, 2, hidden=(4,))
-    own = mp.methods.metapeft(body, generator=mapping(features=features, size=size), format=mp.CP(1))
-    return own.adapt_many(torch.zeros(2, 2, 1, 8, 8), torch.tensor([[0, 1], [0, 1]]))
