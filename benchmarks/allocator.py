@@ -22,7 +22,7 @@ from cyclopts import App, Parameter
 import metapeft as mp
 from benchmarks.speed_problems import WORKLOADS
 from metapeft.training.image_groups import ImageGroups
-from metapeft.training.pretraining import Pretraining
+from metapeft.training.retraining_task import Pretraining
 from metapeft.training.runs.environment import environment
 
 app = App(help=__doc__, version_flags=[])

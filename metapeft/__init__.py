@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from metapeft.generators.control import OtherTask
     from metapeft.generators.generator import Generator
     from metapeft.generators.mapping_net import MappingNet
-    from metapeft.heads.centroids import PrototypeInit, Prototypes
+    from metapeft.heads.centroids import Cosine, PrototypeInit, Prototypes
     from metapeft.heads.head import Head
     from metapeft.heads.layers import Learned, Zero
     from metapeft.heads.logistic import Logistic
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from metapeft.learner.adapted_tasks import Adapted
     from metapeft.learner.learner import Learner
     from metapeft.training.calibration import calibrate
+    from metapeft.training.center import fit_center
     from metapeft.training.evaluation import compare, evaluate
     from metapeft.training.pretraining import pretrain
     from metapeft.training.runs.learner_in_run import load, save
@@ -101,6 +102,7 @@ _NAMES = {
     "BilevelTrainer": "training.trainer",
     "pretrain": "training.pretraining",
     "calibrate": "training.calibration",
+    "fit_center": "training.center",
     "evaluate": "training.evaluation",
     "compare": "training.evaluation",
     "load": "training.runs.learner_in_run",
@@ -134,6 +136,7 @@ __all__ = [
     "Augment",
     "AutoLoRA",
     "BilevelTrainer",
+    "Cosine",
     "DataError",
     "Direct",
     "Engine",
@@ -193,6 +196,7 @@ __all__ = [
     "episodes",
     "evaluate",
     "export_peft",
+    "fit_center",
     "generators",
     "heads",
     "hypergradient",

@@ -17,21 +17,9 @@ import metapeft
 ROOT = Path(metapeft.__file__).parent.parent
 # from top to bottom: each may import what stands below it
 FOLDERS = [
-    "cli",
-    "experiments",
-    "training",
-    "methods",
-    "learner",
-    "heads",
-    "generators",
-    "hypergradients",
-    "inner",
-    "updates",
-    "episodes",
-    "datasets",
-    "backbones",
-    "base",
-]
+    "cli", "experiments", "training", "methods", "learner", "heads", "generators", "hypergradients", "inner", "updates",
+    "episodes", "datasets", "backbones", "base",
+]  # fmt: skip
 
 
 def file_of(module: str) -> Path | None:

@@ -11,8 +11,6 @@ from metapeft.episodes.augment import Augment
 from metapeft.episodes.sampler import EpisodeSampler
 from metapeft.episodes.shift import Shift
 
-_AUGMENT = ("crop", "flip", "brightness", "contrast")
-
 
 def of_episodes(episodes: Any) -> Any:
     """What identifies the episodes of a run.
@@ -59,7 +57,7 @@ def of_change(change: Any) -> Any:
     if type(change) is Shift:
         return {"kinds": list(change.kinds)}
     if type(change) is Augment:
-        return {name: getattr(change, name) for name in _AUGMENT}
+        return change.settings()
     return None if change is None else custom(change)
 
 

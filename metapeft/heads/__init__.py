@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from metapeft.heads.table import registry
 
 if TYPE_CHECKING:
-    from metapeft.heads.centroids import PrototypeInit, Prototypes
+    from metapeft.heads.centroids import Cosine, PrototypeInit, Prototypes
     from metapeft.heads.head import Head
     from metapeft.heads.layers import Learned, Zero
     from metapeft.heads.logistic import Logistic
@@ -25,6 +25,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "KNN",
+    "Cosine",
     "Head",
     "Learned",
     "Logistic",

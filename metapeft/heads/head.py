@@ -27,6 +27,8 @@ class Head:
 
     #: whether the inner solver moves the head's tensors; otherwise they are a closed form of the current features
     inner: ClassVar[bool] = False
+    #: whether its logits are linear in the backbone's features, `features weight^T + bias`
+    linear: bool = True
     #: whether gradients may be taken through it
     differentiable: ClassVar[bool] = True
 
@@ -50,8 +52,13 @@ class Head:
 
     def logits(self, features: Tensor, tensors: Tensors) -> Tensor:
         """Logits `(T, B, N)` of features `(T, B, F)`: `features weight^T + bias`."""
-        bias = tensors["head.bias"].unsqueeze(1)
-        return torch.baddbmm(bias, features, tensors["head.weight"].transpose(1, 2))
+        return linear(features, tensors)
+
+
+def linear(features: Tensor, tensors: Tensors) -> Tensor:
+    """`features weight^T + bias`, `(T, B, N)`, of a head's tensors."""
+    bias = tensors["head.bias"].unsqueeze(1)
+    return torch.baddbmm(bias, features, tensors["head.weight"].transpose(1, 2))
 
 
 def one_hot(y: Tensor, ways: int, mask: Tensor | None, like: Tensor) -> Tensor:

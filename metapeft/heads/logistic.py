@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapeft.base.arguments import number
-from metapeft.heads.head import Head, Tensors, absent_bias, one_hot
+from metapeft.heads.head import Tensors, absent_bias, one_hot
+from metapeft.heads.normalized import OnFeatures
 from metapeft.inner.multiclass import softmax_regression
 
 
 @dataclass(frozen=True)
-class Logistic(Head):
+class Logistic(OnFeatures):
     """Logistic regression: `argmin sum_i CE(x_i W + b, y_i) + penalty/2 (||W||^2 + b^2)`, found by Newton.
 
     The penalty is learned as a logarithm: the outer group `head`. Gradients are implicit, second ones too.
@@ -23,6 +24,7 @@ class Logistic(Head):
 
     Args:
         penalty: where the learned value starts.
+        normalize: see `OnFeatures`.
 
     Raises:
         ValueError: a penalty that is not above 0.
@@ -37,6 +39,7 @@ class Logistic(Head):
     penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         number(above=True, penalty=self.penalty)
 
     def learned(self) -> dict[str, Tensor]:
@@ -50,10 +53,11 @@ class Logistic(Head):
         mask: Tensor | None = None,
         learned: Tensors | None = None,
     ) -> dict[str, Tensor]:
-        own = self.learned() if learned is None else learned
+        own = self.own(learned)
+        features = self.normalized(features, own.get("center"))
         penalty = own["log_penalty"].to(features).exp()
         rows = one_hot(y, ways, mask, features)
         absent = absent_bias(rows)
         x = F.pad(features, (0, 1), value=1.0)  # the last column is the bias; masked rows are zero in `rows`
         found = softmax_regression(x, rows, penalty, offset=absent.unsqueeze(1))
-        return {"head.weight": found[:, :-1].mT, "head.bias": found[:, -1] + absent}
+        return {"head.weight": found[:, :-1].mT, "head.bias": found[:, -1] + absent, **self.centered(own)}

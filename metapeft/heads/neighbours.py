@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 
 from metapeft.base.arguments import whole
-from metapeft.heads.head import Head, Tensors, one_hot
+from metapeft.heads.head import Tensors, one_hot
+from metapeft.heads.normalized import CENTER, OnFeatures
 
 
 @dataclass(frozen=True)
-class KNN(Head):
+class KNN(OnFeatures):
     """Votes of the k nearest support items by Euclidean distance; ties go to the nearer items.
 
     It is for evaluation only. Source: the evaluation of MetaLoRA (Wang & Zhao 2025), k = 5 and 10.
 
     Args:
         k: how many neighbours vote; all items where the support set has fewer.
+        normalize: see `OnFeatures`.
 
     Example:
         >>> import torch
@@ -33,6 +35,7 @@ class KNN(Head):
     differentiable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole(k=self.k)
 
     def start(
@@ -44,11 +47,12 @@ class KNN(Head):
         learned: Tensors | None = None,
     ) -> dict[str, Tensor]:
         rows = one_hot(y, ways, mask, features)
-        return {"head.features": features, "head.labels": rows}
+        known = self.normalized(features, self.own(learned).get("center"))
+        return {"head.features": known, "head.labels": rows, **self.centered(learned)}
 
     def logits(self, features: Tensor, tensors: Tensors) -> Tensor:
         known, labels = tensors["head.features"], tensors["head.labels"]
-        distance = torch.cdist(features, known)
+        distance = torch.cdist(self.normalized(features, tensors.get(CENTER)), known)
         present = labels.sum(-1) > 0
         distance = distance.masked_fill(~present.unsqueeze(1), math.inf)
         k = min(self.k, known.shape[1])

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from metapeft.base.arguments import number
-from metapeft.heads.head import Head, Tensors, absent_bias, one_hot
+from metapeft.heads.head import Tensors, absent_bias, one_hot
+from metapeft.heads.normalized import OnFeatures
 from metapeft.inner.closed_form import ridge
 
 
 @dataclass(frozen=True)
-class Ridge(Head):
+class Ridge(OnFeatures):
     """Ridge regression onto one-hot labels: `W = scale * X^T (X X^T + penalty I)^-1 Y`, logits `x W + bias`.
 
     It is solved in the smaller of the two spaces, the items' or the features'. Penalty and scale are learned as
@@ -23,6 +24,7 @@ class Ridge(Head):
 
     Args:
         penalty, scale, bias: where the learned values start.
+        normalize: see `OnFeatures`.
 
     Raises:
         ValueError: a penalty or a scale that is not above 0.
@@ -42,6 +44,7 @@ class Ridge(Head):
     bias: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         number(above=True, penalty=self.penalty, scale=self.scale)
 
     def learned(self) -> dict[str, Tensor]:
@@ -59,12 +62,16 @@ class Ridge(Head):
         mask: Tensor | None = None,
         learned: Tensors | None = None,
     ) -> dict[str, Tensor]:
-        own = self.learned() if learned is None else learned
-        values = {name: value.to(features) for name, value in own.items()}
+        values = {name: value.to(features) for name, value in self.own(learned).items()}
+        features = self.normalized(features, values.get("center"))
         rows = one_hot(y, ways, mask, features)
         weight = ridge(features, rows, values["log_penalty"].exp(), self.item_weights(rows, mask))
         bias = absent_bias(rows) + values["bias"]
-        return {"head.weight": weight.mT * values["log_scale"].exp(), "head.bias": bias}
+        return {
+            "head.weight": weight.mT * values["log_scale"].exp(),
+            "head.bias": bias,
+            **self.centered(values),
+        }
 
     def item_weights(self, rows: Tensor, mask: Tensor | None) -> Tensor | None:
         """How much each item counts, `(T, S)`, from the rows of `one_hot`; None where all count 1."""

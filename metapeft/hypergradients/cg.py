@@ -59,8 +59,7 @@ class CG(Implicit):
     def __post_init__(self) -> None:
         whole(0, iterations=self.iterations)
         number(damping=self.damping)
-        if self.tolerance is not None and not 0 <= self.tolerance < 1:
-            raise ValueError(f"tolerance={self.tolerance!r} has to be None or a number in [0, 1)")
+        number(0, 1, more="or None", tolerance=0 if self.tolerance is None else self.tolerance)
 
     def system_damping(self) -> float:
         return self.damping

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from metapeft.base.arguments import number
 from metapeft.inner.descent import Descent, Per, Setting, is_on, value_of
-from metapeft.inner.momentum import check_fraction
 from metapeft.inner.solver import Bound, Tensors
 
 
@@ -58,8 +57,7 @@ class Adam(Descent):
         super().__init__(steps, lr, rates, proximal, weight_decay)
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas={betas!r} has to be a pair of numbers in [0, 1)")
-        check_fraction("betas[0]", betas[0])
-        check_fraction("betas[1]", betas[1])
+        number(0, 1, **{"betas[0]": betas[0], "betas[1]": betas[1]})
         number(above=True, eps=eps)
         self.betas, self.eps = (betas[0], betas[1]), eps
 

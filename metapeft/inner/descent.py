@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import whole
+from metapeft.base.arguments import number, whole
 from metapeft.inner.solver import Bound, Solver, Tensors
 
 Setting = float | Tensor | Callable[[Mapping[str, Tensor]], Any]
@@ -30,12 +29,7 @@ def check_setting(name: str, setting: object) -> None:
                 'its own at every step or element say rates="step" or rates="element"'
             )
     elif not callable(setting):
-        if isinstance(setting, bool) or not isinstance(setting, int | float):
-            raise ValueError(
-                f"{name}={setting!r} has to be a number, a tensor of shape () or a function of u"
-            )
-        if not (setting >= 0 and math.isfinite(setting)):
-            raise ValueError(f"{name}={setting!r} has to be finite and 0 or more")
+        number(more="a tensor of shape () or a function of u", **{name: setting})
 
 
 def descend(w: Tensor, direction: Tensor, rate: float | Tensor) -> Tensor:

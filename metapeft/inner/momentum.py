@@ -7,14 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from metapeft.base.arguments import number
 from metapeft.inner.descent import Descent, Per, Setting
 from metapeft.inner.solver import Tensors
-
-
-def check_fraction(name: str, value: object) -> None:
-    """Refuse what is not a number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ValueError(f"{name}={value!r} has to be a number in [0, 1)")
 
 
 class Momentum(Descent):
@@ -49,8 +44,7 @@ class Momentum(Descent):
         weight_decay: Setting = 0.0,
     ) -> None:
         super().__init__(steps, lr, rates, proximal, weight_decay)
-        check_fraction("momentum", momentum)
-        check_fraction("dampening", dampening)
+        number(0, 1, momentum=momentum, dampening=dampening)
         if nesterov and (dampening or not momentum):
             raise ValueError(
                 f"nesterov=True needs momentum above 0 and no dampening, not {momentum}, {dampening}"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metapeft.heads.head import Head
 from metapeft.learner.backbone_pass import BackbonePass
 from metapeft.learner.items import Items, Parts
 from metapeft.learner.objectives import Objectives
@@ -91,7 +92,8 @@ class Adapted:
         else:
             plain = model.merged(self.single_factors())
         if self.head:
-            plain = with_head(plain, model.classifier, self.head)
+            constant = self.learner.head_constants()
+            plain = with_head(plain, model.classifier, self.learner.head, {**constant, **self.head})
         return plain
 
     def single_factors(self) -> dict[str, Tensor]:
@@ -104,6 +106,10 @@ class Adapted:
         from metapeft.updates.peft_export import export_peft
 
         self._check_one_update("export_peft()")
+        if self.head and not self.learner.head.linear:
+            raise ValueError(
+                f'PEFT keeps a head as a Linear, which "{self.learner.head_label}" is not: adapted.merged() has it'
+            )
         learner, own = self.learner, self.learner.source
         like = {**own.parameters, **dict(own.module.named_buffers())}
         module = learner.model.module
@@ -121,15 +127,37 @@ class Adapted:
             raise ValueError(f"{what} is about one task: take one of them first, adapted.task(0).{what}")
 
 
-def with_head(plain: nn.Module, classifier: str | None, head: dict[str, Tensor]) -> nn.Module:
-    """Put one task's head `(1, N, F)`, `(1, N)` in the place of the classifier, or behind the backbone."""
-    if "head.weight" not in head:
+class HeadLayer(nn.Module):
+    """One task's head as a module: logits `(B, N)` of features `(B, F)`, for heads that are not linear in them.
+
+    Args:
+        head: says how. tensors: of the task, `(1, ...)`.
+    """
+
+    def __init__(self, head: Head, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.head, self.names = head, list(tensors)
+        for i, value in enumerate(tensors.values()):
+            self.register_buffer(f"tensor{i}", value.detach().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        tensors = {name: self.get_buffer(f"tensor{i}") for i, name in enumerate(self.names)}
+        return self.head.logits(features.unsqueeze(0), tensors)[0]
+
+
+def with_head(plain: nn.Module, classifier: str | None, head: Head, tensors: dict[str, Tensor]) -> nn.Module:
+    """Put one task's head, tensors `(1, ...)`, in the place of the classifier, or behind the backbone."""
+    if "head.weight" not in tensors:
         raise ValueError("a nearest-neighbour head cannot be merged into a module")
-    weight, bias = head["head.weight"][0], head["head.bias"][0]
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
+    layer: nn.Module
+    if head.linear:
+        weight, bias = tensors["head.weight"][0], tensors["head.bias"][0]
+        layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+    else:
+        layer = HeadLayer(head, tensors)
     if classifier is None:
         return nn.Sequential(plain, layer).eval()
     owner, _, name = classifier.rpartition(".")

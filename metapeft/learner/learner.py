@@ -120,7 +120,9 @@ class Learner(Roles):
         checks.check(self)
 
     def _own(self) -> dict[str, Tensor]:
-        return {**self.variables, **{f"buffers.{n}": b for n, b in self.model.backbone.named_buffers()}}
+        buffers = {f"buffers.{n}": b for n, b in self.model.backbone.named_buffers()}
+        center = {} if self.center is None else {"center": self.center}
+        return {**self.variables, **buffers, **center}
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the learner, buffers of the backbone included, as copies."""
@@ -131,6 +133,8 @@ class Learner(Roles):
 
         Raises ValueError, and changes nothing, where no name is common or shapes differ.
         """
+        if self.reads_center and self.center is None and "center" in given:
+            self.center = torch.zeros_like(given["center"]).to(self.like)
         state.take_over(self._own(), given, partly=True)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Learner:
@@ -152,7 +156,7 @@ class Learner(Roles):
         return stored.of_learner(self)
 
     def with_engine(self, method: Any) -> Learner:
-        """This learner with another hypergradient, as `Learner(hypergradient=method)` checks it; all tensors are shared.
+        """This learner with another hypergradient, checked as at construction; all tensors are shared.
 
         Raises:
             ValueError: an engine that cannot reach what is trained.

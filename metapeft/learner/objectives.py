@@ -113,4 +113,4 @@ class Objectives:
             tensors = roles.head_start(u, features, passes.parts.support, passes.ways)
         if own != part:
             output = output[:, count:]
-        return roles.head.logits(output, tensors) if tensors else output
+        return roles.head.logits(output, {**roles.head_constants(), **tensors}) if tensors else output

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metapeft.generators.generator import Generator, with_own_features
 from metapeft.heads.head import HEAD, Head
+from metapeft.heads.normalized import CENTER, OnFeatures
 from metapeft.inner.solver import Solver
 from metapeft.learner.choices import GROUPS, adapted_names, check_groups, classifier_parameters
 from metapeft.learner.items import Items, moved
@@ -51,6 +52,7 @@ class Roles:
         only_derived: outer variables that only what is derived reads.
         factor_names: of all updates. adapted: those that the inner solver moves. selected: layers with a selection.
         seeds: factors that a generator can write, with their shapes.
+        center: mean feature `(F,)` of the training images under W0, which `mp.fit_center` measures; None before.
         fixed_layers: with dropout (True) and without, once a batch was seen.
     """
 
@@ -79,6 +81,7 @@ class Roles:
         self.dropped = [] if self.head_name == "learned" else classifier_parameters(self.model)
         self.generator = with_own_features(self.generator, self.like)
         self.fixed_layers: dict[bool, FixedLayers] = {}
+        self.center: Tensor | None = None
         self._name_variables()
 
     def _name_variables(self) -> None:
@@ -137,6 +140,17 @@ class Roles:
     def closed_head(self) -> bool:
         """Whether the head is a closed form of the support set's current features."""
         return self.head_name != "learned" and not self.adapts_head
+
+    @property
+    def reads_center(self) -> bool:
+        """Whether the head reads the mean feature of the training images."""
+        return isinstance(self.head, OnFeatures) and self.head.reads_center
+
+    @property
+    def head_label(self) -> str:
+        """The head as a protocol says it: its name, and how it normalises features."""
+        normalize = self.head.normalize if isinstance(self.head, OnFeatures) else None
+        return self.head_name if normalize is None else f"{self.head_name} {normalize}"
 
     @property
     def per_input(self) -> bool:
@@ -204,8 +218,13 @@ class Roles:
         if support.y is None or support.regression:
             raise ValueError(f'head="{self.head_name}" needs class labels: use head="learned" here')
         learned = {name: self.value(u, f"head.{name}") for name in self.head.learned()}
+        learned.update(self.head_constants("center"))
         more = (learned,) if learned else ()  # a head that learns nothing need not take any
         return self.head.start(features, support.y, ways, support.mask, *more)
+
+    def head_constants(self, name: str = CENTER) -> dict[str, Tensor]:
+        """What the head reads and nothing trains, under that name: the centre, where it has been measured."""
+        return {} if self.center is None else {name: self.center.unsqueeze(0)}
 
     def start(self, u: Tensors, derived: Tensors, tasks: int) -> dict[str, Tensor]:
         """The inner variables at the start, `(T, ...)`: generated seeds, the factors' starts, an adapted head's."""

@@ -180,7 +180,7 @@ def evaluated(
             episodes,
             inner_steps=None if solver is None else solver.steps,
             norm=learner.model.norm,
-            head=learner.head_name,
+            head=learner.head_label,
             precision=precision_name(learner.autocast, next(iter(learner.model.parameters.values()))),
         )
     return Evaluation(values, mean_interval(values)[1], torch.cat(losses), protocol, bool(hits), tuple(seen))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,7 @@ from metapeft.base.machine.processes import Processes, Share
 from metapeft.training.averages import Averages
 from metapeft.training.chunking import Chunking
 from metapeft.training.drawing_ahead import drawn_ahead
+from metapeft.training.moving_average import MovingAverage
 from metapeft.training.optimizer import made_optimizer, resolve_schedule
 from metapeft.training.outer_gradient import OuterGradient
 from metapeft.training.outer_settings import OuterSettings
@@ -43,6 +44,7 @@ class OuterLoop:
     Attributes:
         step: the outer steps that were made.
         best: the best validation score, None before the first.
+        moving: the moving average of the state; None for none.
         inner: the inner variables of the last step, where they are kept for the next.
         optimizer, scheduler, gradient, averages: what makes a step, and means of its numbers since the last row.
         compiled: whether it is computed with compiled kernels.
@@ -60,6 +62,7 @@ class OuterLoop:
         self.step = 0
         self.best: float | None = None
         self.inner: Mapping[str, Tensor] | None = None
+        self.moving = None if settings.ema is None else MovingAverage(settings.ema, task.state())
         self._best_state: Mapping[str, Tensor] | None = None
 
     def share(self, step: int) -> Share:
@@ -87,6 +90,8 @@ class OuterLoop:
         if self.scheduler is not None:
             self.scheduler.step()
         self.step += 1
+        if self.moving is not None:
+            self.moving.add(self.task.state(), self.step)
         self.averages.add({name: float(value) for name, value in found.values.items()})
 
     def _move(self, grads: Mapping[str, Tensor], where: str) -> None:
@@ -132,6 +137,8 @@ class OuterLoop:
             "processes": self.processes.count,
             "compiled": self.compiled,
         }
+        if self.moving is not None:
+            tree["moving"] = self.moving.state
         run.save("latest", tree, {"step": self.step})
         self.gradient.changed = False
 
@@ -145,6 +152,10 @@ class OuterLoop:
         self.optimizer.load_state_dict(tree["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(tree["scheduler"])
+        if self.moving is not None:
+            self.moving = MovingAverage(
+                self.moving.decay, {name: value.to(device) for name, value in tree["moving"].items()}
+            )
         if (chosen := tree.get("chunking")) is not None:
             self.gradient.chunking = Chunking(**chosen)
         self._note_changes(tree.get("processes", 1), bool(tree.get("compiled")))
@@ -206,6 +217,8 @@ class OuterLoop:
                 for batch in batches:
                     self.outer_step(batch)
                     last = self.step == self.steps
+                    if last and self.moving is not None:
+                        self.task.load_state(self.moving.state)
                     row = self.averages.read() if last or self.step % plan.log_every == 0 else {}
                     if validation is not None and (last or self.step % plan.validate_every == 0):
                         row.update(self._validated(validation, plan.validation_episodes, folder))
@@ -225,9 +238,10 @@ class OuterLoop:
 
     def _validated(self, validation: Any, episodes: int, folder: Run | None) -> dict[str, float]:
         """Validate, and keep the state if it is the best so far; returns the numbers for the log."""
-        score, found = self.validate(validation, episodes)
-        if self.best is None or score > self.best:
-            self.best, self._best_state = score, self.task.state()
-            if folder is not None:
-                folder.save("best", self._best_state, {"step": self.step})
+        with nullcontext() if self.moving is None else self.moving.used(self.task):
+            score, found = self.validate(validation, episodes)
+            if self.best is None or score > self.best:
+                self.best, self._best_state = score, self.task.state()
+                if folder is not None:
+                    folder.save("best", self._best_state, {"step": self.step})
         return found

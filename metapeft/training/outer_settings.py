@@ -38,6 +38,7 @@ class OuterSettings:
     options: Mapping[str, Any] | None = None
     memory: int | str | None = None
     progress: bool = True
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.optimizer):
@@ -47,6 +48,7 @@ class OuterSettings:
         flag(warm_start=self.warm_start)
         if self.clip is not None:
             number(above=True, clip=self.clip)
+        number(0, 1, above=True, more="such as 0.999, or None", ema=0.5 if self.ema is None else self.ema)
         by_name("settings", options=self.options or {})
         _ = self.memory_bytes
 
@@ -59,7 +61,9 @@ class OuterSettings:
         """Everything that the outcome depends on, as JSON can say it; `optimizer` is what was made of it."""
         custom = self.schedule is not None and not isinstance(self.schedule, str)
         options = self.options or {}
+        later = {} if self.ema is None else {"ema": self.ema}  # runs of before do not have it
         return {
+            **later,
             "optimizer": type(optimizer).__name__,
             "options": {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()},
             "lr": dict(self.lr) if isinstance(self.lr, Mapping) else self.lr,

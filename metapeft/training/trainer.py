@@ -42,6 +42,8 @@ class BilevelTrainer:
         options: of the optimiser, such as `{"betas": (0.5, 0.999)}`.
         progress: show a bar with loss, accuracy, tasks a second and the time left.
         device, dtype: to which the learner is moved; None to leave it where it is. See `metapeft.base.machine.devices`.
+        ema: decay of a moving average of the state, such as 0.999, which is validated and which the learner ends with;
+            None for none.
         memory: what this process may hold, in bytes or as `"8GiB"`, for the choice of the chunk and, where one
             task is too much, of recompute instead of unroll; None for what is free. See docs/scale.md.
 
@@ -80,6 +82,7 @@ class BilevelTrainer:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         memory: int | str | None = None,
+        ema: float | None = None,
     ) -> None:
         self.processes = processes()  # first, for it says which GPU is this process's own
         device = None if device is None else usable(device)
@@ -88,6 +91,7 @@ class BilevelTrainer:
         self.outer = OuterSettings(
             optimizer, lr=lr, tasks_per_step=tasks_per_step, chunk=chunk, clip=clip, schedule=schedule,
             warm_start=warm_start, inner_every=inner_every, options=options, memory=memory, progress=progress,
+            ema=ema,
         )  # fmt: skip
         refuse_settings(self.task, self.outer)
         refuse_processes(self.task, warm_start, self.processes)

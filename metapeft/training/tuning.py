@@ -96,7 +96,7 @@ def calibrated_scale(
     body: nn.Module,
     validation: Any,
     episodes: int = 100,
-    scales: Iterable[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+    scales: Iterable[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
     **options: Any,
 ) -> float:
     """The scale of the nearest-centroid logits with the smallest validation loss, before anything adapts.

@@ -36,9 +36,11 @@ def learner(kind: str) -> mp.Learner:
         "closed head, transductive": ("transductive", {**whole, "head": "ridge"}),
         "both": ("running", {"inner": SGD(2, 0.1), "inner_data": "both", "head": "prototype-init"}),
         "no inner loop": ("running", {"head": "prototypes"}),
-        "per input": ("running", {"generator": mp.generators.MappingNet(hidden=5, per="input"), "outer": ("generator",)}),
+        "per input": (
+            "running", {"generator": mp.generators.MappingNet(hidden=5, per="input"), "outer": ("generator",)},
+        ),
         "forward": ("running", {"inner": SGD(2, 0.1, rates="step"), "hypergradient": "forward", "outer": ("rates",)}),
-        "implicit": ("running", {"inner": SGD(2, 0.1), "hypergradient": mp.hypergradients.CG(iterations=2), "adapt": "classifier.*"}),
+        "implicit": ("running", {"inner": SGD(2, 0.1), "hypergradient": mp.hypergradients.CG(2), "adapt": "class*"}),
         "first order": ("running", {"inner": SGD(2, 0.1), "hypergradient": "first-order"}),
     }  # fmt: skip
     norm, options = given[kind]

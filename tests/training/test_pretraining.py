@@ -14,7 +14,7 @@ import metapeft as mp
 from metapeft.base.state import digest
 from metapeft.training.chunking import Chunking
 from metapeft.training.image_groups import ImageGroupSampler
-from metapeft.training.pretraining import Pretraining
+from metapeft.training.retraining_task import Pretraining
 from metapeft.training.runs.run import Run
 from tests.training.helpers import data
 

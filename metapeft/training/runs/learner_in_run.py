@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,8 @@ def load(
                 f"the run has {name} of shape {tuple(shape)}, what was built has {what}: backbone= is "
                 "another network than that of the run, or was changed after it was made"
             )
-    _check_names(learner.state(), state)
+    center = {"center"} & set(state) if learner.reads_center else set()
+    _check_names({*learner.state(), *center}, state)
     learner.load_state(state)
     return learner
 
@@ -174,9 +175,9 @@ def _state(folder: Run, checkpoint: str | None) -> Any:
         return tree["learner"] if name == "latest" else tree
 
 
-def _check_names(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def _check_names(own: Set[str], state: Mapping[str, Any]) -> None:
     """Raise ValueError for a checkpoint that has not exactly the learner's tensors."""
-    missing, further = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    missing, further = sorted(own - set(state)), sorted(set(state) - own)
     if missing or further:
         what = f"lacks {missing[0]!r}" if missing else f"has {further[0]!r}, which the run's learner has not"
         raise ValueError(

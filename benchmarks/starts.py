@@ -1,0 +1,189 @@
+"""Long standard retrainings: the starts of the few-shot rows, trained over as many hours as it takes.
+
+    python -m benchmarks.starts train mini-sr             (goes on where it stopped, here or in another checkout)
+    python -m benchmarks.starts keep mini-sr              (its state and curve into benchmarks/results, to be committed)
+    python -m benchmarks.starts evaluate mini-sr          (nearest centroids on its features, normalised three ways)
+    python -m benchmarks.starts list
+
+Data: $METAPEFT_DATA (see the README). With a C++ compiler, training runs through compiled kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from cyclopts import App
+
+import metapeft as mp
+from metapeft.training.runs.checkpoint import load, save
+from metapeft.training.runs.environment import environment
+
+app = App(help=__doc__, version_flags=[])
+RESULTS = Path(__file__).parent / "results" / "few_shot"
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Start:
+    """One retraining: SGD with momentum on batches of 128 images, the rate falling to 0 as a cosine.
+
+    Args:
+        about: one line for tables. data: which. width: of Conv-4. size, channels: of its images.
+        epochs: passes over the training images. lr, decay: of SGD. ema: of the moving average.
+        augment: arguments of `mp.Augment`. source: of the settings.
+    """
+
+    about: str
+    data: str
+    epochs: int
+    augment: dict[str, Any]
+    source: str
+    width: int = 64
+    size: int = 84
+    channels: int = 3
+    lr: float = 0.1
+    decay: float = 5e-4
+    ema: float = 0.999
+
+    def backbone(self, seed: int) -> torch.nn.Module:
+        """Conv-4 with random weights."""
+        module: torch.nn.Module = mp.backbones.conv4(
+            ways=5, channels=self.channels, width=self.width, size=self.size, seed=seed
+        )
+        return module
+
+
+COLOURS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+STARTS = {
+    "mini-sr": Start(
+        about="100 epochs of SGD, crop, flip and colours, moving average",
+        data="miniimagenet",
+        epochs=100,
+        augment={"crop": 8, "flip": True, **COLOURS},
+        source="RFS-simple (Tian et al. 2020): epochs, batch, rate, decay",
+    ),
+    "mini-sr-20": Start(
+        about="20 epochs of SGD, crop, flip and colours, moving average",
+        data="miniimagenet",
+        epochs=20,
+        augment={"crop": 8, "flip": True, **COLOURS},
+        source="RFS-simple (Tian et al. 2020), a fifth of its epochs",
+    ),
+}
+
+
+@app.command(name="list")
+def names() -> None:
+    """The starts that can be trained."""
+    for name, start in STARTS.items():
+        print(f"{name:14}{start.data}: {start.about}")
+
+
+@app.command
+def train(
+    name: str, runs: Path = Path("runs"), seed: int = 0, threads: int = 2, compiled: bool = True
+) -> None:
+    """Train a start, or go on with it; a run that was kept in benchmarks/results goes on from there.
+
+    Args:
+        name: see `list`. runs: where its run folder goes. seed: of weights, order and augmentation.
+        threads: of torch. compiled: through compiled kernels, with bfloat16 forwards.
+    """
+    start = chosen(name)
+    torch.set_num_threads(threads)
+    folder, kept = runs / f"{name}-{seed}", RESULTS / "running" / f"{name}-{seed}"
+    if not folder.exists() and kept.exists():
+        shutil.copytree(kept, folder)
+    if compiled:
+        mp.use_compiled()
+    images, validation = (mp.load_dataset(start.data, split=split) for split in ("train", "val"))
+    steps = start.epochs * len(images) // BATCH
+    begun = time.monotonic()
+    body, log = mp.pretrain(
+        start.backbone(seed), images, steps, group=BATCH, groups=1, optimizer=torch.optim.SGD, lr=start.lr,
+        options={"momentum": 0.9, "nesterov": True, "weight_decay": start.decay}, ema=start.ema, seed=seed,
+        augment=mp.Augment(**start.augment), validation=mp.EpisodeSampler(validation, 5, 1, 15, seed=seed + 1),
+        validate_every=2 * len(images) // BATCH, run_dir=folder, resume=True,
+        autocast=torch.bfloat16 if compiled else None,
+    )  # fmt: skip
+    save(RESULTS / "starts" / f"{name}-{seed}.safetensors", dict(body.state_dict()), {"steps": steps})
+    print(f"{name}: {log[-1]}, {time.monotonic() - begun:.0f} s in this process")
+
+
+@app.command
+def keep(name: str, runs: Path = Path("runs"), seed: int = 0) -> None:
+    """Copy a run folder into benchmarks/results, whole, so that it goes on in another checkout."""
+    chosen(name)
+    folder, kept = runs / f"{name}-{seed}", RESULTS / "running" / f"{name}-{seed}"
+    shutil.copytree(folder, kept, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "*.partial"))
+    rows = [json.loads(line) for line in (kept / "metrics.jsonl").read_text("utf-8").splitlines()]
+    print(f"{name}: kept at step {rows[-1]['step']}")
+
+
+@app.command
+def evaluate(
+    name: str,
+    runs: Path = Path("runs"),
+    seed: int = 0,
+    episodes: int = 2000,
+    threads: int = 2,
+    split: str = "test",
+) -> None:
+    """Nearest centroids on a start's features, as they are, of length one, and centred before, at 1 and 5 shots.
+
+    Args:
+        name: see `list`; of a run that is not at its end, the moving average as it stands. split: of the episodes.
+    """
+    start = chosen(name)
+    torch.set_num_threads(threads)
+    ended, running = RESULTS / "starts" / f"{name}-{seed}.safetensors", runs / f"{name}-{seed}"
+    body = start.backbone(seed)
+    if ended.exists():
+        state, step = load(ended)[0], None
+    else:
+        tree, about = load(running / "checkpoints" / "latest.safetensors")
+        state = {n.partition(".")[2]: v for n, v in tree["moving"].items() if not n.startswith("softmax.")}
+        step = about["step"]
+    body.load_state_dict(state, strict=False)
+    images, asked = mp.load_dataset(start.data, split="train"), mp.load_dataset(start.data, split=split)
+    rows: list[dict[str, Any]] = []
+    for shots in (1, 5):
+        sampler = mp.EpisodeSampler(asked, 5, shots, 15, seed=seed + 2)
+        for normalize in (None, "l2", "center+l2"):
+            head = mp.heads.Prototypes(normalize=normalize)
+            learner = mp.methods.centroids(body, head=head, preprocess=images.preprocess)
+            if normalize == "center+l2":
+                mp.fit_center(learner, images)
+            found = mp.evaluate(learner, sampler, episodes)
+            print(f"{shots}-shot, {normalize}: {found}")
+            protocol = None if found.protocol is None else found.protocol.as_dict()
+            rows.append({
+                "shots": shots, "normalize": normalize, "accuracy": found.accuracy, "ci95": found.ci95,
+                "protocol": protocol, "values": [round(value, 4) for value in found.values.tolist()],
+            })  # fmt: skip
+    out = RESULTS / f"start-{name}-{seed}{'' if split == 'test' else f'-{split}'}.json"
+    about = {
+        "start": name,
+        "seed": seed,
+        "step": step,
+        "setting": asdict(start),
+        "environment": environment(),
+    }
+    out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+def chosen(name: str) -> Start:
+    """The start of a name."""
+    if name not in STARTS:
+        raise SystemExit(f"unknown start {name!r}: known are {', '.join(STARTS)}")
+    return STARTS[name]
+
+
+if __name__ == "__main__":
+    app()
