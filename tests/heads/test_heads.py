@@ -46,6 +46,15 @@ def of_centroids(x: Tensor, y: Tensor, ways: int, queries: Tensor) -> Tensor:
     return -torch.cdist(queries, means).square()
 
 
+def of_cosines(x: Tensor, y: Tensor, ways: int, queries: Tensor) -> Tensor:
+    """Ten times the cosines of the angles to the means of unit features."""
+    unit = x / x.norm(dim=-1, keepdim=True)
+    means = torch.stack(
+        [unit[y == n].mean(0) if (y == n).any() else torch.zeros(x.shape[1]) for n in range(ways)]
+    )
+    return 10 * torch.nn.functional.cosine_similarity(queries[:, None], means[None], dim=-1)
+
+
 def of_ridge(x: Tensor, y: Tensor, ways: int, queries: Tensor, weighted: bool = False) -> Tensor:
     """`(X'SX + I)^-1 X'SY`, where all classes weigh the same if weighted."""
     rows = torch.eye(ways, dtype=x.dtype)[y]
@@ -84,6 +93,7 @@ GRID: dict[str, Any] = {
     "zero": of_first_step,
     "prototype-init": of_centroids,
     "prototypes": of_centroids,
+    "cosine": of_cosines,
     "ridge": of_ridge,
     "weighted-ridge": lambda *given: of_ridge(*given, weighted=True),
     "logistic": of_logistic,
