@@ -11,8 +11,6 @@ import torch
 
 import metapeft as mp
 from metapeft.base.errors import RunError
-from tests.learner.test_loss_refusals import SINUSOIDS
-from tests.odd_parts import body, image_data, images, mapping, mse, plain
 
 
 def learner(method: str = "maml") -> mp.Learner:
@@ -36,6 +34,10 @@ def test_a_checkpoint_of_another_method_is_not_taken_over_partly(tmp_path: Path)
             mp.load(folder, loss=mse)
 
 
+def mse(outputs: Any, targets: Any, reduction: str = "none") -> Any:
+    return (outputs - targets).square()
+
+
 @pytest.mark.parametrize("lr", ["a", -1.0, float("nan"), float("inf"), True])
 def test_outer_rates_are_numbers(lr: Any) -> None:
     with pytest.raises(ValueError, match=r"lr=.*: allowed is a finite number of at least 0"):
@@ -49,6 +51,10 @@ def test_a_data_set_is_no_sampler() -> None:
     trainer = mp.BilevelTrainer(learner(), progress=False)
     with pytest.raises(ValueError, match=r"episodes is a .*EpisodeSampler"):
         trainer.fit(data, 1)
+
+
+def images(*shape: int, **options: Any) -> Any:
+    return torch.zeros(*shape, **options)
 
 
 def attached() -> Any:
@@ -146,7 +152,26 @@ def test_a_list_of_episodes_goes_into_a_folder_that_is_there(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+def mapping(**options: Any) -> Any:
+    return mp.generators.MappingNet(**options)
+
+
+def image_data(**options: Any) -> Any:
+    return mp.datasets.ImageData(
+        images(4, 1, 8, 8, dtype=torch.uint8), [0, 0, 1, 1], **{"classes": ["a", "b"], **options}
+    )
+
+
+def plain(format: Any = None, **options: Any) -> mp.AttachedModel:
+    return mp.attach(mp.backbones.mlp(4, 3, hidden=(8,)), mp.CP(2) if format is None else format, **options)
+
+
+def body() -> torch.nn.Module:
+    return mp.backbones.mlp(4, 3, hidden=(8,))
+
+
 ONE_STEP = mp.inner.SGD(1, 0.1)
+SINUSOIDS = mp.EpisodeSampler(mp.load_dataset("sinusoid"), 1, 5, 5)
 NO_GPU = pytest.mark.skipif(
     torch.accelerator.is_available(), reason="this machine has the device that it asks for"
 )

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
+import metapeft as mp
 from metapeft.base.errors import RunError
 from metapeft.cli import run
 from metapeft.cli.train import configured, plain_config
 from metapeft.experiments.config import BenchConfig, TrainConfig
-from tests.cli.helpers import TINY
 
 
 def test_help_lists_the_commands_without_loading_torch():
@@ -57,7 +57,7 @@ def test_every_command_has_help_with_its_options(command, capsys):
         (["train", "--data", "sinusoid"], "has no classes"),
         (["data", "sinusoid"], "no images"),
         (["train", "--resume"], "--out"),
-        (["train", "--ways", "900", *TINY], "900"),
+        (["train", "--ways", "900", "--quiet"], "900"),
         (["evaluate", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
         (["ranks", "nowhere"], "nowhere"),
@@ -143,6 +143,21 @@ def test_a_run_does_not_go_on_with_another_setting_be_it_the_default(tmp_path, c
         assert run(arguments) == 2
         assert "episodes=120, but the run was started with 2" in capsys.readouterr().err
     assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.iterdir()}.items()
+
+
+def test_evaluate_takes_the_steps_that_the_main_job_chose(tmp_path, monkeypatch, capsys):
+    learner = mp.methods.sr_lora(mp.backbones.conv4(ways=5, width=4), inner=mp.inner.SGD(2, 0.01))
+    mp.save(learner, tmp_path / "own", mp.EpisodeSampler(mp.load_dataset("glyphs"), 5, 1, 2))
+    command = ["evaluate", str(tmp_path / "own"), "--episodes", "2", "--queries", "2"]
+    assert run(command) == 0
+    assert ", 2 steps," in capsys.readouterr().out
+    chosen = {"plain": {"steps": 4}, "shifted": {"steps": 7}}
+    (tmp_path / "results.json").write_text(json.dumps({"rows": {"own": {"chosen": chosen}}}))
+    monkeypatch.chdir(tmp_path / "own")
+    for more, steps in (([], 4), (["--shift"], 7), (["--steps", "1"], 1)):
+        for folder in (str(tmp_path / "own"), "."):
+            assert run(["evaluate", folder, *command[2:], *more]) == 0
+            assert f", {steps} steps," in capsys.readouterr().out
 
 
 def test_the_settings_of_bench_keep_its_own_defaults() -> None:

@@ -47,12 +47,12 @@ def of_centroids(x: Tensor, y: Tensor, ways: int, queries: Tensor) -> Tensor:
 
 
 def of_cosines(x: Tensor, y: Tensor, ways: int, queries: Tensor) -> Tensor:
-    """Ten times the cosine with the mean of the classes' directions."""
-    directions = x / x.norm(dim=1, keepdim=True)
-    means = [directions[y == n].mean(0) for n in range(ways) if (y == n).any()]
-    found = torch.full((len(queries), ways), ABSENT, dtype=x.dtype)
-    found[:, y.unique()] = 10 * torch.cosine_similarity(queries[:, None], torch.stack(means)[None], dim=-1)
-    return found
+    """Ten times the cosines of the angles to the means of unit features."""
+    unit = x / x.norm(dim=-1, keepdim=True)
+    means = torch.stack(
+        [unit[y == n].mean(0) if (y == n).any() else torch.zeros(x.shape[1]) for n in range(ways)]
+    )
+    return 10 * torch.nn.functional.cosine_similarity(queries[:, None], means[None], dim=-1)
 
 
 def of_ridge(x: Tensor, y: Tensor, ways: int, queries: Tensor, weighted: bool = False) -> Tensor:

@@ -25,11 +25,12 @@ LEARNED: dict[str, tuple[str, ...]] = {
     "zero": (),
     "prototype-init": ("log_scale",),
     "prototypes": ("log_scale",),
+    "cosine": (),
     "ridge": ("log_penalty", "log_scale", "bias"),
     "weighted-ridge": ("log_penalty", "log_scale", "bias"),
 }
 #: heads whose tensors inner steps move
-ADAPTED_HEADS = ("zero", "prototype-init")
+ADAPTED_HEADS = ("zero", "prototype-init", "cosine")
 
 
 def delta(format: Any, own: Tensors) -> Tensor:
@@ -63,10 +64,13 @@ def head(kind: str, own: Tensors, features: Tensor, y: Tensor, ways: int) -> tup
     absent = torch.tensor([0.0 if (y == n).any() else -1e9 for n in range(ways)], dtype=features.dtype)
     if kind == "zero":
         return features.new_zeros(ways, features.shape[1]), absent
-    if kind in ("prototype-init", "prototypes"):
+    if kind in ("prototype-init", "prototypes", "cosine"):
+        read = unit(features) if kind == "cosine" else features
         none = features.new_zeros(features.shape[1])
-        means = [features[y == n].mean(0) if (y == n).any() else none for n in range(ways)]
-        centres, scale = torch.stack(means), own["log_scale"].exp()
+        centres = torch.stack([read[y == n].mean(0) if (y == n).any() else none for n in range(ways)])
+        if kind == "cosine":
+            return unit(centres), absent
+        scale = own["log_scale"].exp()
         return 2 * scale * centres, -scale * centres.square().sum(1) + absent
     assert kind in ("ridge", "weighted-ridge"), f"no formula of {kind} here"
     rows = F.one_hot(y, ways).to(features)
@@ -78,6 +82,19 @@ def head(kind: str, own: Tensors, features: Tensor, y: Tensor, ways: int) -> tup
     dual = torch.linalg.inv(s[:, None] * (features @ features.T) + own["log_penalty"].exp() * eye)
     weight = (features.T @ dual @ (s[:, None] * rows)).T * own["log_scale"].exp()
     return weight, absent + own["bias"]
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows of length one; a row of zeros stays."""
+    size = rows.square().sum(-1, keepdim=True)
+    return torch.where(size > 0, rows / torch.where(size > 0, size, 1.0).sqrt(), rows)
+
+
+def logits(kind: str, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Logits `(B, N)` of a head: linear, or ten times the cosines."""
+    if kind == "cosine":
+        return 10.0 * unit(features) @ unit(weight).T + bias
+    return features @ weight.T + bias
 
 
 def mapped(own: Tensors, features: Tensor, starts: Tensors) -> Tensors:

@@ -17,7 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tests.learner.formulas import ADAPTED_HEADS, FACTORS, LEARNED, Tensors, delta, head, mapped, selected
+from tests.learner.formulas import (
+    ADAPTED_HEADS,
+    FACTORS,
+    LEARNED,
+    Tensors,
+    delta,
+    head,
+    logits,
+    mapped,
+    selected,
+)
 from tests.learner.networks import Features
 from tests.learner.networks import Net as Net
 
@@ -177,11 +187,11 @@ class Task:
 
     def composed(self, w: Tensors) -> Tensors:
         """The factors that the network gets: adapted ones, starts, generated seeds, weighed by the selection."""
-        logits = self.plain.part(self.u, "selection") if self.said.selection is not None else {}
+        weights = self.plain.part(self.u, "selection") if self.said.selection is not None else {}
         found = {}
         for name, start in self.starts.items():
             site, _, local = name.rpartition(".")
-            found[name] = selected(self.said.format, local, w.get(name, start), logits.get(site))
+            found[name] = selected(self.said.format, local, w.get(name, start), weights.get(site))
         return found
 
     def output(self, w: Tensors, x: Tensor) -> Tensor:
@@ -203,7 +213,7 @@ class Task:
         if self.said.head == "learned":
             return found
         weight, bias = (w["head.weight"], w["head.bias"]) if self.plain.moves_head else self.head(w)
-        return found @ weight.T + bias
+        return logits(self.said.head, found, weight, bias)
 
     def loss(self, output: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         losses = self.said.loss(output, y, reduction="none")

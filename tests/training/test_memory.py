@@ -1,4 +1,4 @@
-"""Chunks chosen from the memory, and halved where it turns out to be too little."""
+"""Chunks are halved where memory turns out to be too little; what ends a run says so."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft.base.machine.processes import Processes
 from metapeft.base.state import digest
-from metapeft.training import chunking, outer_gradient
-from metapeft.training.chunking import Chunking, choose
+from metapeft.training import outer_gradient
+from metapeft.training.chunking import Chunking
 from metapeft.training.learner_task import LearnerTask
 from metapeft.training.runs.run import Run
 from metapeft.training.tuning import calibrated_scale
 from tests.training.helpers import PLAN, learner, sampler, trainer
-from tests.training.test_trainer import problem
 
 CPU = torch.device("cpu")
 ERRORS = [
@@ -194,44 +192,6 @@ def test_what_reads_episodes_outside_a_run_is_cut_too(
     most[0] = 0
     with pytest.raises(MemoryError, match="one of the episodes"):
         mp.evaluate(own, sampler("val"), 10)
-
-
-class Uneven(Processes):
-    """Rank 1 of two, whose share is 3 of 7 tasks."""
-
-    def least(self, value: int) -> int:
-        return min(value, 4)  # what rank 0, where all four fit, says
-
-    def most(self, value: int) -> int:
-        return max(value, 4)
-
-
-def test_a_smaller_share_that_fits_sets_no_limit() -> None:
-    assert choose(LearnerTask(learner()), sampler().batch(0, 3), 64 << 30, CPU, Uneven()).chunk is None
-
-
-def test_a_system_that_does_not_tell_is_named(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(chunking, "peak_bytes", lambda *_: None)
-    assert choose(LearnerTask(learner()), sampler().batch(0, 3), 1 << 30, CPU, Processes()).chunk is None
-    assert "does not tell" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("call", "sentence"),
-    [
-        (lambda: trainer(memory="8"), "memory='8'"),
-        (lambda: trainer(kind="warm", memory="8GiB"), "memory='8GiB' has no effect: warm_start"),
-        (
-            lambda: mp.BilevelTrainer(problem(), memory="8GiB"),
-            "memory='8GiB' has no effect: a bilevel problem",
-        ),
-    ],
-)
-def test_refused(call: Any, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        call()
 
 
 def test_what_can_not_be_cut_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Numbers of bytes, with their units."""
+"""Sizes in bytes with their units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole jobs through the shell: killed and gone on with, end to end, every method of the table."""
+"""The main job through the shell: from end to end, killed and resumed, with every method of its table."""
 
 from __future__ import annotations
 
@@ -11,11 +11,24 @@ import time
 
 import pytest
 
-import metapeft as mp
-from metapeft.cli import run
 from metapeft.experiments.compared_methods import METHODS
-from tests.cli.helpers import TINY, options, shell
 from tests.training.runs.killing import contents, last_step, wait_for
+
+
+def options(pretrain, steps, sinusoid):
+    sizes = ("--pretrain-steps", str(pretrain), "--steps", str(steps), "--sinusoid-steps", str(sinusoid))
+    return [
+        *("--width", "4", "--tasks-per-step", "1", "--episodes", "2", "--validation-episodes", "2"),
+        *("--queries", "2", "--inner-lrs", "0.01", "--inner-steps", "1", *sizes, "--quiet"),
+    ]
+
+
+TINY = options(2, 2, 2)
+
+
+def shell(*arguments, **options):
+    command = [sys.executable, "-m", "metapeft", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
 @pytest.mark.slow
@@ -100,18 +113,3 @@ def test_every_method_of_the_table_runs(tmp_path):
         name: rows[name]["columns"]["plain"]["protocol"]["head"] for name in ("anil", "boil", "protonet")
     }
     assert heads == {"anil": "prototype-init", "boil": "prototypes", "protonet": "prototypes"}
-
-
-def test_evaluate_takes_the_steps_that_the_main_job_chose(tmp_path, monkeypatch, capsys):
-    learner = mp.methods.sr_lora(mp.backbones.conv4(ways=5, width=4), inner=mp.inner.SGD(2, 0.01))
-    mp.save(learner, tmp_path / "own", mp.EpisodeSampler(mp.load_dataset("glyphs"), 5, 1, 2))
-    command = ["evaluate", str(tmp_path / "own"), "--episodes", "2", "--queries", "2"]
-    assert run(command) == 0
-    assert ", 2 steps," in capsys.readouterr().out
-    chosen = {"plain": {"steps": 4}, "shifted": {"steps": 7}}
-    (tmp_path / "results.json").write_text(json.dumps({"rows": {"own": {"chosen": chosen}}}))
-    monkeypatch.chdir(tmp_path / "own")
-    for more, steps in (([], 4), (["--shift"], 7), (["--steps", "1"], 1)):
-        for folder in (str(tmp_path / "own"), "."):
-            assert run(["evaluate", folder, *command[2:], *more]) == 0
-            assert f", {steps} steps," in capsys.readouterr().out

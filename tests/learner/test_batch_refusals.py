@@ -1,4 +1,4 @@
-"""Labels and targets that a loss, or an index, would take without a word are refused."""
+"""Batches, masks and targets that a loss would take without a word are refused by a learner."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 
 import metapeft as mp
-from tests.odd_parts import image_data, many, mse, on_images, own_features, plain
-
-SINUSOIDS = mp.EpisodeSampler(mp.load_dataset("sinusoid"), 1, 5, 5)
+from tests.test_refusals import SINUSOIDS, image_data, mapping, mse, plain
 
 
 def classes(**change: Any) -> Any:
     batch = mp.EpisodeSampler(image_data(), 2, 1, 1).batch(0, 3)
     return dataclasses.replace(batch, **{name: make(getattr(batch, name)) for name, make in change.items()})
+
+
+def on_images(**options: Any) -> mp.Learner:
+    return mp.methods.maml(mp.backbones.mlp(64, 2, hidden=(4,)), **{"norm": "running", **options})
 
 
 def fits(y: Any = lambda y: y, **options: Any) -> Any:
@@ -74,3 +76,14 @@ def test_what_a_loss_would_take_without_a_word_is_refused(make: Any, said: str) 
 def test_a_batch_of_ones_own_need_not_name_its_classes() -> None:
     whole, bare = classes(), classes(classes=lambda _: None)
     torch.testing.assert_close(on_images().hypergradient(bare).value, on_images().hypergradient(whole).value)
+
+
+def many() -> Any:
+    return on_images().adapt_many(torch.zeros(2, 2, 64), torch.tensor([[0, 1], [0, 1]]))
+
+
+def own_features(size: int) -> Any:
+    features = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    body = mp.backbones.mlp(64, 2, hidden=(4,))
+    own = mp.methods.metapeft(body, generator=mapping(features=features, size=size), format=mp.CP(1))
+    return own.adapt_many(torch.zeros(2, 2, 1, 8, 8), torch.tensor([[0, 1], [0, 1]]))

@@ -1,4 +1,4 @@
-"""The choice of the chunk from the memory that was measured."""
+"""The chunk that is chosen from what a step is measured to take."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import metapeft as mp
 from metapeft.base.machine.processes import Processes
 from metapeft.base.state import digest
 from metapeft.training import chunking
 from metapeft.training.chunking import Chunking, choose
+from metapeft.training.learner_task import LearnerTask
 from metapeft.training.runs.run import Run
 from metapeft.training.task import Task
-from tests.training.helpers import sampler, trainer
-
-CPU = torch.device("cpu")
+from tests.training.helpers import learner, sampler, trainer
+from tests.training.test_memory import CPU
+from tests.training.test_trainer import problem
 
 
 class Measured(Task):
@@ -96,3 +98,41 @@ def test_too_little_for_anything_is_said_and_tried(
     own.fit(sampler(), 1)
     assert own.gradient.chunking == Chunking(1, recompute=True, validation=1)
     assert "it is tried all the same" in caplog.text
+
+
+class Uneven(Processes):
+    """Rank 1 of two, whose share is 3 of 7 tasks."""
+
+    def least(self, value: int) -> int:
+        return min(value, 4)  # what rank 0, where all four fit, says
+
+    def most(self, value: int) -> int:
+        return max(value, 4)
+
+
+def test_a_smaller_share_that_fits_sets_no_limit() -> None:
+    assert choose(LearnerTask(learner()), sampler().batch(0, 3), 64 << 30, CPU, Uneven()).chunk is None
+
+
+def test_a_system_that_does_not_tell_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(chunking, "peak_bytes", lambda *_: None)
+    assert choose(LearnerTask(learner()), sampler().batch(0, 3), 1 << 30, CPU, Processes()).chunk is None
+    assert "does not tell" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: trainer(memory="8"), "memory='8'"),
+        (lambda: trainer(kind="warm", memory="8GiB"), "memory='8GiB' has no effect: warm_start"),
+        (
+            lambda: mp.BilevelTrainer(problem(), memory="8GiB"),
+            "memory='8GiB' has no effect: a bilevel problem",
+        ),
+    ],
+)
+def test_refused(call: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        call()

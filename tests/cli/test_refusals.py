@@ -1,4 +1,4 @@
-"""Bad input of the shell ends in one sentence, before anything runs."""
+"""Commands, options and files of options that get one sentence and the exit code 2, before anything is written."""
 
 from __future__ import annotations
 
