@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metapeft.base.trees import mapped
 from metapeft.heads.head import Head
 from metapeft.learner.backbone_pass import BackbonePass
 from metapeft.learner.items import Items, Parts
 from metapeft.learner.objectives import Objectives
-from metapeft.updates.inputs import mapped, sizes
+from metapeft.updates.inputs import sizes
 
 
 class Adapted:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from metapeft.base.finite import refuse_not_finite
+from metapeft.base.trees import mapped, tree_leaves
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.inputs import join, mapped, sizes, tree_leaves
+from metapeft.updates.inputs import join, sizes
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from metapeft.base import state
 from metapeft.base.arguments import floating, whole
 from metapeft.base.machine.devices import usable
 from metapeft.base.machine.precision import check_autocast
+from metapeft.base.trees import mapped
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.generators.generator import Generator, with_own_features
 from metapeft.generators.table import registry as generators
@@ -33,7 +34,6 @@ from metapeft.learner.objectives import Objectives
 from metapeft.learner.roles import Roles
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.copying import copied
-from metapeft.updates.inputs import mapped
 from metapeft.updates.table import registry as updates
 
 Tensors = Mapping[str, Tensor]
