@@ -75,6 +75,7 @@ class Adapted:
             mapped(support.x, lambda value: value[one]),
             None if support.y is None else support.y[one],
             None if support.mask is None else support.mask[one],
+            support.kinds,
         )
         one_task = BackbonePass(self.learner, Parts(items), passes.ways, training=False)
         return Adapted(Objectives(one_task), pick(self.w), pick(self.derived), alone=True)
