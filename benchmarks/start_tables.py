@@ -34,9 +34,9 @@ def of_starts(results: Path) -> str:
             said.append(protocol(own[None]))
     where = found[0]["environment"]
     note = (
-        "Accuracy in % of nearest centroids on the features of Conv-4-64, mean ± half-width of the 95 % t-interval over "
-        f"the same episodes in a row: {'; '.join(dict.fromkeys(said))}. Nothing was chosen on test classes. Measured on "
-        f"{where['cpu']}; from `benchmarks/results/starts/`, one file a start."
+        "Accuracy in % of nearest centroids on the features of Conv-4-64, mean ± half-width of the 95 % t-interval, "
+        f"over the same episodes in a row: {'; '.join(dict.fromkeys(said))}. Nothing was chosen on test classes. "
+        f"Measured on {where['cpu']}; from `benchmarks/results/starts/`, one file a start."
     )
     return "\n".join([*lines, "", note])
 
