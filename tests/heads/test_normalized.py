@@ -146,3 +146,25 @@ def test_a_head_without_a_centre_measures_none() -> None:
         mp.fit_center(learner("prototypes", "l2"), data())
     with pytest.raises(ValueError, match=r"an mp.Learner is needed"):
         mp.fit_center(nn.Linear(1, 1), data())  # type: ignore[arg-type]
+
+
+def test_a_state_that_is_refused_leaves_no_centre() -> None:
+    one = learner("prototypes", "center+l2")
+    for given in (
+        {"center": torch.ones(4), "weights.conv1.weight": torch.ones(7)},
+        {"center": torch.ones(9)},
+    ):
+        with pytest.raises(ValueError, match=r"state has \S+ of shape"):
+            one.load_state(given)
+        assert one.center is None
+    one.load_state({"center": torch.ones(4)})
+    assert one.center is not None
+    assert one.center.tolist() == [1.0] * 4
+
+
+def test_the_centre_moves_with_the_learner() -> None:
+    one = mp.fit_center(learner("prototypes", "center+l2"), data(), images=50)
+    expected = one.center
+    one.to(dtype=torch.float32)
+    torch.testing.assert_close(one.center, expected.float(), rtol=0, atol=0)
+    assert one.state()["center"].dtype == torch.float32
