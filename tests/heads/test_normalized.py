@@ -130,8 +130,8 @@ def test_adapted_merged_kept_and_loaded(kind: str, normalize: str | None, tmp_pa
     torch.testing.assert_close(plain(batch.query_x[1].double() / 255), logits[1], rtol=1e-9, atol=1e-11)
     assert all(value.isfinite().all() for value in one.hypergradient(batch).grads.values())
     found = mp.evaluate(one, mp.EpisodeSampler(data(), 3, 2, 2), episodes=2)
-    wanted = one.head_name if normalize is None else f"{one.head_name} {normalize}"
-    assert found.protocol.head == wanted
+    metric = "cosine" if kind == "cosine prototypes" else None
+    assert found.protocol.head == " ".join(word for word in (one.head_name, metric, normalize) if word)
     mp.save(one, tmp_path / "run")
     again = mp.load(tmp_path / "run", preprocess=one.model.preprocess)
     assert set(again.state()) == set(one.state())
