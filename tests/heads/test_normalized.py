@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import metapeft as mp
 from metapeft import heads
 from metapeft.heads.normalized import unit
+from metapeft.training.tuning import calibrated_scale
 from tests.heads.test_heads import support
 
 KINDS: dict[str, Any] = {
@@ -168,3 +170,41 @@ def test_the_centre_moves_with_the_learner() -> None:
     one.to(dtype=torch.float32)
     torch.testing.assert_close(one.center, expected.float(), rtol=0, atol=0)
     assert one.state()["center"].dtype == torch.float32
+
+
+def test_heads_of_ones_own_are_linear_where_their_logits_are_not_their_own() -> None:
+    class Plain(heads.Head):
+        pass
+
+    class Rooted(heads.Head):
+        def logits(self, features: Tensor, tensors: Any) -> Tensor:
+            return super().logits(features.sqrt(), tensors)
+
+    assert Plain().linear
+    assert not Rooted().linear
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        heads.Prototypes(normalize="l2"),
+        heads.Prototypes(metric="cosine"),
+        heads.Prototypes(normalize="center+l2"),
+    ],
+)
+def test_the_scale_with_the_smallest_loss_is_found(head: heads.Prototypes) -> None:
+    body = mp.backbones.conv4(width=8, seed=0)
+    validation = mp.EpisodeSampler(mp.load_dataset("glyphs", split="val"), 5, 1, 5)
+    options: dict[str, Any] = {"preprocess": data().preprocess}
+    scales = (0.3, 3.0, 30.0, 300.0)
+    losses = []
+    for scale in scales:
+        one = mp.methods.centroids(body, head=dataclasses.replace(head, scale=scale), **options)
+        if head.reads_center:
+            mp.fit_center(one, data())
+        losses.append(mp.evaluate(one, validation, episodes=20).loss)
+    found = calibrated_scale(body, validation, 20, scales, head=head, training=data(), **options)
+    assert found == scales[losses.index(min(losses))]
+    if head.reads_center:
+        with pytest.raises(ValueError, match="training= is missing"):
+            calibrated_scale(body, validation, head=head, **options)
