@@ -25,10 +25,14 @@ Targets = Pattern | Sequence[Pattern]
 
 @dataclass
 class Rule:
-    """One pattern and its format; `matched` and `used` count the parameters it met and those it updates."""
+    """One pattern and its format; `matched` and `used` count the parameters it met and those it updates.
+
+    `is_name` says that some parameter or module is called so: then it is no glob, whatever is in it (`[a]`, `x?`).
+    """
 
     pattern: Pattern
     format: Format | None
+    is_name: bool = False
     matched: int = field(default=0)
     used: int = field(default=0)
 
@@ -45,6 +49,8 @@ class Rule:
             return True
         parts = name.split(".")
         texts = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+        if self.is_name:
+            return False if pattern in texts else None
         return False if any(fnmatch.fnmatchcase(text, pattern) for text in texts) else None
 
 
@@ -80,6 +86,10 @@ def find_sites(
             the update; each names it.
     """
     rules = _rules(formats, targets)
+    called = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
+    called.update(name for name, _ in backbone.named_modules(remove_duplicate=False))
+    for rule in rules:
+        rule.is_name = rule.pattern in called
     found: dict[str, Site] = {}
     cuts: dict[str, int] = {}
     first_names = {parameter: name for name, parameter in backbone.named_parameters()}

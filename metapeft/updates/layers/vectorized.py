@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metapeft.updates.layers.call import Call, Update
 from metapeft.updates.layers.layout import Layouts, spread
+from metapeft.updates.slots import Slots
 
 
 def own_forward(
@@ -35,7 +36,12 @@ def own_forward(
     own = {name: parameters[name] + update.delta(call.rows) for name, update in updates.items()}
     parts = max(value.shape[0] for value in own.values())  # tasks, or rows where a seed is per input
     own = {name: value.repeat_interleave(parts // value.shape[0], 0) for name, value in own.items()}
-    shared = {**parameters, **dict(module.named_buffers())}
+    state = {**parameters, **dict(module.named_buffers(remove_duplicate=False))}
+    once = (
+        *dict(clone.named_parameters()),
+        *dict(clone.named_buffers()),
+    )  # one name where several are one tensor
+    shared, places = {name: state[name] for name in once}, Slots(clone)
 
     values: dict[int | str, Any] = dict(enumerate(args))
     values.update(kwargs)
@@ -53,7 +59,8 @@ def own_forward(
         full = {**values, **mapped}
         given = tuple(full[i] for i in range(len(args))), {key: full[key] for key in kwargs}
         call.part = (parts, which)
-        output = torch.func.functional_call(clone, {**shared, **own}, *given)
+        filled = places.filled({**shared, **own})
+        output = torch.func.functional_call(clone, filled, *given, tie_weights=False)
         call.part = None
         if not isinstance(output, tuple):
             return output
