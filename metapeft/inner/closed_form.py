@@ -22,8 +22,8 @@ Weights = Callable[[Mapping[str, Tensor]], Tensor]
 def ridge(x: Tensor, y: Tensor, penalty: float | Tensor, weights: Tensor | None = None) -> Tensor:
     """`argmin_w sum_i s_i ||x_i w - y_i||^2 + penalty ||w||^2`, differentiable in all arguments.
 
-    It is solved in the smaller of the two spaces: `(X'SX + p I)^-1 X'Sy`, or `X' R (R XX' R + p I)^-1 R y`
-    with `R = sqrt(S)` (R2-D2: Bertinetto et al. 2019, eq. 6).
+    It is solved in the smaller of the two spaces: `(X'SX + p I)^-1 X'Sy`, or `X' (S XX' + p I)^-1 S y`, which needs
+    no root of S and so has its derivatives at a weight of 0 too (R2-D2: Bertinetto et al. 2019, eq. 6).
 
     Args:
         x: `(..., n, d)`.
@@ -35,6 +35,7 @@ def ridge(x: Tensor, y: Tensor, penalty: float | Tensor, weights: Tensor | None 
         w `(..., d, c)`.
 
     Raises:
+        ValueError: a negative weight.
         NumericalError: the system is not positive definite (penalty 0 or negative, or not finite).
 
     Example:
@@ -46,28 +47,60 @@ def ridge(x: Tensor, y: Tensor, penalty: float | Tensor, weights: Tensor | None 
         raise ValueError(
             f"x has to be (..., n, d) and y (..., n, c); they are {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    if weights is not None:
-        root = torch.where(weights > 0, torch.where(weights > 0, weights, 1.0).sqrt(), 0.0).unsqueeze(-1)
+    check_example_weights(weights)
     n, d = x.shape[-2:]
     scale = torch.as_tensor(penalty, dtype=x.dtype, device=x.device)[..., None, None]
-    if n < d:
-        a, b = (x, y) if weights is None else (root * x, root * y)
-        system = a @ a.mT + scale * torch.eye(n, dtype=x.dtype, device=x.device)
-        return a.mT @ positive_definite_solve(system, b)
     scaled = x if weights is None else weights.unsqueeze(-1) * x
-    system = scaled.mT @ x + scale * torch.eye(d, dtype=x.dtype, device=x.device)
-    return positive_definite_solve(system, scaled.mT @ y)
+    if n >= d:
+        system = scaled.mT @ x + scale * torch.eye(d, dtype=x.dtype, device=x.device)
+        return positive_definite_solve(system, scaled.mT @ y)
+    gram = scaled @ x.mT
+    if weights is None:
+        return x.mT @ positive_definite_solve(gram + scale * torch.eye(n, dtype=x.dtype, device=x.device), y)
+    return x.mT @ shifted_solve(gram, scale, weights.unsqueeze(-1) * y)
+
+
+def check_example_weights(weights: Tensor | None) -> None:
+    """Raise ValueError where an example counts less than nothing, so that there may be no minimum."""
+    if weights is not None and bool((weights < 0).any()):
+        raise ValueError(
+            f"weights has {float(weights.detach().min()):.3g}: allowed are examples' weights of 0 or more; learned "
+            "ones stay there as a function of others (mp.inner.positive, a sigmoid)"
+        )
 
 
 def positive_definite_solve(system: Tensor, right: Tensor) -> Tensor:
     """`system^-1 right` by Cholesky; NumericalError where the system is not positive definite."""
     factor, info = torch.linalg.cholesky_ex(system)
+    _check_factored(factor, info)
+    return torch.cholesky_solve(right, factor)
+
+
+def shifted_solve(product: Tensor, shift: Tensor, right: Tensor) -> Tensor:
+    """`(S K + shift I)^-1 right` by LU, for a product of S, diagonal and 0 or more, with K, positive semidefinite.
+
+    Its eigenvalues are those of `sqrt(S) K sqrt(S) + shift I`; of roots, the one at 0 would have no derivative.
+
+    Args:
+        product: `S K`, `(..., n, n)`.
+        shift: above 0, broadcasts to `(..., 1, 1)`.
+        right: `(..., n, c)`.
+
+    Raises:
+        NumericalError: a negative shift, a system that is singular or not finite.
+    """
+    system = product + shift * torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
+    factor, pivots, info = torch.linalg.lu_factor_ex(system)
+    _check_factored(factor, info | (shift < 0).any())
+    return torch.linalg.lu_solve(factor, pivots, right)
+
+
+def _check_factored(factor: Tensor, info: Tensor) -> None:
     if bool(info.any()) or not bool(torch.isfinite(factor).all()):
         raise NumericalError(
             "a regression in closed form failed: its matrix is not positive definite, or not finite; the "
             "penalty has to be above 0 (parametrise it, for example by its logarithm) and the data finite"
         )
-    return torch.cholesky_solve(right, factor)
 
 
 def logistic(
@@ -86,13 +119,14 @@ def logistic(
         x: `(..., n, d)`.
         y: `(..., n)`, labels in [0, 1].
         penalty: above 0, `()` or `(...)`.
-        weights: s, `(..., n)`; None: all 1.
+        weights: s, `(..., n)`, 0 or more; None: all 1.
         iterations: at most so many Newton steps, each halved until the objective does not increase.
 
     Returns:
         w `(..., d)`.
 
     Raises:
+        ValueError: a negative weight.
         NumericalError: no minimum within `iterations`, or data that are not finite.
 
     Example:
@@ -105,6 +139,7 @@ def logistic(
         raise ValueError(
             f"x has to be (..., n, d) and y (..., n); they are {tuple(x.shape)}, {tuple(y.shape)}"
         )
+    check_example_weights(weights)
     s = torch.ones_like(y) if weights is None else weights
     p = torch.as_tensor(penalty, dtype=x.dtype, device=x.device)
 
@@ -151,7 +186,7 @@ class Ridge(Solver):
     Args:
         features: `features(u) -> (x, y)`, with data `features(u, batch)`.
         penalty: above 0: a number, a tensor `()`, or a function of u.
-        weights: None, or `weights(u) -> (..., n)` (weighted ridge, data reweighting).
+        weights: None, or `weights(u) -> (..., n)`, 0 or more (weighted ridge, data reweighting).
         steps: 1, or 0 for none.
 
     Example:

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from metapeft.inner.argmin import argmin, newton
-from metapeft.inner.closed_form import Ridge, positive_definite_solve
+from metapeft.inner.closed_form import (
+    Ridge,
+    check_example_weights,
+    positive_definite_solve,
+    shifted_solve,
+)
 
 
 def softmax_regression(
@@ -22,8 +27,8 @@ def softmax_regression(
     """`argmin_W sum_i s_i CE(x_i W + o, y_i) + penalty/2 ||W||^2`, twice differentiable in x, y, penalty, s.
 
     Newton's systems are solved in the smaller of the two spaces. With q the probabilities, `Z = X (x) I` and
-    `R_i = sqrt(s_i) (diag(sqrt q_i) - q_i sqrt(q_i)')`, the Hessian is `Z'RR'Z + penalty I`, `(d c, d c)`;
-    its inverse, `(I - Z'R (R'ZZ'R + penalty I)^-1 R'Z) / penalty`, needs `(n c, n c)` only.
+    `R_i = diag(sqrt q_i) - q_i sqrt(q_i)'`, the Hessian is `Z'R S R'Z + penalty I`, `(d c, d c)`; its inverse,
+    `(I - Z'R (S R'ZZ'R + penalty I)^-1 S R'Z) / penalty`, needs `(n c, n c)` only, and no root of a weight.
 
     Args:
         x: `(..., n, d)`.
@@ -37,6 +42,7 @@ def softmax_regression(
         W `(..., d, c)`.
 
     Raises:
+        ValueError: a negative weight.
         NumericalError: no minimum within `iterations`, or data that are not finite.
 
     Example:
@@ -49,6 +55,7 @@ def softmax_regression(
         raise ValueError(
             f"x has to be (..., n, d) and y (..., n, c); they are {tuple(x.shape)} and {tuple(y.shape)}"
         )
+    check_example_weights(weights)
     s = torch.ones_like(y[..., 0]) if weights is None else weights
     p = torch.as_tensor(penalty, dtype=x.dtype, device=x.device)
     o = torch.zeros_like(y[..., :1, :]) if offset is None else offset.detach()
@@ -97,24 +104,21 @@ def _solve_primal(w: Tensor, right: Tensor, x: Tensor, y: Tensor, p: Tensor, s: 
 def _solve_dual(w: Tensor, right: Tensor, x: Tensor, y: Tensor, p: Tensor, s: Tensor, o: Tensor) -> Tensor:
     """`H^-1 right` through `(n c, n c)`, by Woodbury's identity."""
     n, c = x.shape[-2], w.shape[-1]
-    scale, p = s * y.sum(-1), p[..., None, None]
-    half = _half(torch.log_softmax(x @ w + o, -1), scale)
-    gram = torch.einsum("...nab,...nm,...mdb->...namd", half.mT, x @ x.mT, half.mT)
-    gram = gram.reshape(*gram.shape[:-4], n * c, n * c)
-    system = gram + p * torch.eye(n * c, dtype=x.dtype, device=x.device)
-    inside = torch.einsum("...nba,...nb->...na", half, x @ right)
-    found = positive_definite_solve(system, inside.reshape(*inside.shape[:-2], n * c, 1))
+    scale, p = (s * y.sum(-1))[..., None], p[..., None, None]
+    half = _half(torch.log_softmax(x @ w + o, -1))
+    gram = torch.einsum("...nab,...nm,...mdb->...namd", scale[..., None] * half.mT, x @ x.mT, half.mT)
+    inside = scale * torch.einsum("...nba,...nb->...na", half, x @ right)
+    found = shifted_solve(
+        gram.reshape(*gram.shape[:-4], n * c, n * c), p, inside.reshape(*inside.shape[:-2], n * c, 1)
+    )
     back = torch.einsum("...nab,...nb->...na", half, found.reshape(inside.shape))
     return (right - x.mT @ back) / p
 
 
-def _half(log_q: Tensor, scale: Tensor) -> Tensor:
-    """`R` with `R R' = scale (diag q - q q')`, a block of each row, `(..., n, c, c)`."""
+def _half(log_q: Tensor) -> Tensor:
+    """`R` with `R R' = diag q - q q'`, a block of each row, `(..., n, c, c)`."""
     root = (log_q / 2).exp()
-    block = torch.diag_embed(root) - log_q.exp().unsqueeze(-1) * root.unsqueeze(-2)
-    positive = scale > 0  # the root of 0 has no derivative: such rows count for nothing
-    size = torch.where(positive, torch.where(positive, scale, 1.0).sqrt(), 0.0)
-    return size[..., None, None] * block
+    return torch.diag_embed(root) - log_q.exp().unsqueeze(-1) * root.unsqueeze(-2)
 
 
 class Softmax(Ridge):

@@ -30,7 +30,7 @@ def attach(
     Args:
         backbone: any module; it is not changed, and shares its parameters with the result.
         format: `Full()`, `LoRA()`, `CP()`, `TensorRing()`, or `{pattern: format}`, where the first pattern
-            that matches wins; `{}` for no update.
+            that matches wins; `{}` for no update. What the user froze, `Full` leaves frozen unless it is named.
         targets: `"all"`, `"head"`, `"body"`, a glob over parameter or module names, a module type, or a list.
         norm: where batch norm takes its statistics: `"running"` (the buffers), `"support"` (the task's
             support set), `"transductive"` (the task's batch at hand).

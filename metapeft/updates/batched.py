@@ -15,6 +15,7 @@ from metapeft.updates.formats.site import Site
 from metapeft.updates.layers.call import Call, Holder
 from metapeft.updates.layers.dropout import Dropping
 from metapeft.updates.skeleton import build
+from metapeft.updates.slots import Slots
 
 
 class BatchedBackbone:
@@ -25,6 +26,7 @@ class BatchedBackbone:
         backbone: its skeleton, which shares every parameter and buffer with it.
         sites: parameter name -> its format and geometry.
         users: parameter name -> the leaf modules that use it.
+        slots: where the skeleton's tensors stand.
         parameters: the module's, by name, tied ones under each of theirs.
         classifier: name of the classifier layer, or None; `classifier_is_certain` where it was not guessed.
         dropout: whether it runs in train mode, with the masks that a run is given.
@@ -43,6 +45,7 @@ class BatchedBackbone:
         self.classifier, self.classifier_is_certain = classifier, classifier_is_certain
         self.holder = Holder(classifier)
         self.backbone, self._loose, self.users = build(module, sites, self.holder, dropout)
+        self.slots = Slots(self.backbone)
         self.parameters: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
 
     def factors(self) -> dict[str, Tensor]:
@@ -85,7 +88,8 @@ class BatchedBackbone:
         try:
             with inputs.exact_attention(), Dropping(self.holder) if self.dropout else nullcontext():
                 if values:
-                    output = torch.func.functional_call(self.backbone, values, args, kwargs)
+                    given = self.slots.filled(values)
+                    output = torch.func.functional_call(self.backbone, given, args, kwargs, tie_weights=False)
                 else:
                     output = self.backbone(*args, **kwargs)
         finally:

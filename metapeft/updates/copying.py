@@ -25,7 +25,16 @@ def copied(
 
     Returns: the copy, and the names of the parameters that an outer loop may train: those that asked for
         gradients, less a dropped classifier's.
+
+    Raises:
+        ValueError: a complex parameter that asks for gradients, which nothing here can train.
     """
+    for name, value in model.module.named_parameters():
+        if value.requires_grad and value.is_complex():
+            raise ValueError(
+                f"{name!r} is {value.dtype}, and complex weights cannot be trained: keep real and imaginary part "
+                "as two (torch.view_as_real), or freeze it, requires_grad_(False)"
+            )
     module = copy.deepcopy(model.module).to(device=device, dtype=dtype)
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
     dropped = (
@@ -34,9 +43,7 @@ def copied(
         else {f"{model.classifier}.weight", f"{model.classifier}.bias"}
     )
     trainable = [
-        name
-        for name, value in model.module.named_parameters()
-        if value.requires_grad and value.is_floating_point() and name not in dropped
+        name for name, value in model.module.named_parameters() if value.requires_grad and name not in dropped
     ]
     sites = {name: site for name, site in model.sites.items() if name not in dropped}
     preprocess = model.preprocess

@@ -12,22 +12,31 @@ from metapeft.base.trees import mapped, tree_leaves
 from metapeft.updates import factors as _factors
 from metapeft.updates import inputs
 from metapeft.updates.batched import BatchedBackbone
+from metapeft.updates.first_batch_gradients import (
+    Gradients,
+    compare_gradients,
+    gradients_alone,
+    gradients_at_once,
+)
 from metapeft.updates.layers.call import Call
 from metapeft.updates.layers.layout import Shapes, compare
 from metapeft.updates.merge import with_updates
 
 
+@torch.inference_mode(False)  # nothing that is made there can be differentiated
 @torch.no_grad()
 def first_batch(model: BatchedBackbone, x: Any, call: Call) -> None:
     """Learn where the leaf modules have their batch axes, then run two tasks at once and merged, and compare.
+
+    Outputs are compared, and the gradients of the first few inputs.
 
     Args:
         x: leaves `(T, B, ...)`; the first two tasks are taken (one task is taken twice).
         call: the run that is about to start.
 
     Raises:
-        ValueError: NaN or infinity in the input; a parameter with an update that is not used; outputs that
-            differ, because some module can't take several tasks in one batch. With dropout also: a backbone that
+        ValueError: NaN or infinity in the input; a parameter with an update that is not used; outputs or gradients
+            that differ, because some module can't take several tasks in one batch. With dropout also: a backbone that
             drops nothing, or whose train mode does more than to drop.
     """
     for value in tree_leaves(x):
@@ -51,6 +60,8 @@ def first_batch(model: BatchedBackbone, x: Any, call: Call) -> None:
             "module with an update takes another axis than the first for the batch; leave it out of targets"
         ) from error
     _check_classifier(model, trial, output)
+    slopes = gradients_at_once(model, two, noise, trial) if noise else None
+    alone_slopes: list[Gradients | None] = []
     for task, (together, before) in enumerate(zip(output.chunk(2), without.chunk(2))):
         statistics = {
             name: (mean[task : task + 1], variance[task : task + 1], count)
@@ -63,6 +74,11 @@ def first_batch(model: BatchedBackbone, x: Any, call: Call) -> None:
         with inputs.exact_attention():
             alone = inputs.output_tensor(plain(*args, **kwargs), call.items)
         _compare(together, alone, before)
+        if slopes is not None:
+            alone_slopes.append(gradients_alone(model, plain, rows, own, trial))
+    known = [value for value in alone_slopes if value is not None]
+    if slopes is not None and len(known) == 2:
+        compare_gradients(slopes, known)
 
 
 def _first_tasks(x: Any, count: int) -> Any:

@@ -33,7 +33,7 @@ def with_updates(
         **dict(plain.named_buffers(remove_duplicate=False)),
         **dict(plain.named_parameters(remove_duplicate=False)),
     }
-    for name, value in (weights or {}).items():
+    for name, value in model.slots.filled(weights or {}).items():
         state[name].copy_(value)
     for name, update in _factors.updates_of(model.sites, factors, state, 1, 1).items():
         state[name].add_(update.delta(1)[0])

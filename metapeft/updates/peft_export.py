@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from metapeft.updates import factors as _factors
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.formats.site import Site
 from metapeft.updates.leaf import is_gpt2_linear
-from metapeft.updates.peft_layers import PREFIX, Adapter, adapters
+from metapeft.updates.peft_layers import OWN_MODULES, PREFIX, Adapter, adapters
 
 
 def export_peft(
@@ -169,13 +169,8 @@ def _config(backbone: nn.Module, adapters: Mapping[str, Adapter], whole: str | N
     """PEFT's `adapter_config.json`. Its names match as suffixes; where that is ambiguous they are regexes."""
     modules = [name for name, _ in backbone.named_modules()]
     if whole is not None:
-        others = [name for name in modules if name.endswith(whole) and name != whole]
-        if others:
-            raise ValueError(
-                f"the classifier {whole!r} is saved whole, and PEFT would also take {others[0]!r}, whose "
-                "name ends alike: rename one of them"
-            )
-    exact = any(name.endswith(f".{layer}") for layer in adapters for name in modules)
+        _refuse_whole(whole, [name for name in modules if name != whole], adapters)
+    exact = any(_is_ambiguous(layer, modules) for layer in adapters)
     keys = {layer: f"^{re.escape(layer)}$" if exact else layer for layer in adapters}
     targets: str | list[str] = list(adapters)
     if exact:
@@ -196,6 +191,35 @@ def _config(backbone: nn.Module, adapters: Mapping[str, Adapter], whole: str | N
         "alpha_pattern": {keys[layer]: _number(adapter.alpha) for layer, adapter in adapters.items()},
         "modules_to_save": None if whole is None else [whole],
     }
+
+
+def _is_ambiguous(layer: str, modules: list[str]) -> bool:
+    """Whether the name, as the pattern that PEFT takes it for, matches other modules or not itself."""
+    if not re.fullmatch(r"[\w.]+", layer):
+        return True
+    length = len(layer)  # a dot of the pattern matches one letter, any
+    return any(
+        name != layer
+        and name[:-length][-1:] in ("", ".")
+        and all(own in (".", letter) for own, letter in zip(layer, name[-length:], strict=False))
+        for name in modules
+        if len(name) >= length
+    )
+
+
+def _refuse_whole(whole: str, others: list[str], adapted: Collection[str]) -> None:
+    """Raise ValueError for a module saved whole whose name PEFT would take for others' too, as text or as pattern."""
+    alike = [name for name in (*others, *OWN_MODULES) if name.endswith(whole)]
+    if not re.fullmatch(r"[\w.]+", whole):
+        alike += [whole]
+    else:
+        alike += [name for name in adapted if re.match(rf"(^|.*\.){whole}($|\..*)", name)]
+    if alike:
+        raise ValueError(
+            f"the classifier {whole!r} is saved whole, and PEFT takes its name for a pattern that "
+            + ("is not it" if alike[0] == whole else f"matches {alike[0]!r} too")
+            + ": rename one of them"
+        )
 
 
 def _number(value: float) -> int | float:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from metapeft.updates.formats.format import Format
 from metapeft.updates.formats.full import Full
 from metapeft.updates.formats.lora import LoRA
 from metapeft.updates.leaf import is_transposed
-from metapeft.updates.peft_layers import PREFIX, block_diagonal
+from metapeft.updates.peft_layers import PREFIX, block_diagonal, refuse_shared
+from metapeft.updates.peft_settings import alphas, check_settings
+from metapeft.updates.slots import slots
 from metapeft.updates.targets import find_sites
 
 _SUFFIXES = {
@@ -27,9 +28,6 @@ _SUFFIXES = {
     ".lora_embedding_A": "A",
     ".lora_embedding_B": "B",
 }
-#: settings of PEFT that change what an adapter computes, and the only value that is understood
-_PLAIN: dict[str, Any] = {"use_dora": False, "bias": "none", "lora_bias": False, "layer_replication": None}
-_PLAIN |= {"trainable_token_indices": None, "target_parameters": None, "use_qalora": False}
 
 
 def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Format], dict[str, Tensor]]:
@@ -61,11 +59,7 @@ def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Form
     config, extra = _json(folder / "adapter_config.json"), {}
     if (folder / "metapeft.json").exists():
         extra = _json(folder / "metapeft.json")
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{folder} is a {config.get('peft_type')} adapter: only LORA can be read")
-    for key, plain in _PLAIN.items():
-        if config.get(key, plain) not in (plain, None):
-            raise ValueError(f"{folder} has {key}={config[key]!r}: only {key}={plain!r} can be read")
+    check_settings(config, folder)
     state = dict(backbone.state_dict(keep_vars=True))
     if "base_sha256" in extra:
         _check_base(_base(folder, extra), state)
@@ -75,38 +69,44 @@ def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Form
     for key, value in _tensors(folder / "adapter_model.safetensors").items():
         name = key.removeprefix(PREFIX)
         suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
-        if suffix is None:
+        if suffix is None or name in state:  # a layer of the backbone may be called lora_A
             whole[name] = value
         else:
             pairs.setdefault(name.removesuffix(suffix), {})[_SUFFIXES[suffix]] = value
 
     first_name = {id(value): name for name, value in backbone.named_parameters()}
+    tied = slots(backbone)
     formats: dict[str, Format] = {}
     factors: dict[str, Tensor] = {}
+    alpha = alphas(config, pairs, folder)
     for layer, pair in pairs.items():
         parameter = state.get(f"{layer}.weight")
         if parameter is None or set(pair) != {"A", "B"}:
             raise ValueError(
                 f"{folder} adapts {layer!r}, which this backbone does not have, or only half of it is there"
             )
-        format, local, transposed = _layer(backbone.get_submodule(layer), layer, pair, config)
+        module = backbone.get_submodule(layer)
+        refuse_shared(backbone, layer)
+        _refuse_half_of_tied(tied[id(parameter)], {f"{layer}.weight" for layer in pairs}, folder)
+        alpha[layer] *= math.sqrt(pair["A"].shape[0]) if config.get("use_rslora") else 1.0
+        format, local = _layer(module, layer, pair, alpha[layer])
         name = first_name[id(parameter)]
         owner = backbone.get_submodule(name.rpartition(".")[0])
-        if is_transposed(owner) != transposed:  # the other layer of a tied pair
+        if is_transposed(owner) != is_transposed(module):  # the other layer of a tied pair
             local = {"A": local["B"].T.contiguous(), "B": local["A"].T.contiguous()}
-        for key, value in local.items():
-            known = factors.setdefault(f"{name}.{key}", value)
-            if not torch.equal(known, value):
-                raise ValueError(
-                    f"{layer!r} shares its weight with another layer, but {folder} adapts them differently"
-                )
-        formats[name] = format
+        if formats.setdefault(name, format) != format or any(
+            not torch.equal(factors.setdefault(f"{name}.{key}", value), value) for key, value in local.items()
+        ):
+            raise ValueError(
+                f"{layer!r} shares its weight with another layer, but {folder} adapts them differently"
+            )
     for name, value in whole.items():
         if name not in state or state[name].shape != value.shape:
             raise ValueError(
                 f"{folder} has {name!r} of shape {tuple(value.shape)}, the backbone "
                 + (f"{tuple(state[name].shape)}: load_base() first" if name in state else "does not have it")
             )
+        _refuse_half_of_tied(tied.get(id(state[name]), [name]), {name}, folder)
         formats[name], factors[f"{name}.delta"] = Full(), value - state[name].detach()
     for name in extra.get("rank_zero", []):
         if name not in state:
@@ -200,16 +200,23 @@ def _check_base(base: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None
             )
 
 
+def _refuse_half_of_tied(names: list[str], adapted: Collection[str], folder: Path) -> None:
+    """Raise ValueError where not all names of a tied weight are adapted: here its update acts at each use."""
+    left = [name for name in names if name not in adapted]
+    if left:
+        raise ValueError(
+            f"{folder} adapts only one of the layers that share a weight, {', '.join(names)}, and leaves {left[0]!r} "
+            "as it is; here an update acts wherever its weight is used"
+        )
+
+
 def _layer(
-    module: nn.Module, layer: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]
-) -> tuple[LoRA, dict[str, Tensor], bool]:
-    """One layer's format and factors in its own orientation, and whether that is the transposed one."""
+    module: nn.Module, layer: str, pair: Mapping[str, Tensor], alpha: float
+) -> tuple[LoRA, dict[str, Tensor]]:
+    """One layer's format and factors in its own orientation."""
     down, up = pair["A"], pair["B"].flatten(1)
     groups = int(getattr(module, "groups", 1))
     rank = down.shape[0]
-    alpha = float(_matching(config.get("alpha_pattern") or {}, layer, config["lora_alpha"]))
-    if config.get("use_rslora"):
-        alpha *= math.sqrt(rank)
     if groups > 1:
         rank, alpha = rank // groups, alpha / groups
         block = down[:rank, : down.shape[1] // groups].clone()
@@ -219,13 +226,4 @@ def _layer(
                 "of a convolution share one A, each on its own channels"
             )
         down = block
-    format = LoRA(rank, alpha=None if alpha == rank else alpha)
-    return format, {"A": down, "B": up}, is_transposed(module)
-
-
-def _matching(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
-    """The value whose key matches a suffix of the layer's name, by PEFT's rule."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", layer):
-            return value
-    return default
+    return LoRA(rank, alpha=None if alpha == rank else alpha), {"A": down, "B": up}

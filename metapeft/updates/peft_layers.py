@@ -15,6 +15,9 @@ from metapeft.updates.leaf import is_gpt2_linear, is_transposed
 
 #: what PEFT writes before the name of a module of the backbone
 PREFIX = "base_model.model."
+#: how PEFT calls what it puts into an adapted layer
+OWN_MODULES = ("base_layer", "lora_dropout", "lora_A", "lora_B", "lora_A.default", "lora_B.default")
+OWN_MODULES += ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 _LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -64,6 +67,7 @@ def adapters(
 def _adapter(
     backbone: nn.Module, layer: str, parameter: str, site: Site, lora: Mapping[str, Tensor], scale: float
 ) -> Adapter:
+    refuse_shared(backbone, layer)
     module = backbone.get_submodule(layer)
     if type(module) not in _LAYERS and not is_gpt2_linear(module):
         raise ValueError(
@@ -82,6 +86,26 @@ def _adapter(
         pointwise = up.reshape(*up.shape, *[1] * (down.dim() - 2))
         tensors = {"lora_A.weight": down, "lora_B.weight": pointwise}
     return Adapter(tensors, rank, scale * rank)
+
+
+def refuse_shared(backbone: nn.Module, layer: str) -> None:
+    """Raise ValueError where a layer is registered in two places: PEFT's adapter acts in the first of them only."""
+    if not layer:
+        raise ValueError(
+            "the backbone is itself the layer with the update, and PEFT adapts layers inside of a module: put it into "
+            "one, such as nn.Sequential"
+        )
+    module = backbone.get_submodule(layer)
+    places: dict[tuple[nn.Module, str], str] = {}
+    for name, other in backbone.named_modules(remove_duplicate=False):
+        if other is module:
+            parent, _, local = name.rpartition(".")
+            places.setdefault((backbone.get_submodule(parent), local), name)
+    if len(places) > 1:
+        raise ValueError(
+            f"{' and '.join(places.values())} are one layer, where an update acts at each use and PEFT's only in the "
+            "first: leave it out, or make them two"
+        )
 
 
 def block_diagonal(down: Tensor, groups: int) -> Tensor:

@@ -25,11 +25,16 @@ Targets = Pattern | Sequence[Pattern]
 
 @dataclass
 class Rule:
-    """One pattern and its format; `matched` and `used` count the parameters it met and those it updates."""
+    """One pattern and its format; `matched`, `frozen` and `used` count parameters it met, left out and updates.
+
+    `is_name` says that some parameter or module is called so: then it is no glob, whatever is in it (`[a]`, `x?`).
+    """
 
     pattern: Pattern
     format: Format | None
+    is_name: bool = False
     matched: int = field(default=0)
+    frozen: int = field(default=0)
     used: int = field(default=0)
 
     def names(self, name: str, leaf: LeafModule, classifier: str | None) -> bool | None:
@@ -45,6 +50,8 @@ class Rule:
             return True
         parts = name.split(".")
         texts = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+        if self.is_name:
+            return False if pattern in texts else None
         return False if any(fnmatch.fnmatchcase(text, pattern) for text in texts) else None
 
 
@@ -68,7 +75,8 @@ def find_sites(
 
     Args:
         formats: one format for `targets`, or `{pattern: format}`, where the first pattern that matches wins
-            and None means no update.
+            and None means no update. `Full` leaves a parameter out that the user froze (`requires_grad=False`, where
+            others do ask for gradients), unless a pattern is its name or that of a module around it.
         targets: `"all"`, `"head"` (the classifier), `"body"` (all but it), a glob over parameter or module
             names, a module type, or several of these.
         classifier: the classifier's name, or None.
@@ -80,6 +88,11 @@ def find_sites(
             the update; each names it.
     """
     rules = _rules(formats, targets)
+    called = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
+    called.update(name for name, _ in backbone.named_modules(remove_duplicate=False))
+    for rule in rules:
+        rule.is_name = rule.pattern in called
+    some_are_trained = any(parameter.requires_grad for parameter in backbone.parameters())
     found: dict[str, Site] = {}
     cuts: dict[str, int] = {}
     first_names = {parameter: name for name, parameter in backbone.named_parameters()}
@@ -96,6 +109,9 @@ def find_sites(
                 decided.add(parameter)
                 rule.matched += 1
                 name = first_names[parameter]
+                if some_are_trained and _stays_frozen(parameter, rule):
+                    rule.frozen += 1
+                    break
                 site = None if rule.format is None else _site(name, leaf, parameter, rule.format, named, cuts)
                 if site is not None:
                     found[name] = site
@@ -137,6 +153,11 @@ def _rules(formats: Formats, targets: Targets) -> list[Rule]:
     return rules
 
 
+def _stays_frozen(parameter: nn.Parameter, rule: Rule) -> bool:
+    """Whether the user froze a parameter, and names it in no pattern: an update of its own size would train it."""
+    return rule.format is not None and rule.format.dense and not parameter.requires_grad and not rule.is_name
+
+
 def _site(
     name: str, leaf: LeafModule, parameter: nn.Parameter, format: Format, named: bool, cuts: dict[str, int]
 ) -> Site | None:
@@ -164,6 +185,11 @@ def _refuse_unused(backbone: nn.Module, rule: Rule, classifier: str | None) -> N
     """Raise ValueError for a pattern without effect, with the nearest name."""
     if rule.used or (rule.pattern == "all" and rule.format is None):
         return
+    if rule.frozen:
+        raise ValueError(
+            f"target {rule.pattern!r} matches no parameter that Full may move: {rule.frozen} are frozen "
+            "(requires_grad=False); name them, or let them ask for gradients"
+        )
     if rule.matched:
         raise ValueError(
             f"target {rule.pattern!r} matches only parameters that {type(rule.format).__name__} cannot "

@@ -5,10 +5,48 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from metapeft.updates.layers.call import Call, Update
 from metapeft.updates.layers.layout import Layouts, spread
+from metapeft.updates.slots import Slots
+
+
+class PaddedEmbedding(TorchFunctionMode):
+    """While it is active, an embedding's padding row receives no gradient in any task.
+
+    Under `torch.vmap`, torch masks the gradient of the padding row of the first task only.
+
+    Example:
+        >>> tables = torch.ones(2, 3, 1, requires_grad=True)
+        >>> look_up = lambda table: F.embedding(torch.tensor([0, 1]), table, padding_idx=0)
+        >>> with PaddedEmbedding():
+        ...     rows = torch.func.vmap(look_up)(tables)
+        >>> torch.autograd.grad(rows.sum(), tables)[0].squeeze(-1)
+        tensor([[0., 1., 0.],
+                [0., 1., 0.]])
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.embedding:
+            names, unpadded = ("input", "weight", "padding_idx"), None
+        elif func is torch.embedding:
+            names, unpadded = ("weight", "indices", "padding_idx"), -1
+        else:
+            return func(*args, **(kwargs or {}))
+        given = {**dict(zip(names, args)), **(kwargs or {})}
+        padding = given.pop("padding_idx", unpadded)
+        weight, index = given.pop("weight"), given.pop("input" if func is F.embedding else "indices")
+        first = (index, weight) if func is F.embedding else (weight, index)
+        rows = func(*first, unpadded, *args[3:], **given)
+        if padding == unpadded:
+            return rows
+        padding = padding + weight.shape[0] if padding < 0 else padding
+        return torch.where((index == padding).unsqueeze(-1), rows.detach(), rows)
 
 
 def own_forward(
@@ -35,7 +73,12 @@ def own_forward(
     own = {name: parameters[name] + update.delta(call.rows) for name, update in updates.items()}
     parts = max(value.shape[0] for value in own.values())  # tasks, or rows where a seed is per input
     own = {name: value.repeat_interleave(parts // value.shape[0], 0) for name, value in own.items()}
-    shared = {**parameters, **dict(module.named_buffers())}
+    state = {**parameters, **dict(module.named_buffers(remove_duplicate=False))}
+    once = (
+        *dict(clone.named_parameters()),
+        *dict(clone.named_buffers()),
+    )  # one name where several are one tensor
+    shared, places = {name: state[name] for name in once}, Slots(clone)
 
     values: dict[int | str, Any] = dict(enumerate(args))
     values.update(kwargs)
@@ -53,7 +96,8 @@ def own_forward(
         full = {**values, **mapped}
         given = tuple(full[i] for i in range(len(args))), {key: full[key] for key in kwargs}
         call.part = (parts, which)
-        output = torch.func.functional_call(clone, {**shared, **own}, *given)
+        filled = places.filled({**shared, **own})
+        output = torch.func.functional_call(clone, filled, *given, tie_weights=False)
         call.part = None
         if not isinstance(output, tuple):
             return output
@@ -61,7 +105,8 @@ def own_forward(
         return tuple(value for value in output if value is not None)
 
     each = torch.arange(parts, device=next(iter(own.values())).device)
-    result = torch.func.vmap(one, in_dims=(0, axes, 0), randomness="different")(own, mapped, each)
+    with PaddedEmbedding():
+        result = torch.func.vmap(one, in_dims=(0, axes, 0), randomness="different")(own, mapped, each)
 
     def joined(value: Tensor, index: int) -> Tensor:
         """`(parts, ...)` to rows along the output's batch axis."""
