@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from metapeft.base.machine.memory import is_out_of_memory
+from metapeft.base.trees import mapped
 from metapeft.updates import factors as _factors
 from metapeft.updates import inputs
 from metapeft.updates.batched import BatchedBackbone
 from metapeft.updates.layers.call import Call
 from metapeft.updates.layers.function import transforms_are_active
 from metapeft.updates.layers.normalization import is_batch_norm
-from metapeft.updates.slots import Slots
+from metapeft.updates.layers.slots import Slots
 
 #: that many inputs of each task are enough: a derivative that mixes tasks up does so on any
 _ITEMS = 4
@@ -107,7 +108,7 @@ def _gradients(
 
     try:
         with torch.enable_grad():
-            few = inputs.mapped(x, lambda value: value[:, :items].clone())
+            few = mapped(x, lambda value: value[:, :items].clone())
             own = {name: value.clone() for name, value in factors.items()}
             if transforms_are_active():  # where no tensor may be made a leaf
                 found: Gradients = torch.func.grad(total)(own)
