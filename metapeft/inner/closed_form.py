@@ -92,7 +92,8 @@ def shifted_solve(product: Tensor, shift: Tensor, right: Tensor) -> Tensor:
     system = product + shift * torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
     factor, pivots, info = torch.linalg.lu_factor_ex(system)
     _check_factored(factor, info | (shift < 0).any())
-    return torch.linalg.lu_solve(factor, pivots, right)
+    found: Tensor = torch.linalg.lu_solve(factor, pivots, right)
+    return found
 
 
 def _check_factored(factor: Tensor, info: Tensor) -> None:
