@@ -14,8 +14,8 @@ from metapeft.updates import inputs
 from metapeft.updates.formats.site import Site
 from metapeft.updates.layers.call import Call, Holder
 from metapeft.updates.layers.dropout import Dropping
+from metapeft.updates.layers.slots import Slots
 from metapeft.updates.skeleton import build
-from metapeft.updates.slots import Slots
 
 
 class BatchedBackbone:

@@ -15,7 +15,7 @@ from metapeft.updates.batched import BatchedBackbone
 from metapeft.updates.layers.call import Call
 from metapeft.updates.layers.function import transforms_are_active
 from metapeft.updates.layers.normalization import is_batch_norm
-from metapeft.updates.slots import Slots
+from metapeft.updates.layers.slots import Slots
 
 #: that many inputs of each task are enough: a derivative that mixes tasks up does so on any
 _ITEMS = 4

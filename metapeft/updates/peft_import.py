@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from metapeft.updates.formats.format import Format
 from metapeft.updates.formats.full import Full
 from metapeft.updates.formats.lora import LoRA
+from metapeft.updates.layers.slots import slots
 from metapeft.updates.leaf import is_transposed
 from metapeft.updates.peft_layers import PREFIX, block_diagonal, refuse_shared
 from metapeft.updates.peft_settings import alphas, check_settings
-from metapeft.updates.slots import slots
 from metapeft.updates.targets import find_sites
 
 _SUFFIXES = {

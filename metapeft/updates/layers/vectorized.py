@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from metapeft.updates.layers.call import Call, Update
 from metapeft.updates.layers.layout import Layouts, spread
-from metapeft.updates.slots import Slots
+from metapeft.updates.layers.slots import Slots
 
 
 class PaddedEmbedding(TorchFunctionMode):
