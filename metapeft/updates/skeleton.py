@@ -15,6 +15,7 @@ from metapeft.updates.layers.call import Call, Holder
 from metapeft.updates.layers.dropout import announce, in_training
 from metapeft.updates.layers.layout import Key, Layout, spread
 from metapeft.updates.layers.normalization import batch_norm, is_batch_norm
+from metapeft.updates.layers.slots import Slots
 from metapeft.updates.layers.vectorized import own_forward
 from metapeft.updates.leaf import LeafModule, is_gpt2_linear, leaf_modules
 
@@ -141,6 +142,7 @@ def _teach(leaf: LeafModule, local: dict[str, str], holder: Holder) -> None:
         holder: where the forward finds the run that is going on.
     """
     module, clone = leaf.module, shared_copy(leaf.module)
+    slots = Slots(clone)
     run = by_kind.linear if is_gpt2_linear(module) else _EXACT.get(type(module))
     plain = module.forward
 
@@ -151,7 +153,7 @@ def _teach(leaf: LeafModule, local: dict[str, str], holder: Holder) -> None:
         if not updates:
             return plain(*args, **kwargs)
         if run is None:
-            return own_forward(clone, module, call, updates, holder.layouts, visit, args, kwargs)
+            return own_forward(clone, slots, module, call, updates, holder.layouts, visit, args, kwargs)
         x = _first(args, kwargs)
         layout = holder.layouts.get(
             (*visit, 0 if args else next(iter(kwargs))), Layout(0, x.dim(), x.shape[0])

@@ -30,7 +30,7 @@ def slots(module: nn.Module) -> dict[int, list[str]]:
 
 
 class Slots:
-    """The slots of a module, by every name that its tensors have.
+    """The slots of a module, by every name that its tensors have; `first` has one name for each tensor.
 
     `torch.func.functional_call` puts back what it took from each *name*, which leaves its own tensor behind in a module
     that is registered under two: given one name a slot and `tie_weights=False`, it changes nothing.
@@ -40,6 +40,7 @@ class Slots:
         by_identity = slots(module)
         named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         named.update(module.named_buffers(remove_duplicate=False))
+        self.first = tuple(slots[0] for slots in by_identity.values())
         self.names = {name: tuple(by_identity[id(value)]) for name, value in named.items()}
 
     def filled(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

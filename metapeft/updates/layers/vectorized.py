@@ -51,6 +51,7 @@ class PaddedEmbedding(TorchFunctionMode):
 
 def own_forward(
     clone: nn.Module,
+    slots: Slots,
     module: nn.Module,
     call: Call,
     updates: dict[str, Update],
@@ -62,7 +63,7 @@ def own_forward(
     """Run a leaf module's own forward with `W0 + Delta_t`; `MultiheadAttention` is such a module.
 
     Args:
-        clone: a copy of the module with the class's own forward.
+        clone: a copy of the module with the class's own forward. slots: its slots.
         module: the leaf module, whose parameters are the current ones.
         updates: by name inside it.
         layouts: where the batch axes of its arguments and outputs are.
@@ -74,11 +75,7 @@ def own_forward(
     parts = max(value.shape[0] for value in own.values())  # tasks, or rows where a seed is per input
     own = {name: value.repeat_interleave(parts // value.shape[0], 0) for name, value in own.items()}
     state = {**parameters, **dict(module.named_buffers(remove_duplicate=False))}
-    once = (
-        *dict(clone.named_parameters()),
-        *dict(clone.named_buffers()),
-    )  # one name where several are one tensor
-    shared, places = {name: state[name] for name in once}, Slots(clone)
+    shared = {name: state[name] for name in slots.first}
 
     values: dict[int | str, Any] = dict(enumerate(args))
     values.update(kwargs)
@@ -96,7 +93,7 @@ def own_forward(
         full = {**values, **mapped}
         given = tuple(full[i] for i in range(len(args))), {key: full[key] for key in kwargs}
         call.part = (parts, which)
-        filled = places.filled({**shared, **own})
+        filled = slots.filled({**shared, **own})
         output = torch.func.functional_call(clone, filled, *given, tie_weights=False)
         call.part = None
         if not isinstance(output, tuple):
