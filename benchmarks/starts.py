@@ -25,7 +25,7 @@ from metapeft.training.runs.checkpoint import load, save
 from metapeft.training.runs.environment import environment
 
 app = App(help=__doc__, version_flags=[])
-RESULTS = Path(__file__).parent / "results" / "few_shot"
+RESULTS = Path(__file__).parent / "results" / "starts"
 BATCH = 128
 
 
@@ -112,7 +112,7 @@ def train(
         validate_every=2 * len(images) // BATCH, run_dir=folder, resume=True,
         autocast=torch.bfloat16 if compiled else None,
     )  # fmt: skip
-    save(RESULTS / "starts" / f"{name}-{seed}.safetensors", dict(body.state_dict()), {"steps": steps})
+    save(RESULTS / f"{name}-{seed}.safetensors", dict(body.state_dict()), {"steps": steps})
     print(f"{name}: {log[-1]}, {time.monotonic() - begun:.0f} s in this process")
 
 
@@ -142,7 +142,7 @@ def evaluate(
     """
     start = chosen(name)
     torch.set_num_threads(threads)
-    ended, running = RESULTS / "starts" / f"{name}-{seed}.safetensors", runs / f"{name}-{seed}"
+    ended, running = RESULTS / f"{name}-{seed}.safetensors", runs / f"{name}-{seed}"
     body = start.backbone(seed)
     if ended.exists():
         state, step = load(ended)[0], None
@@ -167,14 +167,16 @@ def evaluate(
                 "shots": shots, "normalize": normalize, "accuracy": found.accuracy, "ci95": found.ci95,
                 "protocol": protocol, "values": [round(value, 4) for value in found.values.tolist()],
             })  # fmt: skip
-    out = RESULTS / f"start-{name}-{seed}{'' if split == 'test' else f'-{split}'}.json"
+    out = RESULTS / f"{name}-{seed}{'' if split == 'test' else f'-{split}'}.json"
     about = {
         "start": name,
         "seed": seed,
         "step": step,
+        "images": BATCH * (start.epochs * len(images) // BATCH if step is None else step),
         "setting": asdict(start),
         "environment": environment(),
     }
+    RESULTS.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 

@@ -10,6 +10,7 @@ import torch
 from cyclopts import App
 
 from benchmarks.speed_tables import of_speed, speed
+from benchmarks.start_tables import of_starts
 from metapeft.base.intervals import mean_interval
 from metapeft.episodes.protocol import Protocol
 from metapeft.experiments.results import read
@@ -177,6 +178,7 @@ def theory_times(path: Path) -> str:
 
 PAGES = {
     ROOT / "README.md": of_readme,
+    ROOT / "docs" / "few-shot.md": lambda: of_starts(RESULTS),
     ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),
     ROOT / "docs" / "theory.md": of_theory,
 }

@@ -118,7 +118,7 @@ def deform(pictures: Tensor, uniform: Tensor, size: int) -> Tensor:
     theta = torch.stack([across, down], dim=1)
     grid = F.affine_grid(theta, [len(pictures), 1, size, size], align_corners=False)
     knots = uniform[:, 6:].reshape(-1, 2, _KNOTS, _KNOTS) * ELASTIC
-    units = torch.eye(_KNOTS)[:, None, :, None]
+    units = torch.eye(_KNOTS).to(uniform)[:, None, :, None]
     spread = F.interpolate(units, (size, 1), mode="bicubic", align_corners=False)[
         :, 0, :, 0
     ].T  # (size, knots)

@@ -64,7 +64,11 @@ class Augment:
     @staticmethod
     def _check_window(window: object, crop: int) -> None:
         pair = window if isinstance(window, tuple | list) and len(window) == 2 else (None, None)
-        numbers = [share for share in pair if isinstance(share, int | float) and 0 < share <= 1]
+        numbers = [
+            share
+            for share in pair
+            if not isinstance(share, bool) and isinstance(share, int | float) and 0 < share <= 1
+        ]
         if len(numbers) != 2 or numbers[0] > numbers[1]:
             raise ValueError(
                 f"window={window!r}: allowed are two shares of the area above 0 and at most 1, the smaller first"

@@ -10,6 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from metapeft.base.trees import mapped, stacked, tree_leaves
+
 
 @dataclass(frozen=True, eq=False)
 class Episode:
@@ -20,9 +22,9 @@ class Episode:
     has a zero image, label 0, index -1 and mask False, a padded class the id -1.
 
     Args:
-        support_x: `(S, ...)`, uint8 for images.
+        support_x: `(S, ...)`, uint8 for images; or a dict or tuple of such tensors, the arguments of a forward.
         support_y: `(S,)` int64 in `0 .. N-1`, or `(S, out)` float for regression.
-        query_x: `(N Q, ...)`.
+        query_x: `(N Q, ...)`, likewise.
         query_y: as support_y.
         classes: `(N,)` int64, the data set's ids of labels `0 .. N-1`; None for regression.
         support_index: `(S,)` int64, places in the data set; None where items are made up, not stored.
@@ -36,9 +38,9 @@ class Episode:
         2
     """
 
-    support_x: Tensor
+    support_x: Any
     support_y: Tensor
-    query_x: Tensor
+    query_x: Any
     query_y: Tensor
     classes: Tensor | None = None
     support_index: Tensor | None = None
@@ -65,7 +67,7 @@ class Episode:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         present = {name: value for name, value in self.fields().items() if value is not None}
-        return dataclasses.replace(self, **{name: function(value) for name, value in present.items()})
+        return dataclasses.replace(self, **{name: mapped(value, function) for name, value in present.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +87,7 @@ class EpisodeBatch(Episode):
         if not episodes:
             raise ValueError("episodes is empty: a batch has at least one task")
         present = [name for name, value in episodes[0].fields().items() if value is not None]
-        return cls(**{name: torch.stack([getattr(one, name) for one in episodes]) for name in present})
+        return cls(**{name: stacked([getattr(one, name) for one in episodes]) for name in present})
 
     def tasks(self, which: slice) -> EpisodeBatch:
         """Some tasks of the batch, as views: `batch.tasks(slice(0, 4))`."""
@@ -94,7 +96,7 @@ class EpisodeBatch(Episode):
     def episode(self, task: int) -> Episode:
         """One task of the batch, without the task axis."""
         present = {name: value for name, value in self.fields().items() if value is not None}
-        return Episode(**{name: value[task] for name, value in present.items()})
+        return Episode(**{name: mapped(value, lambda leaf: leaf[task]) for name, value in present.items()})
 
     def __len__(self) -> int:
-        return len(self.support_x)
+        return len(tree_leaves(self.support_x)[0])

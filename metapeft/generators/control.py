@@ -12,7 +12,7 @@ from metapeft.generators.generator import Generator, Shapes, Tensors
 
 @dataclass(frozen=True)
 class OtherTask(Generator):
-    """The given generator, fed the next task's support set: `seed_t = start + net(f_{t+1})`, cyclic over the batch.
+    """The given generator, fed the support set of the task before it: `seed_t = start + net(f_{t-1})`, cyclic.
 
     Evaluated beside the generator itself it shows whether the generated seeds say anything about their task.
 

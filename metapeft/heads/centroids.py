@@ -52,7 +52,7 @@ class PrototypeInit(OnFeatures):
             raise ValueError(f"metric={self.metric!r}: allowed are None (squared Euclidean) and 'cosine'")
 
     @property
-    def linear(self) -> bool:  # type: ignore[override]
+    def linear(self) -> bool:
         return self.normalize is None and self.metric is None
 
     def learned(self) -> dict[str, Tensor]:
@@ -126,7 +126,6 @@ class Cosine(OnFeatures):
     """
 
     inner: ClassVar[bool] = True
-    linear: ClassVar[bool] = False  # type: ignore[misc]
     scale: float = 10.0
 
     def __post_init__(self) -> None:

@@ -27,10 +27,13 @@ class Head:
 
     #: whether the inner solver moves the head's tensors; otherwise they are a closed form of the current features
     inner: ClassVar[bool] = False
-    #: whether its logits are linear in the backbone's features, `features weight^T + bias`
-    linear: bool = True
     #: whether gradients may be taken through it
     differentiable: ClassVar[bool] = True
+
+    @property
+    def linear(self) -> bool:
+        """Whether its logits are `features weight^T + bias`; of a head with logits of its own nobody knows."""
+        return type(self).logits is Head.logits
 
     def learned(self) -> dict[str, Tensor]:
         """What the head itself learns, the outer group `head`: name -> initial value."""

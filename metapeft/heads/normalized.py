@@ -41,9 +41,9 @@ class OnFeatures(Head):
             raise ValueError(f"normalize={self.normalize!r}: allowed are None, 'l2' and 'center+l2'")
 
     @property
-    def linear(self) -> bool:  # type: ignore[override]
+    def linear(self) -> bool:
         """Whether the logits are linear in the features as the backbone gives them."""
-        return self.normalize is None
+        return self.normalize is None and type(self).logits is OnFeatures.logits
 
     @property
     def reads_center(self) -> bool:

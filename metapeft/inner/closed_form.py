@@ -92,8 +92,8 @@ def shifted_solve(product: Tensor, shift: Tensor, right: Tensor) -> Tensor:
     system = product + shift * torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
     factor, pivots, info = torch.linalg.lu_factor_ex(system)
     _check_factored(factor, info | (shift < 0).any())
-    found: Tensor = torch.linalg.lu_solve(factor, pivots, right)
-    return found
+    solution: Tensor = torch.linalg.lu_solve(factor, pivots, right)
+    return solution
 
 
 def _check_factored(factor: Tensor, info: Tensor) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metapeft.base.trees import mapped
 from metapeft.heads.head import Head
 from metapeft.learner.backbone_pass import BackbonePass
 from metapeft.learner.items import Items, Parts
 from metapeft.learner.objectives import Objectives
-from metapeft.updates.inputs import mapped, sizes
+from metapeft.updates.inputs import sizes
 
 
 class Adapted:
@@ -74,6 +75,7 @@ class Adapted:
             mapped(support.x, lambda value: value[one]),
             None if support.y is None else support.y[one],
             None if support.mask is None else support.mask[one],
+            support.kinds,
         )
         one_task = BackbonePass(self.learner, Parts(items), passes.ways, training=False)
         return Adapted(Objectives(one_task), pick(self.w), pick(self.derived), alone=True)

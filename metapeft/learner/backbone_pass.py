@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from metapeft.base.machine.precision import forward_precision
+from metapeft.base.trees import mapped
 from metapeft.learner.dropout_masks import ItemMasks
 from metapeft.learner.items import Items, Parts
 from metapeft.learner.roles import Roles, Tensors
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.inputs import mapped
 from metapeft.updates.layers.recording import Place, Recording, Replay
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from metapeft.base import counter
+from metapeft.base.trees import tree_leaves
 from metapeft.episodes.episode import EpisodeBatch
-from metapeft.updates.inputs import tree_leaves
 from metapeft.updates.layers.dropout import never_drops
 from metapeft.updates.layers.masks import Masks
 

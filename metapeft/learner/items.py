@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,9 +12,13 @@ import torch
 from torch import Tensor
 
 from metapeft.base.finite import refuse_not_finite
+from metapeft.base.trees import mapped, tree_leaves
+from metapeft.datasets.images import Preprocess
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.inputs import join, mapped, sizes, tree_leaves
+from metapeft.updates.inputs import join, sizes
+
+_log = logging.getLogger("metapeft")
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Items:
     x: Any
     y: Tensor | None
     mask: Tensor | None = None
+    kinds: tuple[str, ...] = ()  # of the inputs as they were given: "bytes", "floats" or "words", a leaf each
 
     @property
     def tasks(self) -> int:
@@ -73,6 +80,16 @@ class Parts:
     def names(self) -> tuple[str, ...]:
         """Those that there are."""
         return ("support",) if self.query is None else ("support", "query", "both")
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where one part was floats and the other bytes, which alone go through preprocessing."""
+        given = self.support.kinds, () if self.query is None else self.query.kinds
+        if all(given) and given[0] != given[1]:
+            raise ValueError(
+                f"support_x has {', '.join(given[0])}, query_x {', '.join(given[1])}: only uint8 goes through "
+                "preprocessing, so both have to be of one kind; floats from 0 to 1 become uint8 by "
+                "(255 * x).round().to(torch.uint8)"
+            )
 
     def __getitem__(self, part: str) -> Items:
         """Raises ValueError where there are no queries."""
@@ -166,7 +183,32 @@ def moved(items: Items, model: AttachedModel, name: str) -> Items:
     x = items.x
     if len(dtypes) == 1:
         x = mapped(x, lambda value: value.to(like.dtype) if value.is_floating_point() else value)
-    return Items(model.prepared(x, f"{name}_x"), y, mask)
+    _note_raw(x, model)
+    kinds = tuple(_kind(leaf) for leaf in tree_leaves(x))
+    return Items(model.prepared(x, f"{name}_x"), y, mask, kinds)
+
+
+def _kind(leaf: Tensor) -> str:
+    if leaf.dtype == torch.uint8:
+        return "bytes"
+    return "floats" if leaf.is_floating_point() else "words"
+
+
+def _note_raw(x: Any, model: AttachedModel) -> None:
+    """Say that floats have hardly been through a data set's preprocessing, which gives both signs."""
+    if not isinstance(model.preprocess, Preprocess):
+        return
+    images = [leaf for leaf in tree_leaves(x) if leaf.is_floating_point()]
+    if any(bool(leaf.min() >= 0) for leaf in images):
+        _say_raw()
+
+
+@functools.cache
+def _say_raw() -> None:
+    _log.warning(
+        "floats are taken as they are, and these are all of at least 0, as nothing is that has been through "
+        "preprocess=: only uint8 goes through it; floats from 0 to 1 become uint8 by (255 * x).round().to(torch.uint8)"
+    )
 
 
 def number_of_ways(y: Tensor, ways: int | None) -> int:

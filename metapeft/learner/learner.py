@@ -14,6 +14,7 @@ from metapeft.base import state
 from metapeft.base.arguments import floating, whole
 from metapeft.base.machine.devices import usable
 from metapeft.base.machine.precision import check_autocast
+from metapeft.base.trees import mapped
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.generators.generator import Generator, with_own_features
 from metapeft.generators.table import registry as generators
@@ -32,8 +33,7 @@ from metapeft.learner.losses import row_loss
 from metapeft.learner.objectives import Objectives
 from metapeft.learner.roles import Roles
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.copying import copied
-from metapeft.updates.inputs import mapped
+from metapeft.updates.copying import copied, feature_size
 from metapeft.updates.table import registry as updates
 
 Tensors = Mapping[str, Tensor]
@@ -133,9 +133,13 @@ class Learner(Roles):
 
         Raises ValueError, and changes nothing, where no name is common or shapes differ.
         """
-        if self.reads_center and self.center is None and "center" in given:
-            self.center = torch.zeros_like(given["center"]).to(self.like)
-        state.take_over(self._own(), given, partly=True)
+        own = self._own()
+        center = given.get("center") if isinstance(given, Mapping) and self.reads_center else None
+        if center is not None and self.center is None:
+            known = self.model.classifier is not None
+            own["center"] = self.like.new_zeros(feature_size(self.model, "") if known else center.shape)
+        state.take_over(own, given, partly=True)
+        self.center = own.get("center")
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Learner:
         """Move every tensor of the learner, in place; None leaves device or dtype as it is."""
@@ -147,6 +151,7 @@ class Learner(Roles):
         for view in ("body", "batch_model", "training_model"):
             self.__dict__.pop(view, None)
         self.fixed_layers = {}
+        self.center = None if self.center is None else self.center.to(self.like)
         self._name_variables()
         self.load_state(own)
         return self

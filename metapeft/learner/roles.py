@@ -148,9 +148,11 @@ class Roles:
 
     @property
     def head_label(self) -> str:
-        """The head as a protocol says it: its name, and how it normalises features."""
-        normalize = self.head.normalize if isinstance(self.head, OnFeatures) else None
-        return self.head_name if normalize is None else f"{self.head_name} {normalize}"
+        """The head as a protocol says it: its name, its metric, and how it normalises features."""
+        if not isinstance(self.head, OnFeatures):
+            return self.head_name
+        said = (self.head_name, getattr(self.head, "metric", None), self.head.normalize)
+        return " ".join(word for word in said if word)
 
     @property
     def per_input(self) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.base.trees import tree_leaves
 from metapeft.episodes.episode import EpisodeBatch
-from metapeft.updates.inputs import tree_leaves
 
 
 def fingerprints(batch: EpisodeBatch) -> list[int]:

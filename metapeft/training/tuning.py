@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from metapeft.base.machine.memory import while_it_fits
 from metapeft.heads.centroids import Prototypes
 from metapeft.learner.learner import Learner
 from metapeft.methods.recipes import centroids
+from metapeft.training.center import fit_center
 from metapeft.training.evaluation import device_of, evaluate
 
 TASKS = 8  # in one forward
@@ -97,6 +98,8 @@ def calibrated_scale(
     validation: Any,
     episodes: int = 100,
     scales: Iterable[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+    head: Prototypes | None = None,
+    training: Any = None,
     **options: Any,
 ) -> float:
     """The scale of the nearest-centroid logits with the smallest validation loss, before anything adapts.
@@ -106,15 +109,22 @@ def calibrated_scale(
 
     Args:
         body: a backbone. validation: a sampler on validation classes. episodes: how many. scales: to try.
+        head: how features are read, whatever its scale; None: as they are, by squared distance.
+        training: the data set that measures the centre of a head that reads one.
         options: of `mp.methods.centroids`, such as `preprocess`.
 
     Raises:
-        ValueError: no scales.
+        ValueError: no scales; a head that reads a centre without `training=`.
     """
     tried = list(scales)
     if not tried:
         raise ValueError("scales is empty: there is nothing to choose from")
-    learner = centroids(body, head=Prototypes(scale=1.0), **options)
+    head = replace(Prototypes() if head is None else head, scale=1.0)
+    learner = centroids(body, head=head, **options)
+    if head.reads_center and training is None:
+        raise ValueError(f"training= is missing: head={head!r} reads the mean feature of the training images")
+    if head.reads_center:
+        fit_center(learner, training)
 
     def losses(tasks: int) -> Tensor:
         total = torch.zeros(len(tried), dtype=torch.float64)

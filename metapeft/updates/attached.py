@@ -7,6 +7,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
+from metapeft.base.trees import mapped
 from metapeft.updates import factors as _factors
 from metapeft.updates import first_batch_check as check
 from metapeft.updates import inputs
@@ -144,7 +145,7 @@ class AttachedModel(BatchedBackbone):
         one_task = _factors.one_task(self.sites, factors)
         statistics: Statistics = {}
         if support is not None:
-            own = inputs.mapped(support, lambda value: value.unsqueeze(0))
+            own = mapped(support, lambda value: value.unsqueeze(0))
             of_task = (own, one_task, None if mask is None else mask.unsqueeze(0))
             with torch.no_grad():
                 self(own, one_task, of_task, weights=weights, statistics=statistics)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metapeft.base.machine.memory import is_out_of_memory
+from metapeft.base.trees import mapped, tree_leaves
 from metapeft.updates import factors as _factors
 from metapeft.updates import inputs
 from metapeft.updates.batched import BatchedBackbone
@@ -38,7 +39,7 @@ def first_batch(model: BatchedBackbone, x: Any, call: Call) -> None:
             that differ, because some module can't take several tasks in one batch. With dropout also: a backbone that
             drops nothing, or whose train mode does more than to drop.
     """
-    for value in inputs.tree_leaves(x):
+    for value in tree_leaves(x):
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"x of shape {tuple(value.shape)} has NaN or infinity in it")
     buffers = {name: value.clone() for name, value in model.module.named_buffers()} if model.dropout else {}
@@ -68,7 +69,7 @@ def first_batch(model: BatchedBackbone, x: Any, call: Call) -> None:
         }
         own = {name: value[task : task + 1] for name, value in noise.items()}
         plain = with_updates(model, own, None, statistics)
-        rows = inputs.mapped(two, lambda value, task=task: value[task : task + 1])  # type: ignore[misc]
+        rows = mapped(two, lambda value, task=task: value[task : task + 1])  # type: ignore[misc]
         args, kwargs = inputs.flattened(rows, call.items)
         with inputs.exact_attention():
             alone = inputs.output_tensor(plain(*args, **kwargs), call.items)
@@ -82,7 +83,7 @@ def first_batch(model: BatchedBackbone, x: Any, call: Call) -> None:
 
 def _first_tasks(x: Any, count: int) -> Any:
     """The first tasks of an input; a task that is missing is the first one again."""
-    return inputs.mapped(x, lambda value: value[[i if i < value.shape[0] else 0 for i in range(count)]])
+    return mapped(x, lambda value: value[[i if i < value.shape[0] else 0 for i in range(count)]])
 
 
 def _tasks(mask: Tensor | None, count: int) -> Tensor | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metapeft.base.machine.memory import is_out_of_memory
+from metapeft.base.trees import mapped
 from metapeft.updates import factors as _factors
 from metapeft.updates import inputs
 from metapeft.updates.batched import BatchedBackbone
@@ -107,7 +108,7 @@ def _gradients(
 
     try:
         with torch.enable_grad():
-            few = inputs.mapped(x, lambda value: value[:, :items].clone())
+            few = mapped(x, lambda value: value[:, :items].clone())
             own = {name: value.clone() for name, value in factors.items()}
             if transforms_are_active():  # where no tensor may be made a leaf
                 found: Gradients = torch.func.grad(total)(own)

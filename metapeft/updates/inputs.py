@@ -11,32 +11,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metapeft.base.machine.memory import is_out_of_memory
+from metapeft.base.trees import mapped, tree_leaves
 
 Preprocess = Callable[[Tensor], Tensor]
-
-
-def tree_leaves(x: Any) -> list[Tensor]:
-    """The leaves of an input: itself, or the tensors among the values of a dict or tuple."""
-    if isinstance(x, Tensor):
-        return [x]
-    if isinstance(x, Mapping):
-        return [value for value in x.values() if isinstance(value, Tensor)]
-    if isinstance(x, tuple | list):
-        return [value for value in x if isinstance(value, Tensor)]
-    raise ValueError(
-        f"x={type(x).__name__}: allowed are a tensor, a dict of keyword arguments, a tuple of positional ones"
-    )
-
-
-def mapped(x: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor of an input; what is no tensor passes through."""
-
-    def one(value: Any) -> Any:
-        return function(value) if isinstance(value, Tensor) else value
-
-    if isinstance(x, Mapping):
-        return {key: one(value) for key, value in x.items()}
-    return tuple(one(value) for value in x) if isinstance(x, tuple | list) else one(x)
 
 
 def sizes(x: Any, name: str = "x") -> tuple[int, int]:

@@ -16,10 +16,10 @@ from metapeft.updates.leaf import is_gpt2_linear, is_transposed
 #: what PEFT writes before the name of a module of the backbone
 PREFIX = "base_model.model."
 #: how PEFT calls what it puts into an adapted layer
-OWN_MODULES = (
-    *("base_layer", "lora_dropout", "lora_A", "lora_B", "lora_A.default", "lora_B.default"),
-    *("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
-)
+OWN_MODULES: tuple[str, ...] = (
+    "base_layer", "lora_dropout", "lora_A", "lora_B", "lora_A.default", "lora_B.default", "lora_embedding_A",
+    "lora_embedding_B", "lora_magnitude_vector",
+)  # fmt: skip
 _LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 

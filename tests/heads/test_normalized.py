@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import metapeft as mp
 from metapeft import heads
 from metapeft.heads.normalized import unit
+from metapeft.training.tuning import calibrated_scale
 from tests.heads.test_heads import support
 
 KINDS: dict[str, Any] = {
@@ -130,8 +132,8 @@ def test_adapted_merged_kept_and_loaded(kind: str, normalize: str | None, tmp_pa
     torch.testing.assert_close(plain(batch.query_x[1].double() / 255), logits[1], rtol=1e-9, atol=1e-11)
     assert all(value.isfinite().all() for value in one.hypergradient(batch).grads.values())
     found = mp.evaluate(one, mp.EpisodeSampler(data(), 3, 2, 2), episodes=2)
-    wanted = one.head_name if normalize is None else f"{one.head_name} {normalize}"
-    assert found.protocol.head == wanted
+    metric = "cosine" if kind == "cosine prototypes" else None
+    assert found.protocol.head == " ".join(word for word in (one.head_name, metric, normalize) if word)
     mp.save(one, tmp_path / "run")
     again = mp.load(tmp_path / "run", preprocess=one.model.preprocess)
     assert set(again.state()) == set(one.state())
@@ -146,3 +148,63 @@ def test_a_head_without_a_centre_measures_none() -> None:
         mp.fit_center(learner("prototypes", "l2"), data())
     with pytest.raises(ValueError, match=r"an mp.Learner is needed"):
         mp.fit_center(nn.Linear(1, 1), data())  # type: ignore[arg-type]
+
+
+def test_a_state_that_is_refused_leaves_no_centre() -> None:
+    one = learner("prototypes", "center+l2")
+    for given in (
+        {"center": torch.ones(4), "weights.conv1.weight": torch.ones(7)},
+        {"center": torch.ones(9)},
+    ):
+        with pytest.raises(ValueError, match=r"state has \S+ of shape"):
+            one.load_state(given)
+        assert one.center is None
+    one.load_state({"center": torch.ones(4)})
+    assert one.center is not None
+    assert one.center.tolist() == [1.0] * 4
+
+
+def test_the_centre_moves_with_the_learner() -> None:
+    one = mp.fit_center(learner("prototypes", "center+l2"), data(), images=50)
+    expected = one.center
+    one.to(dtype=torch.float32)
+    torch.testing.assert_close(one.center, expected.float(), rtol=0, atol=0)
+    assert one.state()["center"].dtype == torch.float32
+
+
+def test_heads_of_ones_own_are_linear_where_their_logits_are_not_their_own() -> None:
+    class Plain(heads.Head):
+        pass
+
+    class Rooted(heads.Head):
+        def logits(self, features: Tensor, tensors: Any) -> Tensor:
+            return super().logits(features.sqrt(), tensors)
+
+    assert Plain().linear
+    assert not Rooted().linear
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        heads.Prototypes(normalize="l2"),
+        heads.Prototypes(metric="cosine"),
+        heads.Prototypes(normalize="center+l2"),
+    ],
+)
+def test_the_scale_with_the_smallest_loss_is_found(head: heads.Prototypes) -> None:
+    body = mp.backbones.conv4(width=8, seed=0)
+    validation = mp.EpisodeSampler(mp.load_dataset("glyphs", split="val"), 5, 1, 5)
+    options: dict[str, Any] = {"preprocess": data().preprocess}
+    scales = (0.3, 3.0, 30.0, 300.0)
+    losses = []
+    for scale in scales:
+        one = mp.methods.centroids(body, head=dataclasses.replace(head, scale=scale), **options)
+        if head.reads_center:
+            mp.fit_center(one, data())
+        losses.append(mp.evaluate(one, validation, episodes=20).loss)
+    found = calibrated_scale(body, validation, 20, scales, head=head, training=data(), **options)
+    assert found == scales[losses.index(min(losses))]
+    if head.reads_center:
+        with pytest.raises(ValueError, match="training= is missing"):
+            calibrated_scale(body, validation, head=head, **options)

@@ -19,6 +19,7 @@ from metapeft.inner import (
     from_simplex,
     logistic,
     ridge,
+    softmax_regression,
     solve,
 )
 
@@ -218,6 +219,14 @@ def test_hyper_parameters_of_a_logistic_regression_reach_the_optimum_that_scipy_
     best = scipy.optimize.minimize_scalar(by_scipy, bounds=(-6, 3), method="bounded", options={"xatol": 1e-6})
     assert log.item() == pytest.approx(best.x, abs=1e-2)
     assert by_scipy(log.item()) == pytest.approx(best.fun, rel=1e-6)
+
+
+#: three functions of the examples' weights s, at one x and y
+WEIGHTED = {
+    "ridge": lambda x, y, s: ridge(x, y, 0.7, s),
+    "logistic": lambda x, y, s: logistic(x, y[:, 0].sigmoid(), 0.7, s),
+    "softmax": lambda x, y, s: softmax_regression(x, y.softmax(-1), 0.7, s),
+}
 
 
 def test_what_has_no_solution_is_refused():

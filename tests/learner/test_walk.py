@@ -89,8 +89,9 @@ def way() -> list[str]:
         if folder in folders:
             if not folders[folder]:
                 lines.append((f"{folder}/", folders[folder]))
-            if f"`{name}`" not in folders[folder]:
-                folders[folder].append(f"`{name}`")
+            within, deeper, _ = name.partition("/")
+            if f"`{within}{deeper}`" not in folders[folder]:
+                folders[folder].append(f"`{within}{deeper}`")
         elif lines and lines[-1][0] == file:
             lines[-1][1].append(f"`{function}`")
         else:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import metapeft as mp
+from metapeft.base.trees import mapped
 from metapeft.updates.formats.format import Format
-from metapeft.updates.inputs import exact_attention, mapped, output_tensor
+from metapeft.updates.inputs import exact_attention, output_tensor
 
 #: every format of the table, with the settings under which the tests of layers and networks run it
 GRID: dict[str, dict[str, Format]] = {

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metapeft as mp
-from metapeft.updates.inputs import exact_attention, mapped, output_tensor
+from metapeft.base.trees import mapped
+from metapeft.updates.inputs import exact_attention, output_tensor
 from tests.updates.helpers import (
     FEW,
     assert_same_derivatives,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import metapeft as mp
-from metapeft.updates.inputs import mapped
+from metapeft.base.trees import mapped
 from tests.updates.helpers import assert_close, call, randn, random_factors, randomised, task
 from tests.updates.networks import Attention, Tied
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import metapeft as mp
 from metapeft.base import counter
+from metapeft.base.trees import mapped
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.copying import viewed
-from metapeft.updates.inputs import mapped
 from metapeft.updates.layers.masks import Masks
 from tests.updates.helpers import FORMATS, assert_close, randn, random_factors, randomised, task
 
