@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Examples that count nothing, or less than nothing, in regressions of a closed form."""
-=======
 """Weighted regressions at weights of 0 and below: slopes from 0 upwards, and what is refused."""
->>>>>>> faults-A1
 
 from __future__ import annotations
 
@@ -11,20 +7,8 @@ import torch
 
 import metapeft as mp
 from metapeft.hypergradients import hypergradient
-<<<<<<< HEAD
-from metapeft.inner import Ridge, logistic, ridge, softmax_regression
-from tests.inner.test_closed_form import data
-
-#: three functions of the examples' weights s, at one x and y
-WEIGHTED = {
-    "ridge": lambda x, y, s: ridge(x, y, 0.7, s),
-    "logistic": lambda x, y, s: logistic(x, y[:, 0].sigmoid(), 0.7, s),
-    "softmax": lambda x, y, s: softmax_regression(x, y.softmax(-1), 0.7, s),
-}
-=======
 from metapeft.inner import Ridge, ridge
 from tests.inner.test_closed_form import WEIGHTED, data
->>>>>>> faults-A1
 
 
 @pytest.mark.parametrize("zeros", [1, 2, 3], ids="{} of 3 examples".format)
