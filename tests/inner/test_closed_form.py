@@ -221,8 +221,6 @@ def test_hyper_parameters_of_a_logistic_regression_reach_the_optimum_that_scipy_
     assert by_scipy(log.item()) == pytest.approx(best.fun, rel=1e-6)
 
 
-<<<<<<< HEAD
-=======
 #: three functions of the examples' weights s, at one x and y
 WEIGHTED = {
     "ridge": lambda x, y, s: ridge(x, y, 0.7, s),
@@ -231,7 +229,6 @@ WEIGHTED = {
 }
 
 
->>>>>>> faults-A1
 def test_what_has_no_solution_is_refused():
     x, y, *_ = data(5, 3)
     wide, right, *_, s = data(3, 8)
