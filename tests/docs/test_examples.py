@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,14 @@ def test_memory_is_as_the_page_says() -> None:
     a_step = (unroll[100] - unroll[20]) / 80
     assert a_step == pytest.approx((unroll[20] - unroll[5]) / 15, rel=0.15)
     assert unroll[100] > 10 * unroll[1]
+
+
+def test_the_page_of_starts_reads_features_in_three_ways(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (EXAMPLES.parent / "few-shot.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    (tmp_path / "block.py").write_text(block, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "block.py"))
+    heads = re.findall(r"head (prototypes.*?), 95", capsys.readouterr().out)
+    assert heads == ["prototypes", "prototypes l2", "prototypes center+l2"]
