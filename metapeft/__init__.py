@@ -40,9 +40,13 @@ if TYPE_CHECKING:
     from metapeft.episodes.sampler import EpisodeSampler
     from metapeft.episodes.shift import Shift
     from metapeft.experiments import report
-    from metapeft.generators.control import OtherTask
+    from metapeft.generators.attention_encoder import AttentionEncoder
+    from metapeft.generators.class_encoder import ClassEncoder
+    from metapeft.generators.control import Blind, OtherTask
     from metapeft.generators.generator import Generator
     from metapeft.generators.mapping_net import MappingNet
+    from metapeft.generators.pair_encoder import PairEncoder
+    from metapeft.generators.support import Support
     from metapeft.heads.centroids import Cosine, PrototypeInit, Prototypes
     from metapeft.heads.head import Head
     from metapeft.heads.layers import Learned, Zero
@@ -133,9 +137,12 @@ __all__ = [
     "KNN",
     "Adapted",
     "AttachedModel",
+    "AttentionEncoder",
     "Augment",
     "AutoLoRA",
     "BilevelTrainer",
+    "Blind",
+    "ClassEncoder",
     "Cosine",
     "DataError",
     "Direct",
@@ -164,6 +171,7 @@ __all__ = [
     "NotFiniteInput",
     "NumericalError",
     "OtherTask",
+    "PairEncoder",
     "Preprocess",
     "Problem",
     "Protocol",
@@ -178,6 +186,7 @@ __all__ = [
     "Shift",
     "Sinusoid",
     "Softmax",
+    "Support",
     "TensorRing",
     "Truncated",
     "Unroll",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+#: metadata of a field that settings say only where it differs from its default: runs of before it was there do not
+LATER: dict[str, Any] = {"later": True}
+
 
 def as_json(value: Any) -> Any:
     """The value as it comes back from JSON."""

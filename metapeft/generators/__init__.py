@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 from metapeft.generators.table import registry
 
 if TYPE_CHECKING:
-    from metapeft.generators.control import OtherTask
+    from metapeft.generators.attention_encoder import AttentionEncoder
+    from metapeft.generators.class_encoder import ClassEncoder
+    from metapeft.generators.control import Blind, OtherTask
     from metapeft.generators.generator import Generator
     from metapeft.generators.mapping_net import MappingNet
+    from metapeft.generators.pair_encoder import PairEncoder
+    from metapeft.generators.support import Support
 else:
 
     def __getattr__(name: str) -> Any:
@@ -21,8 +25,13 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "AttentionEncoder",
+    "Blind",
+    "ClassEncoder",
     "Generator",
     "MappingNet",
     "OtherTask",
+    "PairEncoder",
+    "Support",
     "registry",
 ]

@@ -7,6 +7,20 @@ from metapeft.base.registry import Registry
 registry = Registry(
     "metapeft.generators",
     "generator",
-    attributes={"Generator": "generator", "MappingNet": "mapping_net", "OtherTask": "control"},
-    names={"mapping-net": "MappingNet"},
+    attributes={
+        "Generator": "generator",
+        "Support": "support",
+        "MappingNet": "mapping_net",
+        "ClassEncoder": "class_encoder",
+        "PairEncoder": "pair_encoder",
+        "AttentionEncoder": "attention_encoder",
+        "OtherTask": "control",
+        "Blind": "control",
+    },
+    names={
+        "mapping-net": "MappingNet",
+        "class-encoder": "ClassEncoder",
+        "pair-encoder": "PairEncoder",
+        "attention-encoder": "AttentionEncoder",
+    },
 )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from metapeft.base.arguments import number
-from metapeft.heads.head import Tensors, absent_bias, class_means, linear, one_hot
+from metapeft.episodes.class_rows import class_means, one_hot
+from metapeft.heads.head import Tensors, absent_bias, linear
 from metapeft.heads.normalized import CENTER, OnFeatures, unit
 
 

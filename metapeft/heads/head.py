@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
@@ -64,21 +63,9 @@ def linear(features: Tensor, tensors: Tensors) -> Tensor:
     return torch.baddbmm(bias, features, tensors["head.weight"].transpose(1, 2))
 
 
-def one_hot(y: Tensor, ways: int, mask: Tensor | None, like: Tensor) -> Tensor:
-    """Labels as rows `(T, S, N)` of zeros and ones; rows that the mask leaves out are zero."""
-    rows = F.one_hot(y, ways).to(like)
-    return rows if mask is None else rows * mask.unsqueeze(-1).to(like)
-
-
 def absent_bias(rows: Tensor) -> Tensor:
     """`(T, N)`: 0 for classes that occur among the rows of `one_hot`, `ABSENT` for the others."""
     return torch.where(rows.sum(1) > 0, 0.0, ABSENT).to(rows)
-
-
-def class_means(features: Tensor, rows: Tensor) -> Tensor:
-    """Mean features of each class, `(T, N, F)`; 0 for a class that does not occur."""
-    count = rows.sum(1).clamp_min(1.0).unsqueeze(-1)
-    return torch.bmm(rows.transpose(1, 2), features) / count
 
 
 HEAD = ("head.weight", "head.bias")

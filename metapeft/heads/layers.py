@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from metapeft.heads.head import Head, Tensors, absent_bias, one_hot
+from metapeft.episodes.class_rows import one_hot
+from metapeft.heads.head import Head, Tensors, absent_bias
 
 
 @dataclass(frozen=True)

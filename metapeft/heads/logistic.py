@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapeft.base.arguments import number
-from metapeft.heads.head import Tensors, absent_bias, one_hot
+from metapeft.episodes.class_rows import one_hot
+from metapeft.heads.head import Tensors, absent_bias
 from metapeft.heads.normalized import OnFeatures
 from metapeft.inner.multiclass import softmax_regression
 

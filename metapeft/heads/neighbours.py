@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from metapeft.base.arguments import whole
-from metapeft.heads.head import Tensors, one_hot
+from metapeft.episodes.class_rows import one_hot
+from metapeft.heads.head import Tensors
 from metapeft.heads.normalized import CENTER, OnFeatures
 
 

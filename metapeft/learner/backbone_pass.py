@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metapeft.base.machine.precision import forward_precision
 from metapeft.base.trees import mapped
+from metapeft.generators.features import features_of
 from metapeft.learner.dropout_masks import ItemMasks
 from metapeft.learner.items import Items, Parts
 from metapeft.learner.roles import Roles, Tensors
@@ -28,6 +29,7 @@ class BackbonePass:
         ways: the number of classes.
         training: whether batch statistics and `inner_data="both"` apply.
         masks: of dropout; None for none.
+        shown: the support sets that the generator is shown in place of the tasks' own; None for those.
 
     Attributes:
         statistics: of the batch, as the last forward took them, layer -> (mean, variance, count).
@@ -39,6 +41,7 @@ class BackbonePass:
     ways: int
     training: bool
     masks: ItemMasks | None = None
+    shown: Items | None = None
     statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
     places: dict[str, list[Place]] = field(default_factory=dict)
     _features: dict[str, Tensor] | None = None
@@ -149,37 +152,54 @@ class BackbonePass:
         selected: dict[str, Tensor] = roles.selection(roles.model.sites, factors, logits)
         return selected
 
-    def features(self) -> dict[str, Tensor]:
-        """Constant features for the generator, part -> `(T, B, F)`: of the support set, or of all inputs per input.
+    @property
+    def seen(self) -> Items:
+        """The items that the generator is shown: the support set, or another task's in a control."""
+        return self.parts.support if self.shown is None else self.shown
 
-        They come from the body with the current W0, no update and no gradient, or from the generator's own module,
-        and are computed once; ValueError where that gives another shape than it said.
+    def features(self, embedder: Tensors | None = None) -> dict[str, Tensor]:
+        """Features for the generator, part -> `(T, B, F)`: of the support set, or of all inputs per input.
+
+        They come from the body with the current W0, no update and no gradient, or from what the generator says, and are
+        constants, computed once, unless they come from a module that is trained.
+
+        Args:
+            embedder: the parameters of such a module, `embedder.<name>`.
         """
+        if embedder:
+            return {part: self._own_features(self._items(part), embedder) for part in self._read_parts()}
         if self._features is None:
-            parts = ["support"]
-            if self.roles.per_input:
-                parts = ["query"] if self.parts.query is not None else []
-                if self.outer_reads_support or self.roles.inner is not None:
-                    parts.append("support")
-            self._features = {part: self._body_features(self.parts[part]) for part in parts}
+            with torch.no_grad():
+                self._features = {part: self._features_of(self._items(part)) for part in self._read_parts()}
         return self._features
 
-    @torch.no_grad()
-    def _body_features(self, items: Items) -> Tensor:
-        roles, generator = self.roles, self.roles.generator
-        if generator is not None and generator.features is not None:
-            rows = mapped(items.x, lambda value: value.flatten(0, 1))
-            features: Tensor = generator.features(rows)
-            size = generator.size
-            if features.dim() != 2 or (size is not None and features.shape[1] != size):
-                raise ValueError(
-                    f"the generator's features have shape {tuple(features.shape)}: (rows, {size or 'F'}) is needed, as "
-                    "size= says"
-                )
-            return torch.unflatten(features, 0, (self.tasks, items.count))
+    def _read_parts(self) -> list[str]:
+        """The parts of which the generator reads features."""
+        if not self.roles.per_input:
+            return ["support"]
+        parts = ["query"] if self.parts.query is not None else []
+        if self.outer_reads_support or self.roles.inner is not None:
+            parts.append("support")
+        return parts
+
+    def _items(self, part: str) -> Items:
+        return self.seen if part == "support" else self.parts[part]
+
+    def _own_features(self, items: Items, embedder: Tensors) -> Tensor:
+        """Features of the generator's own module, or of the inputs themselves."""
+        generator = self.roles.generator
+        if generator is None or generator.features is None:
+            raise LookupError("the generator has no features of its own")
+        rows = mapped(items.x, lambda value: value.flatten(0, 1))
+        return torch.unflatten(features_of(generator, rows, embedder), 0, (items.tasks, items.count))
+
+    def _features_of(self, items: Items) -> Tensor:
+        roles = self.roles
+        if roles.generator is not None and roles.generator.features is not None:
+            return self._own_features(items, {})
         options: dict[str, Any] = {}
         if roles.model.norm == "support":
-            options["support"] = (self.parts.support.x, {}, self.parts.support.mask)
+            options["support"] = (self.seen.x, {}, self.seen.mask)
         elif roles.model.norm == "transductive":
             options["mask"] = items.mask
         return self._forward(roles.body, items, {}, True, **options)

@@ -9,6 +9,7 @@ import torch
 from metapeft.base.arguments import flag, floating, seed_number, whole
 from metapeft.base.machine.devices import usable
 from metapeft.base.machine.precision import check_autocast
+from metapeft.episodes.episode import EpisodeBatch
 from metapeft.hypergradients.direct import Direct
 from metapeft.hypergradients.problem import Engine, unreachable
 from metapeft.hypergradients.reptile import Reptile
@@ -54,6 +55,18 @@ def check_batch(batch: object) -> None:
         )
 
 
+def check_shown(roles: Roles, batch: EpisodeBatch, shown: EpisodeBatch) -> None:
+    """Raise ValueError for episodes that cannot be shown to the generator in place of a batch's own."""
+    if roles.generator is None or roles.per_input:
+        raise ValueError("shown= has no effect: this learner has no generator that reads support sets")
+    check_batch(shown)
+    if len(shown) != len(batch) or shown.ways != batch.ways:
+        raise ValueError(
+            f"shown= has {len(shown)} episodes of {shown.ways} ways, the batch {len(batch)} of {batch.ways}: "
+            "one for each"
+        )
+
+
 def check(roles: Roles) -> None:
     """Raise ValueError for a learner that cannot be; say in the log what is allowed and of little use."""
     check_autocast(roles.autocast, roles.like)
@@ -93,7 +106,9 @@ def check_parts(roles: Roles) -> None:
         )
     check_dropout(roles.dropout, roles.model.module, roles.outer, roles.seed)
     if roles.generator is not None and not roles.seeds:
-        raise ValueError("generator= has no seed to write: use a format with one, CP or TensorRing")
+        raise ValueError(
+            "generator= has no seed, shift or gate to write: use a format with one, CP or TensorRing"
+        )
     clash = [name for name in roles.adapted if name in roles.seeds]
     if roles.per_input and clash:
         raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metapeft.base.registry import Registry
 from metapeft.base.suggestions import did_you_mean
-from metapeft.generators.generator import Generator
+from metapeft.generators.generator import Generator, check_generator
 from metapeft.heads.head import Head
 from metapeft.updates.attached import AttachedModel
 
@@ -104,6 +104,8 @@ def resolved_head(head: Any, registry: Registry) -> Head:
 def resolved_generator(generator: Any, registry: Registry) -> Generator | None:
     """A generator by its name, or the generator itself; raises ValueError for what is none."""
     found = resolved(generator, registry)
+    if isinstance(found, Generator):
+        check_generator(found)
     if found is None or isinstance(found, Generator):
         return found
     own = "one of your own derives from mp.generators.Generator"

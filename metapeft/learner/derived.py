@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from metapeft.generators.features import EMBEDDER
+from metapeft.generators.support import Support
 from metapeft.learner.backbone_pass import BackbonePass
 from metapeft.learner.fixed_layers import kept
 from metapeft.learner.roles import FixedLayers, Tensors
@@ -53,7 +55,7 @@ def derive(passes: BackbonePass, u: Tensors, keep: bool = True) -> Derived:
 
 
 def generated_seeds(passes: BackbonePass, u: Tensors) -> dict[str, Tensor]:
-    """Seeds: start plus what the generator makes of constant features; `{}` without one.
+    """Seeds, shifts and gates: start plus what the generator makes of features and labels; `{}` without one.
 
     `seed.<name>` `(T, ...)` from the support set, or per input `support.<name>` and `query.<name>` `(T, B, ...)`.
     """
@@ -63,9 +65,11 @@ def generated_seeds(passes: BackbonePass, u: Tensors) -> dict[str, Tensor]:
         return {}
     parameters = {name: roles.value(u, f"generator.{name}") for name in roles.generator_names}
     seeds: dict[str, Tensor] = {}
-    for part, features in passes.features().items():
-        mask = None if roles.per_input else passes.parts.support.mask
-        for name, added in generator(parameters, roles.seeds, features, mask).items():
+    of_generator = {name: parameters.pop(name) for name in list(parameters) if name.startswith(EMBEDDER)}
+    items = passes.seen
+    for part, features in passes.features(of_generator).items():
+        shown = Support(features) if roles.per_input else Support(features, items.y, items.mask, passes.ways)
+        for name, added in generator(parameters, roles.seeds, shown).items():
             begin = roles.value(u, f"factors.{name}")
             if roles.per_input:
                 seeds[f"{part}.{name}"] = added + begin.unsqueeze(1)

@@ -16,7 +16,8 @@ from metapeft.base.machine.devices import usable
 from metapeft.base.machine.precision import check_autocast
 from metapeft.base.trees import mapped
 from metapeft.episodes.episode import EpisodeBatch
-from metapeft.generators.generator import Generator, with_own_features
+from metapeft.generators.features import with_own_features
+from metapeft.generators.generator import Generator
 from metapeft.generators.table import registry as generators
 from metapeft.heads.head import Head
 from metapeft.heads.table import registry as heads
@@ -55,7 +56,7 @@ class Learner(Roles):
             starts), `"generator"`, `"selection"`, `"rates"`, `"head"` (what a head itself learns).
         head: `"learned"` (the backbone's own classifier), `"zero"`, `"prototype-init"`, `"prototypes"`,
             `"ridge"`, `"knn"`, or a head of your own.
-        generator: None, `mp.generators.MappingNet(...)` or a generator of your own.
+        generator: None, `mp.generators.ClassEncoder(...)`, another of ours or one of your own.
         selection: None, `"softmax"` or a selection of your own.
         inner_data: `"support"`, or `"both"`: the mean over all items on both levels, in training.
         loss: `loss(outputs (rows, ...), targets (rows, ...), reduction="none")`, one value a row.
@@ -182,11 +183,22 @@ class Learner(Roles):
         view.autocast = autocast
         return view
 
-    def objectives(self, batch: EpisodeBatch, training: bool) -> Objectives:
-        """The two objectives on a batch, its inputs on the learner's device and turned into floats once."""
+    def objectives(
+        self, batch: EpisodeBatch, training: bool, shown: EpisodeBatch | None = None
+    ) -> Objectives:
+        """The two objectives on a batch, its inputs on the learner's device and turned into floats once.
+
+        Args:
+            shown: episodes, one a task, whose support sets the generator is shown in place of the tasks' own (a
+                control).
+        """
         checks.check_batch(batch)
         masks = ItemMasks(self.seed, batch, self.like.device) if training and self.dropout else None
-        return Objectives(BackbonePass(self, of_batch(batch, self.model), batch.ways, training, masks))
+        seen = None
+        if shown is not None:
+            checks.check_shown(self, batch, shown)
+            seen = of_batch(shown, self.model).support
+        return Objectives(BackbonePass(self, of_batch(batch, self.model), batch.ways, training, masks, seen))
 
     def hypergradient(self, batch: EpisodeBatch, w0: Tensors | None = None) -> Result:
         """The outer value of a batch and its gradient for everything that is trained; changes nothing.

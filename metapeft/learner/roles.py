@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metapeft.generators.generator import Generator, with_own_features
+from metapeft.generators.features import embedder, with_own_features
+from metapeft.generators.generator import Generator
 from metapeft.heads.head import HEAD, Head
 from metapeft.heads.normalized import CENTER, OnFeatures
 from metapeft.inner.solver import Solver
@@ -51,7 +52,7 @@ class Roles:
         variables: every tensor of every group, `"<group>.<name>"`; `trained` are those of the outer groups.
         only_derived: outer variables that only what is derived reads.
         factor_names: of all updates. adapted: those that the inner solver moves. selected: layers with a selection.
-        seeds: factors that a generator can write, with their shapes.
+        seeds: factors that a generator can write (seeds, shifts, gates), with their shapes.
         center: mean feature `(F,)` of the training images under W0, which `mp.fit_center` measures; None before.
         fixed_layers: with dropout (True) and without, once a batch was seen.
     """
@@ -111,9 +112,10 @@ class Roles:
         found["weights"] = {name: self.model.parameters[name] for name in self.trainable}
         found["factors"], found["head"] = starts, self.head.learned()
         if self.generator is not None:
-            size = self.generator.size or feature_size(self.model, "MappingNet(size=...) says it")
+            size = self.generator.size or feature_size(self.model, "the generator's size= says it")
             random = torch.Generator().manual_seed(self.seed)
-            found["generator"] = self.generator.start(self.seeds, size, random)
+            own = self.generator.start(self.seeds, size, random)
+            found["generator"] = {**own, **embedder(self.generator)}
         if self.selection is not None:
             found["selection"] = self.selection.start(self.model.sites)
         if self.inner is not None:
@@ -241,5 +243,5 @@ class Roles:
 
 
 def _seeds(model: AttachedModel, starts: Tensors) -> dict[str, tuple[int, ...]]:
-    named = [f"{name}.{site.format.seed}" for name, site in model.sites.items() if site.format.seed]
+    named = [f"{name}.{local}" for name, site in model.sites.items() for local in site.format.generated]
     return {name: tuple(starts[name].shape[1:]) for name in named if starts[name].numel()}

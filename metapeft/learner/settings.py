@@ -159,9 +159,11 @@ def frozen_hash(module: nn.Module, trainable: Iterable[str], dropped: Iterable[s
 
 
 def features_hash(generator: Any) -> str | None:
-    """The digest of a generator's own feature module; None where it has none."""
+    """The digest of a generator's own frozen feature module; None where it has none."""
     features = getattr(generator, "features", None)
-    return digest(features.state_dict()) if isinstance(features, nn.Module) else None
+    if not isinstance(features, nn.Module) or generator.train_features:
+        return None
+    return digest(features.state_dict())
 
 
 def _is_setting(kind: Any) -> bool:
@@ -173,4 +175,9 @@ def _fields(value: Any) -> dict[str, Any]:
     """The arguments that build an object again."""
     if isinstance(value, Solver):
         return value.settings()
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    fields = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {
+        field.name: given
+        for field, given in fields.items()
+        if given != field.default or "later" not in field.metadata
+    }

@@ -98,6 +98,8 @@ class Chain:
             return False
         known = call.reference is not None or self.norm.running_mean is not None
         update = updates.get(("convolution", "weight"))
+        if update is not None and update.modulation is not None:
+            return False  # it acts between the convolution and the norm
         own = update is not None and update.format.dense
         return known and x.dim() == 4 and (own or ("norm", "weight") not in updates)
 

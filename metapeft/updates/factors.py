@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metapeft.base.arguments import by_name
+from metapeft.updates.formats.modulation import GATE, SHIFT, modulation
 from metapeft.updates.formats.site import Site, Sites
 from metapeft.updates.layers.call import Update
 
@@ -61,16 +62,16 @@ def updates_of(
 
 
 def _update(site: Site, factors: Mapping[str, Tensor], weight: Tensor, tasks: int, items: int) -> Update:
-    seeded = False
+    seeded = False  # whether the seed itself is per input
     for name, wanted in site.format.shapes(site.geometry).items():
         value = factors[name]
         shape = tuple(value.shape)
         per_input = is_per_input(site, name, value)
-        seeded = seeded or per_input
+        seeded = seeded or (per_input and name == site.format.seed)
         leading, own = (shape[:2], shape[2:]) if per_input else (shape[:1], shape[1:])
         if own != wanted or leading[:1] not in ((1,), (tasks,)) or leading[1:] not in ((), (items,)):
             sizes = "".join(f", {size}" for size in wanted)
-            also = f" or (1 or {tasks}, {items}{sizes}) per input" if name == site.format.seed else ""
+            also = f" or (1 or {tasks}, {items}{sizes}) per input" if name in site.format.generated else ""
             raise ValueError(
                 f"factor {site.parameter}.{name} has shape {shape}: allowed are (1 or {tasks}{sizes}){also}; "
                 "one task's factors without the task axis go to merged()"
@@ -79,12 +80,13 @@ def _update(site: Site, factors: Mapping[str, Tensor], weight: Tensor, tasks: in
             raise ValueError(
                 f"factor {site.parameter}.{name} has dtype {value.dtype}, its weight {weight.dtype}"
             )
-    return Update(site.format, site.geometry, factors, tasks, seeded)
+    plain = {name: value for name, value in factors.items() if name not in (SHIFT, GATE)}
+    return Update(site.format, site.geometry, plain, tasks, seeded, modulation(factors))
 
 
 def is_per_input(site: Site, name: str, value: Tensor) -> bool:
-    """Whether a factor of a site, under its local name, is a seed with a batch axis."""
-    return name == site.format.seed and value.dim() == len(site.format.shapes(site.geometry)[name]) + 2
+    """Whether a factor of a site, under its local name, is a seed, shift or gate with a batch axis."""
+    return name in site.format.generated and value.dim() == len(site.format.shapes(site.geometry)[name]) + 2
 
 
 def joined(

@@ -13,10 +13,12 @@ from metapeft.base.trees import mapped
 from metapeft.updates import factors as _factors
 from metapeft.updates import inputs
 from metapeft.updates.batched import BatchedBackbone
+from metapeft.updates.formats.modulation import Modulation
 from metapeft.updates.layers.call import Call
 from metapeft.updates.layers.function import transforms_are_active
 from metapeft.updates.layers.normalization import is_batch_norm
 from metapeft.updates.layers.slots import Slots
+from metapeft.updates.leaf import is_transposed
 
 #: that many inputs of each task are enough: a derivative that mixes tasks up does so on any
 _ITEMS = 4
@@ -61,12 +63,26 @@ def gradients_alone(
         values = {
             name: model.parameters[name].detach() + update.delta(1)[0] for name, update in updates.items()
         }
+        for name, update in updates.items():
+            if update.modulation is not None:
+                values.update(_modulated(model, name, update.modulation, values[name]))
         args, kwargs = inputs.flattened(few, items)
         with inputs.exact_attention():
             output = torch.func.functional_call(plain, slots.filled(values), args, kwargs, tie_weights=False)
         return inputs.output_tensor(output, items)
 
     return _gradients(run, x, factors)
+
+
+def _modulated(
+    model: BatchedBackbone, name: str, modulation: Modulation, weight: Tensor
+) -> dict[str, Tensor]:
+    """Weight and bias of one layer that is shifted and gated."""
+    layer = model.users[name][0]
+    module, own = model.module.get_submodule(layer), f"{layer}.bias" if layer else "bias"
+    bias = getattr(module, "bias", None)
+    scaled, shift = modulation.merged(weight, bias, is_transposed(module))
+    return {name: scaled, own: shift}
 
 
 def compare_gradients(together: Gradients, alone: list[Gradients]) -> None:

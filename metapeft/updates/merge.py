@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from metapeft.updates import factors as _factors
 from metapeft.updates.batched import BatchedBackbone
+from metapeft.updates.formats.modulation import Modulation
 from metapeft.updates.layers.call import Statistics
 from metapeft.updates.layers.normalization import is_batch_norm
+from metapeft.updates.leaf import is_transposed
 
 
 @torch.no_grad()
@@ -35,13 +37,29 @@ def with_updates(
     }
     for name, value in model.slots.filled(weights or {}).items():
         state[name].copy_(value)
-    for name, update in _factors.updates_of(model.sites, factors, state, 1, 1).items():
+    updates = _factors.updates_of(model.sites, factors, state, 1, 1)
+    for name, update in updates.items():
         state[name].add_(update.delta(1)[0])
+    for name, update in updates.items():
+        if update.modulation is not None:
+            _modulate(plain.get_submodule(model.users[name][0]), update.modulation)
     for name, module in plain.named_modules():
         if name in statistics and is_batch_norm(module):
             mean, variance, _ = statistics[name]
             _bake(module, mean[0], variance[0])
     return plain
+
+
+def _modulate(module: nn.Module, modulation: Modulation) -> None:
+    """Write a shift and a gate into a layer's weight and bias; one without a bias gets one."""
+    bias: Tensor | None = getattr(module, "bias", None)
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    scaled, shift = modulation.merged(weight, bias, is_transposed(module))
+    weight.copy_(scaled)
+    if bias is None:
+        module.bias = nn.Parameter(shift, requires_grad=weight.requires_grad)
+    else:
+        bias.copy_(shift)
 
 
 def _bake(module: nn.Module, mean: Tensor, variance: Tensor) -> None:

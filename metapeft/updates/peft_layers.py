@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metapeft.updates import factors as _factors
 from metapeft.updates.batched import BatchedBackbone
+from metapeft.updates.formats.modulation import GATE, SHIFT
 from metapeft.updates.formats.site import Site, Sites
 from metapeft.updates.leaf import is_gpt2_linear, is_transposed
 
@@ -58,6 +59,11 @@ def adapters(
         if site.format.terms == 0:
             rank_zero.append(parameter)
             continue
+        if any(bool(local[name].any()) for name in (SHIFT, GATE) if name in local):
+            raise ValueError(
+                f"{parameter!r} shifts or gates its layer's output, which PEFT's LoRA cannot say: merged() has "
+                "it inside"
+            )
         plain = "seed" not in local  # LoRA itself keeps its factors and its scale
         lora = local if plain else site.format.to_lora(local)
         scale = getattr(site.format, "scale", 1.0) if plain else 1.0

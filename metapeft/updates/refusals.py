@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from metapeft.updates.formats.format import Format
-from metapeft.updates.leaf import LeafModule
+from metapeft.updates.leaf import LeafModule, is_gpt2_linear
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -60,6 +60,14 @@ def refuse_update(name: str, parameter: nn.Parameter, leaf: LeafModule, format: 
         raise ValueError(
             f"{type(format).__name__} cannot act on {name!r} ({type(leaf.module).__name__}): {why}"
         )
+
+
+def why_not_modulated(leaf: LeafModule, local: str, tied: bool) -> str:
+    """Why a layer's output cannot be shifted and gated beside an update of that parameter; empty where it can."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    if local != "weight" or not (type(leaf.module) in kinds or is_gpt2_linear(leaf.module)):
+        return "shift and gate act on what Linear, Conv1d and Conv2d give"
+    return "its weight is that of another layer too, whose output is another" if tied else ""
 
 
 def _why_no_update(parameter: nn.Parameter, module: nn.Module, format: Format) -> str:

@@ -144,7 +144,7 @@ def _teach(leaf: LeafModule, local: dict[str, str], holder: Holder) -> None:
     module, clone = leaf.module, shared_copy(leaf.module)
     slots = Slots(clone)
     run = by_kind.linear if is_gpt2_linear(module) else _EXACT.get(type(module))
-    plain = module.forward
+    plain, channels = module.forward, 1 if isinstance(module, nn.Conv1d | nn.Conv2d) else -1
 
     def updated(call: Call, visit: tuple[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         updates = {name: call.updates[full] for name, full in local.items() if full in call.updates}
@@ -154,14 +154,19 @@ def _teach(leaf: LeafModule, local: dict[str, str], holder: Holder) -> None:
             return plain(*args, **kwargs)
         if run is None:
             return own_forward(clone, slots, module, call, updates, holder.layouts, visit, args, kwargs)
+
+        def modulated(y: Tensor) -> Tensor:
+            own = updates["weight"].modulation if "weight" in updates else None
+            return y if own is None else own(y, call.tasks, call.items, channels)
+
         x = _first(args, kwargs)
         layout = holder.layouts.get(
             (*visit, 0 if args else next(iter(kwargs))), Layout(0, x.dim(), x.shape[0])
         )
         axis = layout.locate(x, call.rows)
         if axis:
-            return run(module, call, updates, x.movedim(axis, 0)).movedim(0, axis)
-        return run(module, call, updates, x if axis == 0 else spread(x, call.rows))
+            return modulated(run(module, call, updates, x.movedim(axis, 0))).movedim(0, axis)
+        return modulated(run(module, call, updates, x if axis == 0 else spread(x, call.rows)))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         call = holder.current()

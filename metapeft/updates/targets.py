@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,7 @@ from metapeft.base.suggestions import did_you_mean
 from metapeft.updates.formats.format import Format, Geometry
 from metapeft.updates.formats.site import Site
 from metapeft.updates.leaf import LeafModule, is_transposed, leaf_modules
-from metapeft.updates.refusals import refuse_update
+from metapeft.updates.refusals import refuse_update, why_not_modulated
 
 log = logging.getLogger("metapeft")
 
@@ -98,6 +99,8 @@ def find_sites(
     first_names = {parameter: name for name, parameter in backbone.named_parameters()}
     in_layers = {p for leaf in leaf_modules(backbone) if leaf.is_layer for p in leaf.parameters.values()}
     decided: set[nn.Parameter] = set()
+    owners = Counter(parameter for leaf in leaf_modules(backbone) for parameter in leaf.parameters.values())
+    plain: list[str] = []
     for leaf in leaf_modules(backbone):
         for local, parameter in leaf.parameters.items():
             if parameter in decided or (parameter in in_layers and not leaf.is_layer):
@@ -113,6 +116,8 @@ def find_sites(
                     rule.frozen += 1
                     break
                 site = None if rule.format is None else _site(name, leaf, parameter, rule.format, named, cuts)
+                if site is not None and (site.format.shift or site.format.gate):
+                    site = _modulated(site, leaf, local, named, owners[parameter] > 1, plain)
                 if site is not None:
                     found[name] = site
                 rule.used += rule.format is None or site is not None
@@ -122,6 +127,8 @@ def find_sites(
     if cuts:
         shown = ", ".join(f"{name} to {rank}" for name, rank in cuts.items())
         log.warning("ranks cut to the largest that the layer can have: %s", shown)
+    if plain:
+        log.warning("no shift and gate where a layer cannot have them: %s", ", ".join(plain))
     return found
 
 
@@ -179,6 +186,17 @@ def _site(
             )
         cuts[name] = geometry.limit
     return Site(name, cut, geometry)
+
+
+def _modulated(site: Site, leaf: LeafModule, local: str, named: bool, tied: bool, plain: list[str]) -> Site:
+    """The site, without shift and gate where the layer cannot have them; refused where the user named it."""
+    why = why_not_modulated(leaf, local, tied)
+    if not why:
+        return site
+    if named:
+        raise ValueError(f"{site.format} on {site.parameter!r} ({type(leaf.module).__name__}): {why}")
+    plain.append(site.parameter)
+    return replace(site, format=site.format.unmodulated())
 
 
 def _refuse_unused(backbone: nn.Module, rule: Rule, classifier: str | None) -> None:

@@ -110,7 +110,7 @@ def test_refused_at_construction(options: dict[str, Any], sentence: str) -> None
 
 
 def test_a_generator_wants_seeds_and_an_inner_loop_something_to_move() -> None:
-    with pytest.raises(ValueError, match="no seed to write"):
+    with pytest.raises(ValueError, match="no seed, shift or gate to write"):
         learner_of("lora", inner=SGD(2, 0.1), generator=NET(hidden=2))
     with pytest.raises(ValueError, match="nothing to move"):
         mp.Learner(mp.attach(Net(), {}), SGD(2, 0.1))

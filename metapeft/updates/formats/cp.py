@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from metapeft.base.arguments import flag
+from metapeft.base.stored_settings import LATER
+from metapeft.updates.formats import modulation
 from metapeft.updates.formats.format import Factors, Geometry
 from metapeft.updates.formats.lora import LoRA
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CP(LoRA):
     """`Delta_oi = (alpha / rank) sum_r B_or c_r A_ri`: CP, with the seed `c (r)` as its middle factor.
 
@@ -22,6 +25,10 @@ class CP(LoRA):
     Args:
         rank: the number of rank-1 terms.
         alpha: numerator of the scale; None means `rank`.
+        shift, gate: whether the layer's output is shifted and gated beside, `y <- (1 + gate) y + shift`: factors
+            `<p>.shift (out)` and `<p>.gate (out)`, 0 at the start, which a generator writes like the seed.
+        dictionary: whether the rank may be above what the layer can have: a seed then chooses among more terms than
+            are needed.
 
     Source: MetaLoRA, the CP form (output-first here: `A_P1 = A^T`, `B_P1 = B^T`).
 
@@ -32,12 +39,30 @@ class CP(LoRA):
     """
 
     seed: ClassVar[str | None] = "seed"
+    shift: bool = field(default=False, kw_only=True, metadata=LATER)
+    gate: bool = field(default=False, kw_only=True, metadata=LATER)
+    dictionary: bool = field(default=False, kw_only=True, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flag(shift=self.shift, gate=self.gate, dictionary=self.dictionary)
+
+    @property
+    def generated(self) -> tuple[str, ...]:
+        return ("seed", *modulation.names(self))
+
+    def unmodulated(self) -> Self:
+        return replace(self, shift=False, gate=False)
+
+    def cut(self, limit: int) -> Self:
+        return self if self.dictionary else super().cut(limit)
 
     def shapes(self, geometry: Geometry) -> dict[str, tuple[int, ...]]:
-        return {**super().shapes(geometry), "seed": (self.rank,)}
+        return {**super().shapes(geometry), "seed": (self.rank,), **modulation.shapes(self, geometry)}
 
     def start(self, geometry: Geometry, generator: torch.Generator) -> dict[str, Tensor]:
-        return {**super().start(geometry, generator), "seed": torch.ones(1, self.rank)}
+        own = {"seed": torch.ones(1, self.rank), **modulation.start(self, geometry)}
+        return {**super().start(geometry, generator), **own}
 
     def delta(self, factors: Factors) -> Tensor:
         seeded = torch.einsum("tor,tr,tri...->toi...", factors["B"], factors["seed"], factors["A"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metapeft.updates.formats import modulation
 from metapeft.updates.formats.cp import CP
 from metapeft.updates.formats.format import Format
 from metapeft.updates.formats.lora import LoRA
@@ -22,7 +23,7 @@ def decompose(delta: Tensor, format: Format) -> dict[str, Tensor]:
     Args:
         delta: one update. format: `LoRA`, `CP` or `TensorRing`.
 
-    Returns: factors with a leading axis of 1.
+    Returns: factors with a leading axis of 1; a shift and a gate are 0.
 
     Raises:
         ValueError: a format that has no low-rank factors, a rank above what the update can have.
@@ -52,7 +53,8 @@ def decompose(delta: Tensor, format: Format) -> dict[str, Tensor]:
     u, s, v = u[:, :rank], s[:rank] / format.scale, v[:rank]
     down = torch.unflatten(v, 1, delta.shape[1:]) if rank else v.new_zeros(0, *delta.shape[1:])
     if isinstance(format, CP):
-        return {"A": down.unsqueeze(0), "B": u.unsqueeze(0), "seed": s.unsqueeze(0)}
+        zeros = {name: delta.new_zeros(1, len(delta)) for name in modulation.names(format)}
+        return {"A": down.unsqueeze(0), "B": u.unsqueeze(0), "seed": s.unsqueeze(0), **zeros}
     root = s.sqrt()
     return {"A": (down * root.view(-1, *[1] * (down.dim() - 1))).unsqueeze(0), "B": (u * root).unsqueeze(0)}
 
@@ -76,4 +78,5 @@ def _ring(matrix: Tensor, format: TensorRing, shape: tuple[int, ...]) -> dict[st
         "A": torch.unflatten(a, 1, shape).unsqueeze(0),
         "B": b.unsqueeze(0),
         "seed": seed.squeeze(1).unsqueeze(0),
+        **{name: matrix.new_zeros(1, out) for name in modulation.names(format)},
     }

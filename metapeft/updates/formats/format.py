@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
 import torch
@@ -65,8 +65,20 @@ class Format:
     """
 
     dense: ClassVar[bool] = False
-    #: local name of the factor that a generator writes, None where the format has none
+    #: local name of the factor between the two maps, None where the format has none
     seed: ClassVar[str | None] = None
+    #: whether it shifts or gates the layer's output beside
+    shift: bool = False
+    gate: bool = False
+
+    @property
+    def generated(self) -> tuple[str, ...]:
+        """Local names of the factors that a generator writes."""
+        return () if self.seed is None else (self.seed,)
+
+    def unmodulated(self) -> Self:
+        """This format without shift and gate."""
+        return self
 
     def shapes(self, geometry: Geometry) -> dict[str, tuple[int, ...]]:
         """Local names of the factors and their shapes, without the task axis."""
@@ -83,6 +95,15 @@ class Format:
     def at_rank(self, terms: int) -> Self:
         """This format with another number of terms and the same `alpha`, for retraining at a chosen rank."""
         raise ValueError(f"{self} has no terms to choose a number of: use LoRA, CP or TensorRing")
+
+    def __repr__(self) -> str:
+        """Settings that were added later are said where they differ from their default."""
+        said = {
+            one.name: getattr(self, one.name)
+            for one in fields(self)  # type: ignore[arg-type]
+            if "later" not in one.metadata or getattr(self, one.name) != one.default
+        }
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in said.items())})"
 
     def start(self, geometry: Geometry, generator: torch.Generator) -> dict[str, Tensor]:
         """Factors `(1, ...)` of a zero update, as float32 on the CPU."""

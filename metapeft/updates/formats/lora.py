@@ -18,7 +18,7 @@ from metapeft.updates.formats.format import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoRA(Format):
     """`Delta = (alpha / rank) B A`, with `A (r, in/groups, *kernel)` and `B (out, r)`.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import number, whole
+from metapeft.base.arguments import flag, number, whole
+from metapeft.base.stored_settings import LATER
+from metapeft.updates.formats import modulation
 from metapeft.updates.formats.format import (
     Factors,
     Format,
@@ -18,7 +20,7 @@ from metapeft.updates.formats.format import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TensorRing(Format):
     """`Delta_oi = (alpha / R) sum_{r0 r1 r2} A[r0, i, r1] B[r1, o, r2] seed[r2, r0]`.
 
@@ -29,6 +31,10 @@ class TensorRing(Format):
     Args:
         rank: one `R` for all three bonds, or `(R0, R1, R2)`.
         alpha: numerator of the scale `alpha / R`, `R = R1`; None means `R`.
+        shift, gate: whether the layer's output is shifted and gated beside, `y <- (1 + gate) y + shift`: factors
+            `<p>.shift (out)` and `<p>.gate (out)`, 0 at the start, which a generator writes like the seed.
+        dictionary: whether bonds may be above what the layer can have: a seed then chooses among more terms than are
+            needed.
 
     Raises:
         ValueError: a bond that is no whole number of at least 0, an alpha that is not above 0.
@@ -45,8 +51,12 @@ class TensorRing(Format):
     rank: int | tuple[int, int, int]
     alpha: float | None = None
     seed: ClassVar[str | None] = "seed"
+    shift: bool = field(default=False, kw_only=True, metadata=LATER)
+    gate: bool = field(default=False, kw_only=True, metadata=LATER)
+    dictionary: bool = field(default=False, kw_only=True, metadata=LATER)
 
     def __post_init__(self) -> None:
+        flag(shift=self.shift, gate=self.gate, dictionary=self.dictionary)
         if isinstance(self.rank, tuple) and len(self.rank) != 3:
             raise ValueError(f"rank={self.rank!r}: a tensor ring has one rank, or three, (R0, R1, R2)")
         for bond in self.bonds:
@@ -66,9 +76,16 @@ class TensorRing(Format):
     def terms(self) -> int:
         return self.bonds[1]
 
+    @property
+    def generated(self) -> tuple[str, ...]:
+        return ("seed", *modulation.names(self))
+
+    def unmodulated(self) -> Self:
+        return replace(self, shift=False, gate=False)
+
     def cut(self, limit: int) -> Self:
         """Each bond cut to `limit`; the scale stays what it was."""
-        if max(self.bonds) <= limit:
+        if max(self.bonds) <= limit or self.dictionary:
             return self
         first, second, third = (min(bond, limit) for bond in self.bonds)
         rank = first if first == second == third else (first, second, third)
@@ -84,6 +101,7 @@ class TensorRing(Format):
             "A": (r0, geometry.inner, *geometry.kernel, r1),
             "B": (r1, geometry.out, r2),
             "seed": (r2, r0),
+            **modulation.shapes(self, geometry),
         }
 
     def start(self, geometry: Geometry, generator: torch.Generator) -> dict[str, Tensor]:
@@ -94,6 +112,7 @@ class TensorRing(Format):
             "A": uniform_fan_in((1, *shapes["A"]), fan_in, generator),
             "B": torch.zeros(1, *shapes["B"]),
             "seed": torch.eye(r2, r0).unsqueeze(0),
+            **modulation.start(self, geometry),
         }
 
     def delta(self, factors: Factors) -> Tensor:

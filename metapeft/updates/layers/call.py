@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metapeft.updates.formats.format import Factors, Format, Geometry, per_row
+from metapeft.updates.formats.modulation import Modulation
 from metapeft.updates.layers.layout import Layouts, Shapes
 from metapeft.updates.layers.masks import Masks
 from metapeft.updates.layers.recording import Recording, Replay
@@ -25,13 +26,17 @@ Statistics = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Update:
-    """One parameter's update in one run: its format, its geometry and its factors `(T or 1, ...)`."""
+    """One parameter's update in one run: its format, its geometry, its factors `(T or 1, ...)`, its shift and gate.
+
+    `per_input` says whether the seed is.
+    """
 
     format: Format
     geometry: Geometry
     factors: Factors
     tasks: int
     per_input: bool = False
+    modulation: Modulation | None = None
 
     def expand(self, value: Tensor) -> Tensor:
         """Give a tensor `(1 or T, ...)` its full task axis."""

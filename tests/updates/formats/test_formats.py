@@ -29,7 +29,7 @@ GEOMETRIES = {
 GRID: dict[str, dict[Format, float]] = {
     "full": {mp.Full(): 1.0},
     "lora": {mp.LoRA(3): 1.0, mp.LoRA(2, alpha=5.0): 2.5, mp.LoRA(0): 1.0},
-    "cp": {mp.CP(3): 1.0, mp.CP(2, alpha=0.5): 0.25, mp.CP(0): 1.0},
+    "cp": {mp.CP(3): 1.0, mp.CP(2, alpha=0.5): 0.25, mp.CP(0): 1.0, mp.CP(2, shift=True): 1.0},
     "tensor-ring": {
         mp.TensorRing(2): 1.0, mp.TensorRing((1, 3, 2), alpha=2.0): 2 / 3, mp.TensorRing((3, 1, 2)): 1.0,
         mp.TensorRing(0): 1.0,
