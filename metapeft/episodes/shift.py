@@ -60,8 +60,7 @@ class Shift:
 
     def __call__(self, images: Tensor, seeds: Tensor) -> Tensor:
         """`(T, n, C, H, W)` uint8 and a seed a task `(T,)` int64 -> uint8 of the same shape."""
-        keys = counter.words(seeds.cpu().numpy().astype(np.uint64), 2)
-        drawn = (keys[:, 0] % np.uint64(len(self.kinds))).astype(np.int64)
+        keys, drawn = self._keys(seeds), self.kinds_of(seeds)
         result = torch.empty_like(images)
         for place in np.unique(drawn):
             mine = np.flatnonzero(drawn == place)
@@ -69,6 +68,20 @@ class Shift:
             changed = KINDS[self.kinds[place]](images[which].float(), keys[mine, 1])
             result[which] = changed.round().clamp(0, 255).to(torch.uint8)
         return result
+
+    def kinds_of(self, seeds: Tensor) -> counter.Integers:
+        """The kinds that a call with these seeds draws: `(T,)`, places in `kinds`.
+
+        Example:
+            >>> Shift(["plain", "swap"]).kinds_of(torch.arange(6)).tolist()
+            [1, 1, 0, 1, 0, 0]
+        """
+        return counter.integers(self._keys(seeds)[:, 0], 0, len(self.kinds) - 1)
+
+    @staticmethod
+    def _keys(seeds: Tensor) -> counter.Words:
+        """`(T, 2)`: of the kind and of its strength."""
+        return counter.words(seeds.cpu().numpy().astype(np.uint64), 2)
 
     def __repr__(self) -> str:
         return f"Shift({list(self.kinds)})"
