@@ -25,10 +25,20 @@ class Numbered(ABC):
     Attributes:
         episodes: how many there are.
         kinds: the names of the kinds of tasks; empty where none are known.
+        dataset, ways, shots, queries, seed, shift, augment, rotations, imbalanced: what a protocol says of them.
     """
 
     episodes: int
     kinds: tuple[str, ...] = ()
+    dataset: Any
+    ways: int | tuple[int, int]
+    shots: int | tuple[int, int]
+    queries: int
+    seed: int
+    shift: Any
+    augment: Any
+    rotations: bool
+    imbalanced: bool
 
     @abstractmethod
     def _at(self, numbers: counter.Integers) -> EpisodeBatch:

@@ -84,7 +84,7 @@ class EpisodeSampler(Numbered):
         self.sizes = Sizes.checked(ways, shots, queries, imbalanced)
         if not self.generative:
             _check_images(dataset)
-        self.dataset: Any = Rotated(dataset) if rotations and not self.generative else dataset
+        self.dataset = Rotated(dataset) if rotations and not self.generative else dataset
         self.ways, self.shots, self.queries = self.sizes.as_given()
         self.seed, self.rotations, self.imbalanced = int(seed), bool(rotations), bool(imbalanced)
         self.shift = resolved_shift(shift, getattr(dataset, "split", "train"))
@@ -125,11 +125,10 @@ class EpisodeSampler(Numbered):
 
     def _kinds_of(self, key: counter.Words) -> counter.Integers:
         """`(T,)`: the kind that the family of tasks or the shift draws, of equal names the first."""
-        if self.generative:
-            drawn = self.dataset.kinds_of(key[:, _TASK])
-        else:
-            drawn = self.shift.kinds_of(_seeds(key[:, _SHIFT]))
-        kinds: counter.Integers = self._distinct[drawn]
+        knows, drawn_by = (
+            (self.dataset, key[:, _TASK]) if self.generative else (self.shift, _seeds(key[:, _SHIFT]))
+        )
+        kinds: counter.Integers = self._distinct[knows.kinds_of(drawn_by)]
         return kinds
 
     def _name_kinds(self) -> None:
