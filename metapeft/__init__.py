@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from metapeft.episodes.augment import Augment
     from metapeft.episodes.episode import Episode, EpisodeBatch
     from metapeft.episodes.listing import dump, verify
+    from metapeft.episodes.mixed import MixedSampler
     from metapeft.episodes.protocol import Protocol
     from metapeft.episodes.sampler import EpisodeSampler
     from metapeft.episodes.shift import Shift
@@ -165,6 +166,7 @@ __all__ = [
     "LoRA",
     "Logistic",
     "MappingNet",
+    "MixedSampler",
     "MultiStep",
     "Neumann",
     "NotConverged",

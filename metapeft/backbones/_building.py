@@ -37,14 +37,18 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 def recorded(factory: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
     """Note on the module how it was made, `module.made_by = {"name", "arguments"}`, for run folders.
 
+    An argument by keyword alone came later than the others: it stands there where it is set, so that what was stored
+    before still says the same.
+
     Example:
         >>> @recorded
-        ... def line(size: int = 2) -> nn.Module:
-        ...     return nn.Linear(size, 1)
-        >>> line(3).made_by
-        {'name': 'line', 'arguments': {'size': 3}}
+        ... def line(size: int = 2, *, bias: bool = True) -> nn.Module:
+        ...     return nn.Linear(size, 1, bias)
+        >>> line(3).made_by, line(bias=False).made_by["arguments"]
+        ({'name': 'line', 'arguments': {'size': 3}}, {'size': 2, 'bias': False})
     """
     signature = inspect.signature(factory)
+    later = {name: p.default for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
 
     @functools.wraps(factory)
     def build(*args: P.args, **kwargs: P.kwargs) -> nn.Module:
@@ -52,7 +56,9 @@ def recorded(factory: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
         given.apply_defaults()
         module = factory(*args, **kwargs)
         arguments = {
-            name: list(v) if isinstance(v, tuple) else plain(v) for name, v in given.arguments.items()
+            name: list(v) if isinstance(v, tuple) else plain(v)
+            for name, v in given.arguments.items()
+            if name not in later or v != later[name]
         }
         object.__setattr__(module, "made_by", {"name": factory.__name__, "arguments": arguments})
         return module
@@ -71,15 +77,15 @@ def check_sizes(**sizes: int) -> None:
     whole(**{name: plain(size) for name, size in sizes.items()})
 
 
-def check_pooled(size: int) -> int:
-    """Return the side `size // 16` of a map after four poolings of 2; raises ValueError where none is left.
+def check_pooled(size: int, poolings: int = 4) -> int:
+    """Return the side `size // 2^poolings` of a map after poolings of 2; raises ValueError where none is left.
 
     Example:
-        >>> check_pooled(84)
-        5
+        >>> check_pooled(84), check_pooled(28, 3)
+        (5, 3)
     """
-    whole(16, size=plain(size), more="for each of the four poolings halves the side of the image")
-    return size // 16
+    whole(2**poolings, size=plain(size), more=f"for each of {poolings} poolings halves the side of the image")
+    return int(size // 2**poolings)
 
 
 def check_patches(size: int, patch: int) -> int:

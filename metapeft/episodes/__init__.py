@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from metapeft.episodes.augment import Augment
     from metapeft.episodes.episode import Episode, EpisodeBatch
     from metapeft.episodes.listing import dump, verify
+    from metapeft.episodes.mixed import MixedSampler
     from metapeft.episodes.protocol import Protocol
     from metapeft.episodes.sampler import EpisodeSampler
     from metapeft.episodes.shift import Shift
@@ -28,6 +29,7 @@ __all__ = [
     "Episode",
     "EpisodeBatch",
     "EpisodeSampler",
+    "MixedSampler",
     "Protocol",
     "Shift",
     "dump",

@@ -31,6 +31,7 @@ class Episode:
         query_index: `(N Q,)`, likewise.
         support_mask: `(S,)` bool, True for what is there; None unless sizes vary.
         query_mask: `(N Q,)`, likewise.
+        kind: `()` int64, which kind of task it is, a place in the sampler's `kinds`; None where it knows none.
 
     Example:
         >>> x, y = torch.zeros(2, 3), torch.arange(2)
@@ -47,6 +48,7 @@ class Episode:
     query_index: Tensor | None = None
     support_mask: Tensor | None = None
     query_mask: Tensor | None = None
+    kind: Tensor | None = None
 
     def fields(self) -> dict[str, Any]:
         """Name -> tensor or None, in the order of the definition; nothing is copied."""

@@ -43,6 +43,10 @@ def dump(sampler: EpisodeSampler, episodes: int, path: str | os.PathLike[str]) -
         ...     print(verify(f"{folder}/list.json", data).episodes)
         10
     """
+    if not isinstance(sampler, EpisodeSampler):
+        raise ValueError(
+            f"sampler is of type {type(sampler).__name__}: lists are written of an mp.EpisodeSampler"
+        )
     protocol = Protocol.of(sampler, episodes)
     lists = dict(zip(_PARTS, zip(*_drawn(sampler, episodes))))
     content = json.dumps({"format": FORMAT, "protocol": protocol.as_dict(), **lists})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args, get_type_hints
 
-from metapeft.episodes.sampler import EpisodeSampler
+from metapeft.episodes.numbered import Numbered
 
 Range = int | tuple[int, int]
 
@@ -60,7 +60,7 @@ class Protocol:
     @classmethod
     def of(
         cls,
-        sampler: EpisodeSampler,
+        sampler: Numbered,
         episodes: int,
         *,
         inner_steps: int | None = None,
@@ -79,8 +79,8 @@ class Protocol:
             queries=sampler.queries,
             episodes=episodes,
             seed=sampler.seed,
-            shift=_named(sampler.shift),
-            augment=_named(sampler.augment),
+            shift=named(sampler.shift),
+            augment=named(sampler.augment),
             rotations=sampler.rotations,
             imbalanced=sampler.imbalanced,
             inner_steps=inner_steps,
@@ -146,9 +146,13 @@ def _sized(value: Range) -> str:
     return f"{value[0]}..{value[1]}" if isinstance(value, (tuple, list)) else str(value)
 
 
-def _named(transformation: Any) -> str:
-    if transformation is None:
+def named(change: Any) -> str:
+    """What a protocol calls a shift or an augmentation.
+
+    Example:
+        >>> named(None), named(abs)
+        ('none', 'abs')
+    """
+    if change is None:
         return "none"
-    return str(
-        getattr(transformation, "name", None) or getattr(transformation, "__qualname__", repr(transformation))
-    )
+    return str(getattr(change, "name", None) or getattr(change, "__qualname__", repr(change)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -15,18 +14,19 @@ from torch import Tensor
 from metapeft.base import counter
 from metapeft.base.arguments import flag, whole
 from metapeft.datasets.rotated import Rotated
-from metapeft.episodes.episode import Episode, EpisodeBatch
+from metapeft.episodes.episode import EpisodeBatch
+from metapeft.episodes.numbered import Numbered
 from metapeft.episodes.shift import checked_change, resolved_shift
 from metapeft.episodes.sizes import Sizes
 
 # Keys below an episode's key. Changing one changes every published index list.
-_PURPOSES = 6
-_SIZES, _CLASSES, _IMAGES, _SHIFT, _AUGMENT, _TASK = range(_PURPOSES)
+_PURPOSES = 7
+_SIZES, _CLASSES, _IMAGES, _SHIFT, _AUGMENT, _TASK, _PARTNER = range(_PURPOSES)
 
 Range = int | tuple[int, int]
 
 
-class EpisodeSampler:
+class EpisodeSampler(Numbered):
     """`sampler[i]` is episode `i`, `sampler.batch(start, count)` episodes `start .. start + count - 1`.
 
     A pure function of its arguments and `i`: classes, and images within a class, are drawn uniformly without
@@ -84,7 +84,7 @@ class EpisodeSampler:
         self.sizes = Sizes.checked(ways, shots, queries, imbalanced)
         if not self.generative:
             _check_images(dataset)
-        self.dataset: Any = Rotated(dataset) if rotations and not self.generative else dataset
+        self.dataset = Rotated(dataset) if rotations and not self.generative else dataset
         self.ways, self.shots, self.queries = self.sizes.as_given()
         self.seed, self.rotations, self.imbalanced = int(seed), bool(rotations), bool(imbalanced)
         self.shift = resolved_shift(shift, getattr(dataset, "split", "train"))
@@ -95,44 +95,47 @@ class EpisodeSampler:
             self._check_generative(ways, shots, shift, augment, rotations)
         else:
             self._index_classes()
+        self._name_kinds()
 
-    def __len__(self) -> int:
-        return self.episodes
-
-    def __getitem__(self, i: int) -> Episode:
-        if not 0 <= i < self.episodes:
-            raise IndexError(f"episode {i} is not one of 0 .. {self.episodes - 1}")
-        return self.batch(i, 1).episode(0)
-
-    def batch(self, start: int, count: int) -> EpisodeBatch:
-        """Episodes `start .. start + count - 1`, stacked; ValueError for numbers outside `0 .. len - 1`."""
-        key = self._keys(start, count)
+    def _at(self, numbers: counter.Integers) -> EpisodeBatch:
+        key = self._keys(numbers)
+        kind = {"kind": torch.from_numpy(self._kinds_of(key))} if self.kinds else {}
         if self.generative:
             shots = self.sizes.shots[1]
             x, y = self.dataset.draw(key[:, _TASK], shots + self.queries)
-            return EpisodeBatch(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
+            return EpisodeBatch(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:], **kind)
         fields = self._lists(key)
-        return EpisodeBatch(**self._images(key, fields), **fields)
+        return EpisodeBatch(**self._images(key, fields), **fields, **kind)
+
+    def _kinds_at(self, numbers: counter.Integers) -> counter.Integers:
+        return self._kinds_of(self._keys(numbers))
+
+    def _partner_keys(self, numbers: counter.Integers) -> counter.Words:
+        return self._keys(numbers)[:, _PARTNER]
 
     def lists(self, start: int, count: int) -> dict[str, Tensor]:
         """The fields of `batch(start, count)` without the images: classes, labels, places, masks."""
         if self.generative:
             raise ValueError(f"{self.dataset.name} makes its tasks up: it has no images to list")
-        return self._lists(self._keys(start, count))
+        return self._lists(self._keys(self._span(start, count)))
 
-    def _keys(self, start: int, count: int) -> counter.Words:
-        """`(T, 6)`: for each episode a key for each purpose."""
-        for name, value in (("start", start), ("count", count)):
-            if not hasattr(value, "__index__"):
-                raise ValueError(f"{name}={value!r}: allowed is a whole number")
-        start, count = operator.index(start), operator.index(count)
-        if count < 1 or start < 0 or start + count > self.episodes:
-            raise ValueError(
-                f"start={start}, count={count}: a batch has at least one episode, all of them from 0 to "
-                f"{self.episodes - 1}"
-            )
-        number = np.uint64(start) + np.arange(count, dtype=np.uint64)
-        return counter.words(counter.child(self._root, number), _PURPOSES)
+    def _keys(self, numbers: counter.Integers) -> counter.Words:
+        """`(T, 7)`: for each episode a key for each purpose."""
+        return counter.words(counter.child(self._root, numbers.astype(np.uint64)), _PURPOSES)
+
+    def _kinds_of(self, key: counter.Words) -> counter.Integers:
+        """`(T,)`: the kind that the family of tasks or the shift draws, of equal names the first."""
+        knows, drawn_by = (
+            (self.dataset, key[:, _TASK]) if self.generative else (self.shift, _seeds(key[:, _SHIFT]))
+        )
+        kinds: counter.Integers = self._distinct[knows.kinds_of(drawn_by)]
+        return kinds
+
+    def _name_kinds(self) -> None:
+        knows = self.dataset if self.generative else self.shift
+        names = tuple(knows.kinds) if callable(getattr(knows, "kinds_of", None)) else ()
+        self.kinds = tuple(dict.fromkeys(names))
+        self._distinct = np.array([self.kinds.index(name) for name in names], dtype=np.int64)
 
     def _lists(self, key: counter.Words) -> dict[str, Tensor]:
         (_, ways), (_, shots), tasks = self.sizes.ways, self.sizes.shots, len(key)

@@ -8,6 +8,7 @@ from metapeft.base.stored_settings import as_json, custom, refuse_difference
 from metapeft.datasets.by_name import load_dataset
 from metapeft.datasets.rotated import Rotated
 from metapeft.episodes.augment import Augment
+from metapeft.episodes.mixed import MixedSampler
 from metapeft.episodes.sampler import EpisodeSampler
 from metapeft.episodes.shift import Shift
 
@@ -15,8 +16,8 @@ from metapeft.episodes.shift import Shift
 def of_episodes(episodes: Any) -> Any:
     """What identifies the episodes of a run.
 
-    An `EpisodeSampler` is described by its arguments and its data; anything else by its own `settings()`, or
-    by the name of its class.
+    An `EpisodeSampler` is described by its arguments and its data, a `MixedSampler` by its parts; anything else by its
+    own `settings()`, or by the name of its class.
 
     Example:
         >>> of_episodes(None), of_episodes([1])
@@ -24,6 +25,9 @@ def of_episodes(episodes: Any) -> Any:
     """
     if episodes is None:
         return None
+    if type(episodes) is MixedSampler:
+        parts = [[name, of_episodes(one)] for name, one in episodes.samplers.items()]
+        return {"mixed": {"samplers": parts, "weights": list(episodes.weights), "seed": episodes.seed}}
     if type(episodes) is not EpisodeSampler:
         settings = getattr(episodes, "settings", None)
         return as_json(settings()) if callable(settings) else custom(episodes)
@@ -65,13 +69,17 @@ def built_episodes(spec: Any, part: str) -> Any:
     """Episodes from what `of_episodes` said.
 
     Args:
-        spec: of an `EpisodeSampler` on data that `load_dataset` reads. part: name of the argument.
+        spec: of an `EpisodeSampler` on data that `load_dataset` reads, or of a mixture of such.
+        part: name of the argument.
 
     Raises:
         ValueError: episodes or data of the user's own, which that argument has to give.
     """
     if spec is None:
         return None
+    if mixed := spec.get("mixed"):
+        samplers = {name: built_episodes(one, part) for name, one in mixed["samplers"]}
+        return MixedSampler(samplers, mixed["weights"], mixed["seed"])
     own = spec.get("sampler")
     loaded = None if own is None else own["data"]["loaded"]
     changes = () if own is None else (own["shift"], own["augment"])

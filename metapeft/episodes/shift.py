@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metapeft.base import counter
-from metapeft.episodes.shift_kinds import KINDS
+from metapeft.episodes.shift_kinds import EXACT, KINDS
 
 # A kind belongs to one split, so that validation and test episodes have styles that training never showed.
 OF_SPLIT = {
@@ -60,15 +60,35 @@ class Shift:
 
     def __call__(self, images: Tensor, seeds: Tensor) -> Tensor:
         """`(T, n, C, H, W)` uint8 and a seed a task `(T,)` int64 -> uint8 of the same shape."""
-        keys = counter.words(seeds.cpu().numpy().astype(np.uint64), 2)
-        drawn = (keys[:, 0] % np.uint64(len(self.kinds))).astype(np.int64)
-        result = torch.empty_like(images)
-        for place in np.unique(drawn):
-            mine = np.flatnonzero(drawn == place)
-            which = torch.from_numpy(mine).to(images.device)
-            changed = KINDS[self.kinds[place]](images[which].float(), keys[mine, 1])
-            result[which] = changed.round().clamp(0, 255).to(torch.uint8)
-        return result
+        keys, drawn = self._keys(seeds), self.kinds_of(seeds)
+        groups = [np.flatnonzero(drawn == place) for place in range(len(self.kinds))]
+        changed = [
+            self._changed(kind, images, keys, mine) for kind, mine in zip(self.kinds, groups) if len(mine)
+        ]
+        order = torch.from_numpy(np.concatenate(groups).argsort()).to(images.device)
+        return torch.cat(changed).index_select(0, order)
+
+    @staticmethod
+    def _changed(kind: str, images: Tensor, keys: counter.Words, mine: counter.Integers) -> Tensor:
+        """Some of the tasks, all by one kind."""
+        chosen = images.index_select(0, torch.from_numpy(mine).to(images.device))
+        if kind in EXACT:
+            return KINDS[kind](chosen, keys[mine, 1])
+        return KINDS[kind](chosen.float(), keys[mine, 1]).round().clamp(0, 255).to(torch.uint8)
+
+    def kinds_of(self, seeds: Tensor) -> counter.Integers:
+        """The kinds that a call with these seeds draws: `(T,)`, places in `kinds`.
+
+        Example:
+            >>> Shift(["plain", "swap"]).kinds_of(torch.arange(6)).tolist()
+            [1, 1, 0, 1, 0, 0]
+        """
+        return counter.integers(self._keys(seeds)[:, 0], 0, len(self.kinds) - 1)
+
+    @staticmethod
+    def _keys(seeds: Tensor) -> counter.Words:
+        """`(T, 2)`: of the kind and of its strength."""
+        return counter.words(seeds.cpu().numpy().astype(np.uint64), 2)
 
     def __repr__(self) -> str:
         return f"Shift({list(self.kinds)})"

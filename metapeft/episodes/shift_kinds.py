@@ -138,6 +138,8 @@ KINDS: dict[str, Kind] = {
     )
 }
 
+EXACT = {"plain", "swap", "invert"}  # these map whole numbers to whole numbers: images may stay uint8
+
 
 def _between(images: Tensor, keys: counter.Words, *bounds: tuple[float, float]) -> list[Tensor]:
     """For each pair of bounds a number a task, uniform between them, `(T, 1, 1, 1, 1)`."""

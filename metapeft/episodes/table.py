@@ -11,6 +11,7 @@ registry = Registry(
         "Episode": "episode",
         "EpisodeBatch": "episode",
         "EpisodeSampler": "sampler",
+        "MixedSampler": "mixed",
         "Protocol": "protocol",
         "dump": "listing",
         "verify": "listing",

@@ -65,10 +65,11 @@ def patches(p: Weights, x: Tensor) -> Tensor:
     return torch.einsum("bcripj,ocij->brpo", cut, weight).flatten(1, 2) + p["patches.bias"]
 
 
-def conv4(p: Weights, x: Tensor, **_: Any) -> Tensor:
-    for block in range(1, 5):
+def conv4(p: Weights, x: Tensor, blocks: int = 4, neck: int | None = None, **_: Any) -> Tensor:
+    for block in range(1, blocks + 1):
         x = pooled(batch_norm(p, f"norm{block}", convolution(p, f"conv{block}", x)).clamp_min(0))
-    return linear(p, "classifier", x.flatten(1))
+    flat = x.flatten(1)
+    return linear(p, "classifier", flat if neck is None else linear(p, "neck", flat))
 
 
 def resnet12(p: Weights, x: Tensor, **_: Any) -> Tensor:

@@ -19,6 +19,9 @@ SETTINGS = [
     ("conv4", {"ways": 5, "channels": 1, "width": 8, "size": 28}, (1, 28, 28), 8),
     ("conv4", {"ways": 7, "channels": 3, "width": 4, "size": 84}, (3, 84, 84), 4 * 25),
     ("conv4", {"ways": 2, "channels": 2, "width": 3, "size": 16}, (2, 16, 16), 3),
+    ("conv4", {"ways": 5, "channels": 1, "width": 3, "size": 28, "blocks": 3}, (1, 28, 28), 3 * 9),
+    ("conv4", {"ways": 4, "channels": 1, "width": 3, "size": 28, "blocks": 3, "neck": 6}, (1, 28, 28), 6),
+    ("conv4", {"ways": 2, "channels": 3, "width": 2, "size": 33, "blocks": 5, "neck": 4}, (3, 33, 33), 4),
     ("resnet12", {"ways": 5, "channels": 3, "width": 4, "size": 32}, (3, 32, 32), 40),
     ("resnet12", {"ways": 3, "channels": 1, "width": 3, "size": 28}, (1, 28, 28), 30),
     ("mixer", {"ways": 5, "channels": 3, "size": 32, "patch": 4, "width": 16, "depth": 1}, (3, 32, 32), 16),
@@ -117,7 +120,7 @@ def test_every_parameter_and_second_derivative(name, arguments, shape, features)
     first = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
     second = torch.autograd.grad(sum(g.square().sum() for g in first), list(parameters.values()))
     # a bias before batch normalisation, and a shift of all keys, do not change the output
-    silent = ("conv1.bias", "conv2.bias", "conv3.bias", "conv4.bias", "key.bias")
+    silent = (*(f"conv{block}.bias" for block in range(1, 6)), "key.bias")
     for key, gradient, twice in zip(parameters, first, second, strict=True):
         assert torch.isfinite(twice).all()
         assert key.endswith(silent) or gradient.abs().max() > 0, key
@@ -141,6 +144,23 @@ def test_derivatives_against_differences(name, arguments, shape):
     )
     assert gradcheck(net, (x,))
     assert gradgradcheck(net, (x,))
+
+
+def test_conv4_is_by_default_what_it_was():
+    """The same weights from the same seed; settings that were stored before name neither blocks nor neck."""
+    net = mp.backbones.conv4(ways=3, channels=1, width=4, seed=5)
+    drawn = torch.Generator().manual_seed(5)
+    bound = 1 / 9**0.5  # PyTorch's own: uniform, by the inputs of a filter
+    first = torch.empty(4, 1, 3, 3).uniform_(-bound, bound, generator=drawn)
+    assert torch.equal(net.conv1.weight, first)
+    total = sum(value.double().abs().sum().item() for value in net.parameters())
+    assert total == pytest.approx(66.50326580606634, rel=1e-6)  # recorded when there were always four blocks
+    arguments = {"ways": 3, "channels": 1, "width": 4, "size": 28, "seed": 5}
+    assert net.made_by == {"name": "conv4", "arguments": arguments}
+    deeper = mp.backbones.conv4(3, 1, 4, 28, 5, blocks=3, neck=6)
+    assert deeper.made_by["arguments"] == {**arguments, "blocks": 3, "neck": 6}
+    again = registry.resolve("conv4")(**deeper.made_by["arguments"])
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), deeper.parameters(), strict=True))
 
 
 def test_attention_is_torchs():
@@ -174,8 +194,11 @@ def test_known_sizes():
         (
             "conv4",
             {"size": 15},
-            "size=15: allowed is a whole number of at least 16, for each of the four poolings",
+            "size=15: allowed is a whole number of at least 16, for each of 4 poolings",
         ),
+        ("conv4", {"size": 7, "blocks": 3}, "size=7: allowed is a whole number of at least 8, for each of 3"),
+        ("conv4", {"blocks": 0}, "blocks=0: allowed is a whole number of at least 1"),
+        ("conv4", {"neck": 0}, "neck=0: allowed is a whole number of at least 1"),
         ("conv4", {"ways": 0}, "ways=0: allowed is a whole number of at least 1"),
         ("conv4", {"width": 8.0}, r"width=8\.0"),
         ("conv4", {"channels": True}, "channels=True"),

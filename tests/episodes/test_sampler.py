@@ -178,7 +178,7 @@ def test_purposes_have_keys_of_their_own() -> None:
     plain = make({}).batch(0, 5)
     for options in ({"shift": True}, {"augment": mp.Augment(crop=1)}):
         assert torch.equal(make(options).batch(0, 5).query_index, plain.query_index)
-    assert sampler_module._PURPOSES == 6
+    assert sampler_module._PURPOSES == 7
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

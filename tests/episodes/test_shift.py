@@ -11,7 +11,7 @@ from torch import Tensor
 import metapeft as mp
 from metapeft.base import counter
 from metapeft.episodes.shift import OF_SPLIT
-from metapeft.episodes.shift_kinds import KINDS
+from metapeft.episodes.shift_kinds import EXACT, KINDS
 from tests.episodes.helpers import same
 
 
@@ -126,3 +126,10 @@ def test_unknown_kinds_and_splits_are_refused() -> None:
         ValueError, match="shift=True knows kinds for the splits train, val, test, not 'mine'"
     ):
         mp.EpisodeSampler(blobs("mine"), 3, 1, 1, shift=True)
+
+
+@pytest.mark.parametrize("kind", sorted(EXACT))
+def test_what_stays_whole_is_the_same_without_floats(kind: str) -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(2, 2, 1, 8, 8)
+    keys = counter.words(counter.root(0), 2)[0]
+    assert torch.equal(KINDS[kind](images, keys).float(), KINDS[kind](images.float(), keys))
