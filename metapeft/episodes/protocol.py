@@ -33,6 +33,7 @@ class Protocol:
         head: kind of head.
         precision: `"float32"`, `"float64"`, or `"bfloat16 forwards"`.
         interval: what the interval beside the mean is.
+        shown: what the generator was shown in place of the task's support set, a control; None for that itself.
 
     Example:
         >>> print(Protocol("omniglot", "test", "0f", 5, 1, 15, 600, seed=1, inner_steps=5, head="zero"))
@@ -56,6 +57,7 @@ class Protocol:
     head: str | None = None
     precision: str = "float32"
     interval: str = "95 % t"
+    shown: str | None = None
 
     @classmethod
     def of(
@@ -68,6 +70,7 @@ class Protocol:
         head: str | None = None,
         precision: str = "float32",
         interval: str = "95 % t",
+        shown: str | None = None,
     ) -> Protocol:
         """The protocol of a sampler's first `episodes` episodes."""
         return cls(
@@ -88,12 +91,15 @@ class Protocol:
             head=head,
             precision=precision,
             interval=interval,
+            shown=shown,
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, of types that JSON has (ranges become lists)."""
+        """The fields by name, of types that JSON has (ranges become lists); `shown` only in a control."""
         return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if (name, value) != ("shown", None)
         }
 
     @classmethod
@@ -125,10 +131,15 @@ class Protocol:
             *([f"{self.inner_steps} steps"] if self.inner_steps is not None else []),
             *([f"norm {self.norm}"] if self.norm is not None else []),
             *([f"head {self.head}"] if self.head is not None else []),
+            *([f"generator shown a task of {_article(self.shown)}"] if self.shown is not None else []),
             *([self.precision] if self.precision != "float32" else []),
             self.interval,
         ]
         return ", ".join(parts)
+
+
+def _article(shown: str) -> str:
+    return shown if shown.startswith("another") else f"the {shown}"
 
 
 def _is_a(value: object, kind: Any) -> bool:

@@ -21,6 +21,7 @@ class Support:
         ways: the number of classes N; 1 in regression.
 
     Example:
+        >>> import torch
         >>> support = Support(torch.tensor([[[1.0], [3.5], [9.0]]]), torch.tensor([[0, 0, 1]]), ways=2)
         >>> support.mean.tolist(), support.rows.sum(1).tolist()  # items of each class
         ([[4.5]], [[2.0, 1.0]])

@@ -45,7 +45,8 @@ def derive(passes: BackbonePass, u: Tensors, keep: bool = True) -> Derived:
     values = {**seeds, **outputs}
     if roles.adapts_head:
         known = values if "kept.support.0" in values else seeds
-        features = passes.run(u, {}, known, "support")
+        part = "both" if passes.batch_statistics and "query" in passes.parts.names else "support"
+        features = passes.run(u, {}, known, part)[:, : passes.parts.support.count]
         values.update(roles.head_start(u, features, passes.parts.support, passes.ways))
     if layers is None:
         return Derived(values)

@@ -183,6 +183,19 @@ class Learner(Roles):
         view.autocast = autocast
         return view
 
+    def without_inner(self) -> Learner:
+        """This learner without its inner loop: nothing adapts, all else as it is; all tensors are shared.
+
+        What only the inner loop reads, rates, is not trained; a head that would be adapted stays where it starts.
+        """
+        view = copy.copy(self)
+        view.inner, view.test_steps, view.method, view.engine = None, None, "direct", resolve("direct")
+        view.adapted, view.fixed_layers = [], {}
+        view.outer = tuple(group for group in self.outer if group != "rates")
+        view.trained = {n: value for n, value in self.trained.items() if not n.startswith("rates.")}
+        view.only_derived = {n for n in self.only_derived if not n.startswith("head.")}
+        return view
+
     def objectives(
         self, batch: EpisodeBatch, training: bool, shown: EpisodeBatch | None = None
     ) -> Objectives:

@@ -163,8 +163,12 @@ class Roles:
 
     @property
     def trains_on_batch_statistics(self) -> bool:
-        """Without inner loop, weights are trained on batch statistics, as ordinary training does."""
-        return self.inner is None and "weights" in self.outer and self.model.norm == "running"
+        """Without inner steps, weights are trained on batch statistics, as ordinary training does."""
+        return (
+            (self.inner is None or self.inner.steps == 0)
+            and "weights" in self.outer
+            and self.model.norm == "running"
+        )
 
     @property
     def full_weights(self) -> dict[str, str]:

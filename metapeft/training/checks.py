@@ -28,6 +28,15 @@ def refuse_settings(task: Task, settings: OuterSettings) -> None:
     together = "warm_start=True keeps all tasks together" if warm else task.undivided
     if settings.memory is not None and together is not None:
         raise ValueError(f"memory={settings.memory!r} has no effect: {together}")
+    if settings.direct_steps and task.direct() is None:
+        raise ValueError(
+            f"direct_steps={settings.direct_steps} has no effect: there is no inner loop to do without, or nothing to "
+            "train without it"
+        )
+    if settings.direct_steps and settings.warm_start:
+        raise ValueError(
+            "direct_steps= begins without inner variables, of which warm_start=True goes on: leave one out"
+        )
     if settings.inner_every > 1 and not (warm and task.held() is not None):
         raise ValueError(
             f"inner_every={settings.inner_every} holds the inner variables of a bilevel problem over several outer "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from metapeft.learner.adaptation import adapted, solver_outside_training
 from metapeft.learner.learner import Learner
 from metapeft.learner.losses import correct
 from metapeft.training.fingerprints import fingerprints
+
+Shown = Literal["another kind", "same kind"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def evaluate(
     steps: int | None = None,
     tasks_per_batch: int = 8,
     diverged: str = "raise",
+    shown: Shown | None = None,
 ) -> Evaluation:
     """Adapt to each episode's support set and score its query set.
 
@@ -99,6 +102,8 @@ def evaluate(
         tasks_per_batch: episodes in one forward; changes no result under `norm="running"` or `"support"`. Where memory
             is too little it is halved, and that is said.
         diverged: `"raise"`, or `"wrong"`: an episode in which adaptation diverges counts with accuracy 0.
+        shown: a control: the generator is shown the support set of another episode, `"another kind"` or `"same kind"`,
+            which the sampler finds for each by itself (`sampler.partners`); None for the own.
 
     Raises:
         ValueError: fewer than 1 episode; no learner; a data set in place of a sampler; `"wrong"` in regression.
@@ -117,6 +122,12 @@ def evaluate(
     whole(episodes=episodes, tasks_per_batch=tasks_per_batch)
     if diverged not in ("raise", "wrong"):
         raise ValueError(f"diverged={diverged!r}: allowed are 'raise' and 'wrong'")
+    if shown not in (None, *get_args(Shown)):
+        raise ValueError(f"shown={shown!r}: allowed are None, 'another kind' and 'same kind'")
+    if shown is not None and not hasattr(sampler, "partners"):
+        raise ValueError(
+            f"shown={shown!r} wants a sampler that knows the kinds of its tasks, and {type(sampler).__name__} does not"
+        )
     if not hasattr(learner, "objectives"):
         raise ValueError(f"learner is of type {type(learner).__name__}: an mp.Learner is needed")
     there = getattr(sampler, "episodes", None)
@@ -127,7 +138,7 @@ def evaluate(
             f"sampler is a {type(sampler).__name__} without .batch(start, count): wrap a data set in mp.EpisodeSampler"
         )
     return while_it_fits(
-        lambda tasks: evaluated(learner, sampler, episodes, steps, tasks, diverged),
+        lambda tasks: evaluated(learner, sampler, episodes, steps, tasks, diverged, shown=shown),
         min(tasks_per_batch, episodes), device_of(learner), "episodes",
     )  # fmt: skip
 
@@ -140,6 +151,7 @@ def evaluated(
     tasks_per_batch: int = 8,
     diverged: str = "raise",
     first: int = 0,
+    shown: Shown | None = None,
 ) -> Evaluation:
     """`evaluate` without checks of its arguments, and without a smaller forward where memory is too little.
 
@@ -153,9 +165,11 @@ def evaluated(
     # of equal sizes but for one: a control that takes what is another task's meets no batch of one
     starts = [first + number * episodes // batches for number in range(batches + 1)]
     for start, end in itertools.pairwise(starts):
-        batch = sampler.batch(start, end - start)
+        batch, other = sampler.batch(start, end - start), None
+        if shown is not None:
+            other = sampler.at(sampler.partners(torch.arange(start, end), same_kind=shown == "same kind"))
         try:
-            loss, right = _scored(learner, batch, steps, diverged)
+            loss, right = _scored(learner, batch, steps, diverged, other)
         except NotFiniteInput as error:
             raise error.of_episode(start + error.task) from None
         losses.append(loss)
@@ -182,15 +196,16 @@ def evaluated(
             norm=learner.model.norm,
             head=learner.head_label,
             precision=precision_name(learner.autocast, next(iter(learner.model.parameters.values()))),
+            shown=shown,
         )
     return Evaluation(values, mean_interval(values)[1], torch.cat(losses), protocol, bool(hits), tuple(seen))
 
 
 def _scored(
-    learner: Learner, batch: EpisodeBatch, steps: int | None, diverged: str
+    learner: Learner, batch: EpisodeBatch, steps: int | None, diverged: str, shown: EpisodeBatch | None
 ) -> tuple[Tensor, Tensor | None]:
     """Loss and accuracy (None in regression) of each episode, `(T,)`; with `"wrong"` some losses may not be finite."""
-    objectives = learner.objectives(batch, training=False)
+    objectives = learner.objectives(batch, training=False, shown=shown)
     w, derived = adapted(objectives, steps, checked=diverged == "raise")
     with torch.no_grad():
         loss, logits = objectives.scored(w, derived)
@@ -217,7 +232,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         raise ValueError(f"a has {len(a.values)} episodes, b {len(b.values)}: they must be the same episodes")
     if a.protocol is not None and b.protocol is not None:
         episodes = [
-            dataclasses.replace(p, inner_steps=None, norm=None, head=None, precision="float32")
+            dataclasses.replace(p, inner_steps=None, norm=None, head=None, precision="float32", shown=None)
             for p in (a.protocol, b.protocol)
         ]
         if episodes[0] != episodes[1]:

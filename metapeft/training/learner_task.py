@@ -79,6 +79,11 @@ class LearnerTask(GivenTask):
                     f'outer="{group}" trains get no gradient: take that group out, or leave warm_start'
                 )
 
+    def direct(self) -> Task | None:
+        """The learner without its inner loop, where it has one and there is more to train than rates."""
+        view = None if self.given.inner is None else self.given.without_inner()
+        return None if view is None or not view.trained else LearnerTask(view)
+
     def recomputing(self) -> Task | None:
         """The learner with the engine `"recompute"`, where its own is `"unroll"`, of which it is the exact equal."""
         if type(self.given.engine) is not Unroll:

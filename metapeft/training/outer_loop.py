@@ -76,6 +76,10 @@ class OuterLoop:
             NumericalError: an objective or gradient that is not finite. MemoryError: too little for one task.
         """
         held = self.task.held() if self.step % self.settings.inner_every else None
+        if self.step < self.settings.direct_steps:
+            held = self.task.direct()
+        elif self.step == self.settings.direct_steps > 0:
+            self.gradient.chunking = None  # which was of steps that need less
         share, where = self.share(self.step), f"outer step {self.step + 1}"
         try:
             found = self.gradient(held or self.task, batch, share, self.inner, where, self.processes)
@@ -98,7 +102,7 @@ class OuterLoop:
         """The optimiser's step on the clipped gradient."""
         trained = self.task.trained
         for name, value in trained.items():
-            value.grad = grads[name]
+            value.grad = grads.get(name)  # None for rates, in steps without an inner loop
         try:
             if self.settings.clip is not None:
                 torch.nn.utils.clip_grad_norm_(list(trained.values()), self.settings.clip)

@@ -39,12 +39,14 @@ class OuterSettings:
     memory: int | str | None = None
     progress: bool = True
     ema: float | None = None
+    direct_steps: int = 0
 
     def __post_init__(self) -> None:
         if not callable(self.optimizer):
             raise ValueError(f"optimizer={self.optimizer!r}: a class is needed, such as torch.optim.Adam")
         one = 1 if self.chunk is None else self.chunk
         whole(tasks_per_step=self.tasks_per_step, chunk=one, inner_every=self.inner_every)
+        whole(0, direct_steps=self.direct_steps)
         flag(warm_start=self.warm_start)
         if self.clip is not None:
             number(above=True, clip=self.clip)
@@ -61,7 +63,8 @@ class OuterSettings:
         """Everything that the outcome depends on, as JSON can say it; `optimizer` is what was made of it."""
         custom = self.schedule is not None and not isinstance(self.schedule, str)
         options = self.options or {}
-        later = {} if self.ema is None else {"ema": self.ema}  # runs of before do not have it
+        later: dict[str, Any] = {} if self.ema is None else {"ema": self.ema}  # runs of before do not have it
+        later |= {"direct_steps": self.direct_steps} if self.direct_steps else {}
         return {
             **later,
             "optimizer": type(optimizer).__name__,

@@ -73,6 +73,10 @@ class Task(Protocol):
         """The same task without an inner step, on the same outer variables; None where it has no inner solver."""
         return None
 
+    def direct(self) -> Task | None:
+        """The same task at 0 inner steps, on the same outer variables; None where that is nothing to train."""
+        return None
+
     def recomputing(self) -> Task | None:
         """The same gradient in less memory and more time, of the same tensors; None where there is none."""
         return None

@@ -44,6 +44,8 @@ class BilevelTrainer:
         device, dtype: to which the learner is moved; None to leave it where it is. See `metapeft.base.machine.devices`.
         ema: decay of a moving average of the state, such as 0.999, which is validated and which the learner ends with;
             None for none.
+        direct_steps: so many outer steps at the start are made without the inner loop (`learner.without_inner()`):
+            where adapting repairs what a generator leaves undone, the generator learns little.
         memory: what this process may hold, in bytes or as `"8GiB"`, for the choice of the chunk and, where one
             task is too much, of recompute instead of unroll; None for what is free. See docs/scale.md.
 
@@ -83,6 +85,7 @@ class BilevelTrainer:
         dtype: torch.dtype | None = None,
         memory: int | str | None = None,
         ema: float | None = None,
+        direct_steps: int = 0,
     ) -> None:
         self.processes = processes()  # first, for it says which GPU is this process's own
         device = None if device is None else usable(device)
@@ -91,7 +94,7 @@ class BilevelTrainer:
         self.outer = OuterSettings(
             optimizer, lr=lr, tasks_per_step=tasks_per_step, chunk=chunk, clip=clip, schedule=schedule,
             warm_start=warm_start, inner_every=inner_every, options=options, memory=memory, progress=progress,
-            ema=ema,
+            ema=ema, direct_steps=direct_steps,
         )  # fmt: skip
         refuse_settings(self.task, self.outer)
         refuse_processes(self.task, warm_start, self.processes)

@@ -8,7 +8,7 @@ import torch
 import metapeft as mp
 from metapeft.generators import Blind, ClassEncoder, MappingNet, OtherTask, PairEncoder, Support
 from tests.generators.test_generators import SEEDS, parameters, support
-from tests.learner.helpers import images, learner_of
+from tests.learner.helpers import images, learner_of, stir
 
 
 def test_the_other_task_is_the_one_before() -> None:
@@ -67,3 +67,38 @@ def test_a_support_set_that_is_shown_in_place_of_the_own() -> None:
     )
     with pytest.raises(ValueError, match="no effect"):
         plain.objectives(batch, False, other)
+
+
+def test_an_evaluation_that_shows_another_task() -> None:
+    """By the sampler's partners, whatever else is in the batch; the protocol says it."""
+    data = mp.load_dataset("glyph-pairs", split="val", size=16, per_class=8)
+    sampler = mp.EpisodeSampler(data, 3, 2, 2, seed=3, shift=mp.Shift(["plain", "swap"]))
+    body = mp.backbones.conv4(ways=3, width=4, size=16)
+    learner = mp.methods.metalora_cp(
+        body, rank=2, generator=ClassEncoder(hidden=4), preprocess=data.preprocess
+    )
+    stir(learner)
+    found = {}
+    for shown in ("another kind", "same kind"):
+        by_two, by_five = (
+            mp.evaluate(learner, sampler, 10, tasks_per_batch=count, shown=shown) for count in (2, 5)
+        )
+        torch.testing.assert_close(by_two.losses, by_five.losses, rtol=1e-4, atol=1e-6)
+        assert by_two.protocol is not None
+        assert by_two.protocol.shown == shown
+        found[shown] = by_five
+    assert "a task of another kind" in str(found["another kind"].protocol)
+    own = mp.evaluate(learner, sampler, 10)
+    assert not torch.allclose(own.losses, found["same kind"].losses)
+    assert "shown" not in own.protocol.as_dict()  # type: ignore[union-attr]
+    mp.compare(own, found["another kind"])
+    again = mp.Protocol.from_dict(found["same kind"].protocol.as_dict())  # type: ignore[union-attr]
+    assert again == found["same kind"].protocol
+    numbers = sampler.partners(range(4), same_kind=False)
+    by_hand = learner.objectives(sampler.batch(0, 4), False, sampler.at(numbers))
+    loss, _ = by_hand.scored(*learner.solve(by_hand))
+    torch.testing.assert_close(found["another kind"].losses[:4], loss, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="'another kind' and 'same kind'"):
+        mp.evaluate(learner, sampler, 4, shown="other")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="knows no kinds"):
+        mp.evaluate(learner, mp.EpisodeSampler(data, 3, 2, 2), 4, shown="another kind")
