@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from metapeft.inner.momentum import Momentum, Nesterov
     from metapeft.inner.multiclass import Softmax, softmax_regression
     from metapeft.inner.proximal import Projected, Proximal
+    from metapeft.inner.rate_net import RateNet
     from metapeft.inner.solver import Solver
 else:
 
@@ -42,6 +43,7 @@ __all__ = [
     "Nesterov",
     "Projected",
     "Proximal",
+    "RateNet",
     "Ridge",
     "Softmax",
     "Solver",

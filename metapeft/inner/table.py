@@ -22,6 +22,7 @@ registry = Registry(
         "Proximal": "proximal",
         "Projected": "proximal",
         "Higher": "higher_optimizer",
+        "RateNet": "rate_net",
         "Ridge": "closed_form",
         "Logistic": "closed_form",
         "Softmax": "multiclass",
