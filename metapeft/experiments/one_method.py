@@ -17,6 +17,7 @@ from metapeft.generators.control import OtherTask
 from metapeft.heads.centroids import PrototypeInit, Prototypes
 from metapeft.inner.descent import SGD
 from metapeft.learner.learner import Learner
+from metapeft.methods.recipes import metapeft
 from metapeft.training.evaluation import Evaluation, evaluate
 from metapeft.training.runs.learner_in_run import is_saved, save
 from metapeft.training.trainer import BilevelTrainer
@@ -73,6 +74,8 @@ def _made(
         **method.options,
         **more,
     }
+    if method.make is metapeft:
+        options.setdefault("shots", job.config.shots)
     if method.adapts and lr is not None and steps is not None:
         options["inner"] = SGD(steps, lr, rates="step" if method.trains and method.learns_rates else None)
     return method.make(start.body, preprocess=job.data.preprocess, seed=job.config.seed, name=name, **options)

@@ -34,8 +34,8 @@ class RateNet(Solver):
         ValueError: numbers out of range; from `init`, learned tensors that are missing or of other shapes; from
             implicit engines, for it minimises no objective.
 
-    Source: Baik et al. 2020 (ALFA, arXiv 2011.00209), eq. 4 to 6, there with a rate and a decay of each layer themselves,
-    here with their logarithms, which keep their signs.
+    Source: Baik et al. 2020 (ALFA, arXiv 2011.00209), eq. 4 to 6, there with the rate and the decay of each layer
+    themselves, here with their logarithms, which keep their signs.
 
     Example:
         >>> solver = RateNet(steps=2, lr=0.5, hidden=4)

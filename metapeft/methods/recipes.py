@@ -15,6 +15,7 @@ from metapeft.heads.head import Head
 from metapeft.inner.descent import SGD
 from metapeft.inner.solver import Solver
 from metapeft.learner.learner import Learner
+from metapeft.methods.common import encoder as encoder
 from metapeft.methods.common import learns_rates as learns_rates
 from metapeft.methods.common import mapping_net
 from metapeft.methods.common import recipe as recipe
@@ -231,6 +232,7 @@ def metapeft(
     hidden: int | None = None,
     selection: Any = "softmax",
     generator: str | Generator | None = "default",
+    shots: int | None = None,
     **options: Any,
 ) -> Learner:
     """The whole: seeds generated from the support set, terms selected, factors adapted from that start.
@@ -238,7 +240,9 @@ def metapeft(
     Args:
         format: `CP(rank=4)` unless said; `TensorRing` likewise.
         inner: the inner solver, with learnable rates a step unless said; None takes 5 steps of 0.1.
-        hidden: of the `MappingNet`, 64 unless said; another generator is `generator=`.
+        hidden: of the encoder, 64 unless said; another generator is `generator=`.
+        shots: K of the episodes. Which encoder it is: `PairEncoder` in regression, `MappingNet` for `shots=1`, else
+            `ClassEncoder`.
         selection, generator: None switches either off, for an ablation.
 
     Example:
@@ -247,7 +251,7 @@ def metapeft(
         ('weights', 'factors', 'generator', 'selection', 'rates')
     """
     inner = SGD(5, 0.1, rates="step") if inner is None else inner
-    net = mapping_net(generator, hidden=hidden)
+    net = encoder(backbone, generator, options.get("loss"), shots, hidden=hidden)
     groups = (
         ["weights", "factors"] + ["generator"] * (net is not None) + ["selection"] * (selection is not None)
     )

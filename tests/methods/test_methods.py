@@ -82,7 +82,7 @@ PLAIN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"format": mp.TensorRing(2), "head": "prototypes", "generator": NET, "outer": ("factors", "generator")},
     ),
     "metapeft": (
-        {"format": mp.CP(2)},
+        {"format": mp.CP(2), "shots": 1},
         {
             "format": mp.CP(2), "inner": SGD(5, 0.1, rates="step"), "head": "prototype-init", "generator": NET,
             "selection": "softmax", "outer": (W0, "factors", "generator", "selection", RATES),
@@ -228,3 +228,22 @@ def test_maml_agrees_with_learn2learn(first_order: bool) -> None:
             clone.adapt(F.cross_entropy(clone(batch.support_x[t]), batch.support_y[t]))
         (F.cross_entropy(clone(batch.query_x[t]), batch.query_y[t]) / 2).backward()
     assert_same(dict(found.grads), {f"weights.{n}": p.grad for n, p in net.named_parameters()})
+
+
+def test_the_generator_fits_what_a_support_set_says() -> None:
+    """Classes with several shots, one shot, numbers: of one input, and of features where the body begins otherwise."""
+    from metapeft.generators import ClassEncoder, MappingNet, PairEncoder
+
+    of_images = mp.backbones.conv4(ways=3, width=4, size=16)
+    assert mp.methods.metapeft(of_images).generator == ClassEncoder()
+    assert mp.methods.metapeft(of_images, shots=5, hidden=8).generator == ClassEncoder(hidden=8)
+    assert mp.methods.metapeft(of_images, shots=1, hidden=8).generator == MappingNet(hidden=8)
+    curve = mp.methods.metapeft(mp.backbones.mlp(2, 1, hidden=(8,)), loss=F.mse_loss, head="learned")
+    assert curve.generator == PairEncoder(size=2)
+    assert curve.generator.features == "inputs"  # type: ignore[union-attr]
+    deep = mp.methods.metapeft(of_images, loss=F.mse_loss, head="learned")
+    assert deep.generator == PairEncoder(features=None, size=None, outputs=3)
+    assert deep.generator.features is None  # type: ignore[union-attr]
+    x = torch.randn(2, 6, 2)
+    batch = mp.EpisodeBatch(x, x.sum(-1, keepdim=True), x, x.sum(-1, keepdim=True))
+    assert curve.hypergradient(batch).value.isfinite()

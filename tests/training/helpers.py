@@ -33,7 +33,9 @@ def learner(kind: str = "metapeft", body: torch.nn.Module | None = None, **optio
     body = mp.backbones.conv4(ways=3, channels=1, width=4, size=16) if body is None else body
     inner = mp.inner.SGD(2, 0.05, rates="step")
     if kind == "metapeft":
-        return mp.methods.metapeft(body, format=mp.CP(2), inner=inner, hidden=4, norm="support", **options)
+        return mp.methods.metapeft(
+            body, format=mp.CP(2), inner=inner, hidden=4, norm="support", shots=1, **options
+        )
     if kind == "warm":
         return mp.methods.lora_ml(
             body, rank=2, inner=mp.inner.SGD(2, 0.05), hypergradient="envelope", inner_data="both", **options

@@ -72,6 +72,7 @@ def trainer() -> mp.BilevelTrainer:
         format=mp.CP(2),
         inner=mp.inner.SGD(3, 0.1, rates="step"),
         hidden=4,
+        shots=1,
         norm="support",
         dtype=torch.float64,
     )
