@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from metapeft.base.errors import DataError, NotFiniteInput, NumericalError, RunError
     from metapeft.base.machine.freed_memory import keep_freed_memory
     from metapeft.datasets.by_name import load_dataset
+    from metapeft.datasets.coloured_glyphs import read_coloured_glyphs
     from metapeft.datasets.folder import read_folder
+    from metapeft.datasets.functions import Functions, read_functions
     from metapeft.datasets.glyph_pairs import read_glyph_pairs
     from metapeft.datasets.glyphs import read_glyphs
     from metapeft.datasets.images import ImageData, Preprocess
     from metapeft.datasets.miniimagenet import read_miniimagenet
     from metapeft.datasets.omniglot import read_omniglot
+    from metapeft.datasets.omniglot_pairs import read_omniglot_pairs
     from metapeft.datasets.rotated import Rotated
     from metapeft.datasets.sinusoid import Sinusoid, read_sinusoid
     from metapeft.episodes.augment import Augment
@@ -157,6 +160,7 @@ __all__ = [
     "FirstOrder",
     "Forward",
     "Full",
+    "Functions",
     "Generator",
     "Head",
     "ImageData",
@@ -221,11 +225,14 @@ __all__ = [
     "methods",
     "pretrain",
     "ranks",
+    "read_coloured_glyphs",
     "read_folder",
+    "read_functions",
     "read_glyph_pairs",
     "read_glyphs",
     "read_miniimagenet",
     "read_omniglot",
+    "read_omniglot_pairs",
     "read_sinusoid",
     "report",
     "resolve",

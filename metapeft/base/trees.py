@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_LARGE = 4096  # elements a row, from which on copying once is worth a view of each row
+
 
 def tree_leaves(x: Any) -> list[Tensor]:
     """The leaves of an input: itself, or the tensors among the values of a dict or tuple.
@@ -55,3 +57,16 @@ def stacked(trees: Sequence[Any]) -> Any:
     """
     columns = iter([torch.stack(leaves) for leaves in zip(*map(tree_leaves, trees))])
     return mapped(trees[0], lambda _: next(columns))
+
+
+def in_order(pieces: Sequence[Tensor], order: Tensor) -> Tensor:
+    """Tensors joined along their first axis: row `i` is row `order[i]` of them all.
+
+    Example:
+        >>> in_order([torch.tensor([5, 6]), torch.tensor([7])], torch.tensor([2, 0, 1])).tolist()
+        [7, 5, 6]
+    """
+    if pieces[0][0].numel() < _LARGE:
+        return torch.cat(list(pieces)).index_select(0, order.to(pieces[0].device))
+    rows = [row for piece in pieces for row in piece.unbind()]
+    return torch.stack([rows[place] for place in order.tolist()])

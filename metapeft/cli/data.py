@@ -19,7 +19,7 @@ def data(
     Parameters
     ----------
     name
-        Data set: glyphs, glyph-pairs, omniglot, miniimagenet or folder.
+        Data set: glyphs, glyph-pairs, coloured-glyphs, omniglot, omniglot-pairs, miniimagenet or folder.
     root
         Where the data lies; default $METAPEFT_DATA.
     data_options
@@ -27,8 +27,6 @@ def data(
     download
         Fetch it first from its original address, where it has one.
     """
-    if name == "sinusoid":
-        raise ValueError("sinusoid holds no images: its tasks are drawn when they are asked for")
     from rich.console import Console
     from rich.table import Table
 
@@ -40,6 +38,8 @@ def data(
         table.add_column(column)
     for split in ("train", "val", "test"):
         found = load_dataset(name, split=split, **options)
+        if not hasattr(found, "images"):
+            raise ValueError(f"{name} holds no images: its tasks are drawn when they are asked for")
         shape = "x".join(str(size) for size in found.images.shape[1:])
         table.add_row(split, str(len(found)), str(len(found.classes)), shape, found.split_hash)
     Console().print(table)

@@ -37,7 +37,7 @@ def dump(
     path
         The file to write.
     data
-        Data set: glyphs, glyph-pairs, omniglot, miniimagenet or folder.
+        Data set: glyphs, glyph-pairs, coloured-glyphs, omniglot, omniglot-pairs, miniimagenet or folder.
     root
         Where the data lies; default $METAPEFT_DATA.
     data_options
@@ -94,7 +94,7 @@ def verify(
     path
         The file to check.
     data
-        Data set: glyphs, glyph-pairs, omniglot, miniimagenet or folder.
+        Data set: glyphs, glyph-pairs, coloured-glyphs, omniglot, omniglot-pairs, miniimagenet or folder.
     root
         Where the data lies; default $METAPEFT_DATA.
     data_options

@@ -8,12 +8,15 @@ from metapeft.datasets.table import registry
 
 if TYPE_CHECKING:
     from metapeft.datasets.by_name import load_dataset
+    from metapeft.datasets.coloured_glyphs import read_coloured_glyphs
     from metapeft.datasets.folder import read_folder
+    from metapeft.datasets.functions import Functions, read_functions
     from metapeft.datasets.glyph_pairs import read_glyph_pairs
     from metapeft.datasets.glyphs import read_glyphs
     from metapeft.datasets.images import ImageData, Preprocess
     from metapeft.datasets.miniimagenet import read_miniimagenet
     from metapeft.datasets.omniglot import read_omniglot
+    from metapeft.datasets.omniglot_pairs import read_omniglot_pairs
     from metapeft.datasets.rotated import Rotated
     from metapeft.datasets.sinusoid import Sinusoid, read_sinusoid
 else:
@@ -27,16 +30,20 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Functions",
     "ImageData",
     "Preprocess",
     "Rotated",
     "Sinusoid",
     "load_dataset",
+    "read_coloured_glyphs",
     "read_folder",
+    "read_functions",
     "read_glyph_pairs",
     "read_glyphs",
     "read_miniimagenet",
     "read_omniglot",
+    "read_omniglot_pairs",
     "read_sinusoid",
     "registry",
 ]

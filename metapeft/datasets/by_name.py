@@ -16,14 +16,15 @@ def load_dataset(
     """A data set by its name; the options of each are those of its reader, `metapeft.datasets.read_<name>`.
 
     Args:
-        name: `"glyphs"` and `"glyph-pairs"` (embedded, no download), `"omniglot"`, `"miniimagenet"`, `"folder"` or
-            `"sinusoid"`.
+        name: `"glyphs"`, `"glyph-pairs"` and `"coloured-glyphs"` (embedded, no download), `"omniglot"`,
+            `"omniglot-pairs"`, `"miniimagenet"`, `"folder"`; or `"sinusoid"` and `"functions"`.
         root: where the data lies; None: `$METAPEFT_DATA/<its folder>`.
         split: `"train"`, `"val"` or `"test"`.
         **options: the reader's own, such as `size=28`.
 
     Returns:
-        An `ImageData`; for `"sinusoid"` a family of regression tasks. Both go into an `EpisodeSampler`.
+        An `ImageData`; for `"sinusoid"` and `"functions"` a family of regression tasks. Both go into an
+        `EpisodeSampler`.
 
     Raises:
         ValueError: for unknown names and options, with the nearest known one.

@@ -18,6 +18,7 @@ from metapeft.base import counter
 from metapeft.base.arguments import whole
 from metapeft.datasets.glyph_shapes import CANVAS, all_faces
 from metapeft.datasets.images import ImageData, check_split
+from metapeft.datasets.rootless import refuse_root
 
 # Of the training split with the default options, measured on all of its pixels.
 MEAN, DEVIATION = (0.15250,), (0.31614,)
@@ -58,8 +59,7 @@ def read_glyphs(
         >>> read_glyphs(split="val", per_class=2)
         ImageData(glyphs, val: 200 images 1x28x28, 100 classes)
     """
-    if root is not None:
-        raise ValueError(f"root has no effect on 'glyphs', which is embedded: leave out {os.fspath(root)!r}")
+    refuse_root("glyphs", root)
     check_split(split)
     whole(8, CANVAS, size=size)
     whole(per_class=per_class)

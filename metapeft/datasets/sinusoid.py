@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-import zlib
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from metapeft.base import counter
 from metapeft.base.arguments import number
 from metapeft.datasets.images import check_split, split_hash
+from metapeft.datasets.made_up import normal, of_split, spread
+from metapeft.datasets.rootless import refuse_root
 
 
 class Sinusoid:
@@ -45,16 +45,13 @@ class Sinusoid:
 
     def draw(self, keys: counter.Words, count: int) -> tuple[Tensor, Tensor]:
         """`count` points of one task a key `(T,)`: x and y, `(T, count, 1)` float32."""
-        keys = counter.child(keys, np.array([zlib.crc32(self.split.encode())], dtype=np.uint64))
-        stream = counter.uniforms(keys, 2 + 3 * count)
-        amplitude = _spread(stream[:, 0:1], self.amplitude)
-        phase = _spread(stream[:, 1:2], self.phase)
-        x = _spread(stream[:, 2 : 2 + count], self.domain)
+        stream = counter.uniforms(of_split(keys, self.split), 2 + 3 * count)
+        amplitude = spread(stream[:, 0:1], self.amplitude)
+        phase = spread(stream[:, 1:2], self.phase)
+        x = spread(stream[:, 2 : 2 + count], self.domain)
         y = amplitude * np.sin(x - phase)
         if self.noise:
-            first, second = stream[:, 2 + count : 2 + 2 * count], stream[:, 2 + 2 * count :]
-            # Box and Muller 1958: two uniform numbers make a normal one.
-            y = y + self.noise * np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * math.pi * second)
+            y = y + self.noise * normal(stream[:, 2 + count : 2 + 2 * count], stream[:, 2 + 2 * count :])
         return torch.from_numpy(x).float()[..., None], torch.from_numpy(y).float()[..., None]
 
     @property
@@ -75,10 +72,5 @@ def read_sinusoid(
         >>> read_sinusoid(split="test").split
         'test'
     """
-    if root is not None:
-        raise ValueError(f"root has no effect on 'sinusoid', whose tasks are made up: leave out {root!r}")
+    refuse_root("sinusoid", root, "whose tasks are made up")
     return Sinusoid(split, noise)
-
-
-def _spread(uniform: NDArray[np.float64], bounds: tuple[float, float]) -> NDArray[np.float64]:
-    return bounds[0] + (bounds[1] - bounds[0]) * uniform

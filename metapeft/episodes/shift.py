@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metapeft.base import counter
+from metapeft.base.trees import in_order
 from metapeft.episodes.shift_kinds import EXACT, KINDS
 
 # A kind belongs to one split, so that validation and test episodes have styles that training never showed.
@@ -65,8 +66,7 @@ class Shift:
         changed = [
             self._changed(kind, images, keys, mine) for kind, mine in zip(self.kinds, groups) if len(mine)
         ]
-        order = torch.from_numpy(np.concatenate(groups).argsort()).to(images.device)
-        return torch.cat(changed).index_select(0, order)
+        return in_order(changed, torch.from_numpy(np.concatenate(groups).argsort()))
 
     @staticmethod
     def _changed(kind: str, images: Tensor, keys: counter.Words, mine: counter.Integers) -> Tensor:

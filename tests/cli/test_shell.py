@@ -56,6 +56,8 @@ def test_every_command_has_help_with_its_options(command, capsys):
         (["train", "--data", "miniimagnet"], "did you mean 'miniimagenet'"),
         (["train", "--data", "sinusoid"], "has no classes"),
         (["data", "sinusoid"], "no images"),
+        (["data", "functions"], "no images"),
+        (["data", "coloured-glyphs", "--data-options", "by=size"], "by='size': allowed are 'shape'"),
         (["train", "--resume"], "--out"),
         (["train", "--ways", "900", "--quiet"], "900"),
         (["evaluate", "nowhere"], "nowhere"),

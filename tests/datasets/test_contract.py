@@ -28,9 +28,12 @@ GRID: dict[str, Callable[[Path], dict[str, Any]]] = {
     "folder": lambda root: {"root": make_folder(root / "f"), "size": 12},
     "glyphs": lambda root: {"per_class": 3, "size": 16, "seed": 4},
     "glyph-pairs": lambda root: {"per_class": 3, "size": 16, "seed": 4},
+    "omniglot-pairs": lambda root: {"root": test_omniglot.as_folders(root / "o"), "size": 20, "seed": 4},
+    "coloured-glyphs": lambda root: {"by": "colour", "per_class": 3, "size": 16, "seed": 4},
+    "functions": lambda root: {"noise": 0.5},
     "sinusoid": lambda root: {"noise": 0.5},
 }
-GENERATIVE = {"sinusoid"}  # tasks that are made up, without images
+GENERATIVE = {"functions", "sinusoid"}  # tasks that are made up, without images
 
 
 def test_every_data_set_is_in_the_grid() -> None:

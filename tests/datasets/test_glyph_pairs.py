@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft.datasets.glyph_pairs import companions
+from metapeft.datasets.side_by_side import companions
 
 
 @pytest.fixture(scope="module")
