@@ -1,0 +1,228 @@
+"""Whether generation helps, and when: families in which one must adapt, every row with its controls.
+
+    python -m benchmarks.generation choose glyph-pairs          (inner rates, on validation tasks, the same trials a
+    row) python -m benchmarks.generation run glyph-pairs class-encoder --budget 1000 --seed 0
+    python -m benchmarks.generation all glyph-pairs              (every row that is not there yet)
+    python -m benchmarks.generation ceiling glyph-pairs
+    python -m benchmarks.generation list glyph-pairs
+
+One file a row, budget, number of inner steps and seed in benchmarks/results/generation, with the value of every test
+task, so that any two rows can be compared on the same tasks. Data: $METAPEFT_DATA (see the README).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from cyclopts import App
+
+import metapeft as mp
+from benchmarks.generation_ceiling import ceiling_of
+from benchmarks.generation_rows import FAMILIES, Family, Row, rows_of
+from metapeft.learner.learner import Learner
+from metapeft.training.runs.environment import environment
+
+app = App(help=__doc__, version_flags=[])
+RESULTS = Path(__file__).parent / "results" / "generation"
+BUDGETS, SEEDS, STEPS = (300, 1000, 3000), (0, 1, 2), (0, 1, 5)
+CHOSEN = 300  # the budget at which inner rates are chosen
+ABLATIONS = "-"  # rows with that in their name are trained at one budget only
+ONE_BUDGET = 1000
+
+
+def make(family: Family, row: Row, seed: int, inner_steps: int, rate: float | None) -> Learner:
+    """The learner of a row; without inner steps nothing adapts."""
+    generator = row.generator()
+    preprocess = getattr(family.splits(seed)["train"].dataset, "preprocess", None)
+    model = mp.attach(
+        family.backbone(seed), row.format, targets=family.targets, preprocess=preprocess, seed=seed
+    )
+    inner = mp.inner.SGD(inner_steps, rate, rates="step") if inner_steps and rate is not None else None
+    groups = (
+        ["weights", "factors"] + ["generator"] * (generator is not None) + ["rates"] * (inner is not None)
+    )
+    return mp.Learner(
+        model,
+        inner,
+        outer=groups,
+        head=family.heads[inner is not None],
+        generator=generator,
+        loss=family.loss,
+        seed=seed,
+    )
+
+
+def train(family: Family, row: Row, learner: Learner, budget: int, seed: int, run_dir: Path | None) -> None:
+    """As many outer steps as the budget says, the row's share of them without an inner loop; resumable."""
+    direct = round(row.direct * budget) if learner.inner is not None and learner.generator is not None else 0
+    trainer = mp.BilevelTrainer(
+        learner, lr=family.lr, tasks_per_step=family.tasks, clip=10.0, schedule="cosine", progress=False,
+        direct_steps=direct,
+    )  # fmt: skip
+    episodes = family.splits(seed)["train"]
+    if run_dir is not None and trainer.has_run(run_dir):
+        trainer.resume(run_dir, episodes)
+    else:
+        trainer.fit(episodes, budget, run_dir=run_dir, checkpoint_every=500)
+
+
+def score(found: Any) -> float:
+    """Accuracy, or minus the mean loss."""
+    return float(found.accuracy if found.has_accuracy else -found.loss)
+
+
+def place_of(family: str, row: str, inner_steps: int, budget: int, seed: int) -> Path:
+    """Where a result is kept."""
+    return RESULTS / f"{family}-{row}-{inner_steps}-{budget}-{seed}.json"
+
+
+def rate_of(family: str, row: str, inner_steps: int) -> float | None:
+    """The inner rate that validation chose; None without inner steps."""
+    if not inner_steps:
+        return None
+    path = RESULTS / f"{family}-chosen.json"
+    chosen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found = chosen.get(f"{row}-{inner_steps}")
+    if found is None:
+        raise SystemExit(f"no inner rate was chosen yet: python -m benchmarks.generation choose {family}")
+    return float(found["rate"])
+
+
+@app.command
+def choose(family: str, inner_steps: tuple[int, ...] = (1, 5), threads: int = 1) -> None:
+    """Choose the inner rate that each row begins with: the same trials for each, on 100 validation tasks.
+
+    Args:
+        family: which. inner_steps: numbers of inner steps. threads: of torch.
+    """
+    torch.set_num_threads(threads)
+    one, path = FAMILIES[family], RESULTS / f"{family}-chosen.json"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name, row in rows_of(family).items():
+        for steps in inner_steps:
+            if f"{name}-{steps}" in found or not adapts(name, row):
+                continue
+            trials = {}
+            for rate in one.rates:
+                learner = make(one, row, 0, steps, rate)
+                try:
+                    train(one, row, learner, CHOSEN, 0, None)
+                    trials[rate] = score(mp.evaluate(learner, one.splits(0)["val"], 100))
+                except mp.NumericalError:
+                    trials[rate] = float("-inf")
+            found[f"{name}-{steps}"] = {"rate": max(trials, key=lambda rate: trials[rate]), "trials": trials}
+            path.write_text(json.dumps(found, indent=1) + "\n")
+            print(f"{family}, {name}, {steps} steps: {trials}", flush=True)
+
+
+def adapts(name: str, row: Row) -> bool:
+    """Whether a row is trained with inner steps too: the main ones, not every ablation."""
+    return row.least > 0 or row.direct > 0 or name == "constant"
+
+
+@app.command
+def run(
+    family: str,
+    row: str,
+    budget: int = 1000,
+    inner_steps: int = 0,
+    seed: int = 0,
+    runs: Path = Path("runs") / "generation",
+    threads: int = 1,
+    compiled: bool = True,
+) -> None:
+    """Train one row, evaluate it and its controls on fresh test tasks, and keep the result.
+
+    Args:
+        family, row: see `list`. budget: outer steps. inner_steps: in training and at test. seed: of everything.
+        runs: where run folders go. threads: of torch. compiled: whether kernels are used where they fit.
+    """
+    torch.set_num_threads(threads)
+    one, line = FAMILIES[family], rows_of(family)[row]
+    learner = make(one, line, seed, inner_steps, rate_of(family, row, inner_steps))
+    begun = time.monotonic()
+    if compiled:
+        mp.use_compiled()
+    train(one, line, learner, budget, seed, runs / place_of(family, row, inner_steps, budget, seed).stem)
+    seconds = time.monotonic() - begun
+    test = one.splits(seed)["test"]
+    evaluations = {"own": mp.evaluate(learner, test, one.episodes)}
+    for shown in line.shown:
+        evaluations[shown] = mp.evaluate(learner, test, one.episodes, shown=shown)
+    kept = {
+        "family": family, "row": row, "about": line.about, "budget": budget, "inner_steps": inner_steps, "seed": seed,
+        "format": str(line.format), "lr": one.lr, "tasks": one.tasks, "rate": rate_of(family, row, inner_steps),
+        "parameters": sum(value.numel() for value in learner.trained.values()), "seconds": round(seconds, 1),
+        "protocol": evaluations["own"].protocol.as_dict() if evaluations["own"].protocol else None,
+        "environment": environment(), "compiled": compiled,
+        "values": {name: [round(v, 4) for v in found.values.tolist()] for name, found in evaluations.items()},
+    }  # fmt: skip
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    place_of(family, row, inner_steps, budget, seed).write_text(json.dumps(kept) + "\n")
+    print(
+        f"{family}, {row}, budget {budget}, {inner_steps} steps, seed {seed}: {evaluations['own']}",
+        flush=True,
+    )
+
+
+@app.command(name="all")
+def every(
+    family: str,
+    rows: tuple[str, ...] = (),
+    budgets: tuple[int, ...] = BUDGETS,
+    inner_steps: tuple[int, ...] = STEPS,
+    seeds: tuple[int, ...] = SEEDS,
+    threads: int = 1,
+) -> None:
+    """Every row that is not there yet: all budgets at 0 inner steps, ablations and inner steps at one of them.
+
+    Args:
+        family: which. rows: some only. budgets, inner_steps, seeds: of them. threads: of torch.
+    """
+    for steps in inner_steps:
+        for budget in budgets:
+            for seed in seeds:
+                for name, row in rows_of(family).items():
+                    side = (name.count("-") > 1 or steps) and budget != ONE_BUDGET
+                    left_out = (steps and not adapts(name, row)) or steps < row.least or side
+                    if left_out or (rows and name not in rows):
+                        continue
+                    if not place_of(family, name, steps, budget, seed).exists():
+                        run(family, name, budget, steps, seed, threads=threads)
+
+
+@app.command
+def ceiling(family: str, threads: int = 1) -> None:
+    """The rule that is told what the families are: the half whose classes lie apart counts; no generator reaches more.
+
+    Args:
+        family: of pairs. threads: of torch.
+    """
+    torch.set_num_threads(threads)
+    found = ceiling_of(FAMILIES[family])
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{family}-ceiling.json").write_text(
+        json.dumps({**found, "environment": environment()}) + "\n"
+    )
+    print({name: sum(values) / len(values) for name, values in found["values"].items()})
+
+
+@app.command(name="list")
+def names(family: str = "glyph-pairs") -> None:
+    """The rows of a family.
+
+    Args:
+        family: which.
+    """
+    print(f"families: {', '.join(FAMILIES)}")
+    for name, row in rows_of(family).items():
+        print(f"{name:28}{row.about}")
+
+
+if __name__ == "__main__":
+    app()
