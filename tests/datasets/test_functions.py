@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -168,6 +169,12 @@ def test_the_hash_tells_protocols_domains_and_noise_apart() -> None:
     assert len({data.split_hash for data in many}) == 4
     assert [many[0].name, many[2].name] == ["functions", "functions-arml"]
     assert mp.Functions(domain=(-5, 5)).split_hash == mp.Functions().split_hash
+
+
+def test_workers_of_a_data_loader_can_be_sent_it() -> None:
+    """What is sent to another process is pickled, where processes do not fork."""
+    sampler = mp.EpisodeSampler(mp.Functions(protocol="arml"), 1, 4, 6)
+    assert pickle.dumps(mp.MixedSampler({"a": sampler}))
 
 
 def test_a_domain_of_ones_own() -> None:
