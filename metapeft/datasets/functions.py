@@ -72,11 +72,10 @@ class Functions:
         number(noise=noise)
         if protocol not in FAMILIES:
             raise ValueError(f"protocol={protocol!r}: allowed are {' and '.join(map(repr, FAMILIES))}")
-        self._family = FAMILIES[protocol]
         self.split, self.noise, self.protocol = split, noise, protocol
-        self.domain = self._family.domain if domain is None else _checked(domain)
+        self.domain = FAMILIES[protocol].domain if domain is None else _checked(domain)
         self.name = "functions" if protocol == "mmaml" else f"functions-{protocol}"
-        self.kinds = tuple(kind.name for kind in self._family.kinds)
+        self.kinds = tuple(kind.name for kind in FAMILIES[protocol].kinds)
 
     def kinds_of(self, keys: counter.Words) -> counter.Integers:
         """The kind of each task, `(T,)` places in `kinds`; keys `(T,)` as for `draw`."""
@@ -87,13 +86,14 @@ class Functions:
 
         Fewer points are the first of more.
         """
-        inputs, tasks = self._family.inputs, len(keys)
+        family, tasks = FAMILIES[self.protocol], len(keys)
+        inputs = family.inputs
         kinds = self.kinds_of(keys)
         stream = counter.uniforms(of_split(keys, self.split), 1 + _MOST + count * (inputs + 2))
         points = stream[:, 1 + _MOST :].reshape(tasks, count, inputs + 2)
         x = spread(points[..., :inputs], self.domain)
         y = np.empty((tasks, count))
-        for place, kind in enumerate(self._family.kinds):
+        for place, kind in enumerate(family.kinds):
             mine = np.flatnonzero(kinds == place)
             if kind.constant:
                 x[mine, :, 1] = 1.0

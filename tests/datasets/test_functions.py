@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,17 +52,17 @@ MODELS: dict[str, dict[str, Model]] = {
             [(0.02, 0.15), THREE, THREE],
         ),
         "abs": Model(
-            lambda x, z, s: [(x - s).abs(), one(x)], lambda a, b, s: [a, b, s], [THREE] * 3, THREE, 0.05
+            lambda x, z, s: [(x - s).abs(), one(x)], lambda a, b, s: [a, b, s], [THREE] * 3, THREE, 0.1
         ),
         "tanh": Model(
-            lambda x, z, s: [(x - s).tanh(), one(x)], lambda a, b, s: [a, b, s], [THREE] * 3, THREE, 0.05
+            lambda x, z, s: [(x - s).tanh(), one(x)], lambda a, b, s: [a, b, s], [THREE] * 3, THREE, 0.1
         ),
     },
     "arml": {
         "sinusoid": Model(
             lambda x, z, s: [(s * x).sin(), (s * x).cos()],
             lambda u, v, s: [u.hypot(v), phase(u, v), s],
-            [(0.1, 5), (0, 2 * PI), (0.8, 1.2)], (0.8, 1.2), 0.05,
+            [(0.1, 5), (0, 2 * PI), (0.8, 1.2)], (0.8, 1.2), 0.1,
         ),
         "line": Model(lambda x, z, s: [x, one(x)], lambda a, b, s: [a, b], [THREE, THREE]),
         "quadratic": Model(
@@ -77,7 +78,7 @@ MODELS: dict[str, dict[str, Model]] = {
         "ripple": Model(
             lambda x, z, s: [(-s * (x**2 + z**2)).sin(), one(x)],
             lambda height, b, s: [height.abs(), b, s * height.sign()],
-            [(1.0, 1.0), THREE, (-0.2, 0.2)], (-0.2, 0.2), 0.05,
+            [(1.0, 1.0), THREE, (-0.2, 0.2)], (-0.2, 0.2), 0.1,
         ),
     },
 }  # fmt: skip
@@ -90,12 +91,12 @@ def keys(tasks: int) -> Any:
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Of each protocol 1,000 tasks of 40 points without noise: x, y, kinds."""
+    """Of each protocol 2,500 tasks of 30 points without noise: x, y, kinds."""
     found = {}
     for protocol in MODELS:
         data = mp.Functions(noise=0.0, protocol=protocol)
-        x, y = data.draw(keys(1000), 40)
-        found[protocol] = (x.double(), y.double(), torch.from_numpy(data.kinds_of(keys(1000))))
+        x, y = data.draw(keys(2500), 30)
+        found[protocol] = (x.double(), y.double(), torch.from_numpy(data.kinds_of(keys(2500))))
     return found
 
 
@@ -106,7 +107,7 @@ def test_formulas_and_ranges(
     model, (x, y, kinds) = MODELS[protocol][name], drawn[protocol]
     mine = kinds == list(MODELS[protocol]).index(name)
     x, y = x[mine], y[mine]
-    grid = torch.zeros(1) if model.grid is None else torch.linspace(*model.grid, 301)
+    grid = torch.zeros(1) if model.grid is None else torch.linspace(*model.grid, 201)
     best: list[Tensor] = []
     for s in grid.double():
         columns = torch.stack(model.columns(x[..., 0], x[..., -1], s), dim=-1)
@@ -139,7 +140,7 @@ def test_inputs_kinds_and_noise(drawn: dict[str, tuple[Tensor, Tensor, Tensor]],
         both = x[kinds >= 4]
         assert stats.kstest(both[..., 1].flatten().numpy(), stats.uniform(0, 5).cdf).pvalue > 0.001
         assert abs(np.corrcoef(both.flatten(0, 1).T.numpy())[0, 1]) < 0.02
-    noisy_x, noisy_y = mp.Functions(noise=0.3, protocol=protocol).draw(keys(1000), 40)
+    noisy_x, noisy_y = mp.Functions(noise=0.3, protocol=protocol).draw(keys(2500), 30)
     assert torch.equal(noisy_x.double(), x)
     assert stats.kstest((noisy_y.double() - y).flatten().numpy() / 0.3, "norm").pvalue > 0.001
 
@@ -168,6 +169,12 @@ def test_the_hash_tells_protocols_domains_and_noise_apart() -> None:
     assert len({data.split_hash for data in many}) == 4
     assert [many[0].name, many[2].name] == ["functions", "functions-arml"]
     assert mp.Functions(domain=(-5, 5)).split_hash == mp.Functions().split_hash
+
+
+def test_workers_of_a_data_loader_can_be_sent_it() -> None:
+    """What is sent to another process is pickled, where processes do not fork."""
+    sampler = mp.EpisodeSampler(mp.Functions(protocol="arml"), 1, 4, 6)
+    assert pickle.dumps(mp.MixedSampler({"a": sampler}))
 
 
 def test_a_domain_of_ones_own() -> None:
