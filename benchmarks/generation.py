@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from cyclopts import App
 
@@ -34,36 +36,48 @@ ABLATIONS = "-"  # rows with that in their name are trained at one budget only
 ONE_BUDGET = 1000
 
 
-def make(family: Family, row: Row, seed: int, inner_steps: int, rate: float | None) -> Learner:
-    """The learner of a row; without inner steps nothing adapts."""
+def make(
+    family: Family, row: Row, seed: int, inner_steps: int, rate: float | None, formats: Any = None
+) -> Learner:
+    """The learner of a row; without inner steps nothing adapts. `formats`: of each parameter, in place of the row's."""
     generator = row.generator()
     preprocess = getattr(family.splits(seed)["train"].dataset, "preprocess", None)
+    targets = {"targets": family.targets} if formats is None else {}
     model = mp.attach(
-        family.backbone(seed), row.format, targets=family.targets, preprocess=preprocess, seed=seed
+        family.backbone(seed), formats or row.format, preprocess=preprocess, seed=seed, **targets
     )
     inner = mp.inner.SGD(inner_steps, rate, rates="step") if inner_steps and rate is not None else None
     groups = (
         ["weights", "factors"] + ["generator"] * (generator is not None) + ["rates"] * (inner is not None)
     )
     return mp.Learner(
-        model,
-        inner,
-        outer=groups,
-        head=family.heads[inner is not None],
-        generator=generator,
-        loss=family.loss,
-        seed=seed,
-    )
+        model, inner, outer=groups + ["selection"] * (row.selection is not None), selection=row.selection,
+        head=family.heads[inner is not None], generator=generator, loss=family.loss, seed=seed,
+    )  # fmt: skip
 
 
-def train(family: Family, row: Row, learner: Learner, budget: int, seed: int, run_dir: Path | None) -> None:
-    """As many outer steps as the budget says, the row's share of them without an inner loop; resumable."""
+def train(
+    family: Family,
+    row: Row,
+    learner: Learner,
+    budget: int,
+    seed: int,
+    run_dir: Path | None,
+    kind: int | None = None,
+) -> None:
+    """As many outer steps as the budget says, the row's share of them without an inner loop; resumable.
+
+    Args:
+        kind: of all tasks; None for all kinds.
+    """
     direct = round(row.direct * budget) if learner.inner is not None and learner.generator is not None else 0
     trainer = mp.BilevelTrainer(
         learner, lr=family.lr, tasks_per_step=family.tasks, clip=10.0, schedule="cosine", progress=False,
         direct_steps=direct,
     )  # fmt: skip
     episodes = family.splits(seed)["train"]
+    if kind is not None:
+        episodes = OfKind(episodes, kind, budget * family.tasks)
     if run_dir is not None and trainer.has_run(run_dir):
         trainer.resume(run_dir, episodes)
     else:
@@ -144,19 +158,28 @@ def run(
     """
     torch.set_num_threads(threads)
     one, line = FAMILIES[family], rows_of(family)[row]
-    learner = make(one, line, seed, inner_steps, rate_of(family, row, inner_steps))
     begun = time.monotonic()
     if compiled:
         mp.use_compiled()
-    train(one, line, learner, budget, seed, runs / place_of(family, row, inner_steps, budget, seed).stem)
-    seconds = time.monotonic() - begun
+    folder = runs / place_of(family, row, inner_steps, budget, seed).stem
     test = one.splits(seed)["test"]
-    evaluations = {"own": mp.evaluate(learner, test, one.episodes)}
-    for shown in line.shown:
-        evaluations[shown] = mp.evaluate(learner, test, one.episodes, shown=shown)
+    formats, rate = None, rate_of(family, row, inner_steps)
+    if line.ranks_from is not None:
+        searched = mp.load(runs / place_of(family, line.ranks_from, inner_steps, budget, seed).stem)
+        formats = rounded(searched, line.rule, seed)
+    learner = make(one, line, seed, inner_steps, rate, formats)
+    if line.a_kind:
+        evaluations = {"own": of_each_kind(one, line, seed, inner_steps, rate, budget, folder)}
+    else:
+        train(one, line, learner, budget, seed, folder)
+        evaluations = {"own": mp.evaluate(learner, test, one.episodes)}
+        for shown in line.shown:
+            evaluations[shown] = mp.evaluate(learner, test, one.episodes, shown=shown)
+    seconds = time.monotonic() - begun
     kept = {
         "family": family, "row": row, "about": line.about, "budget": budget, "inner_steps": inner_steps, "seed": seed,
-        "format": str(line.format), "lr": one.lr, "tasks": one.tasks, "rate": rate_of(family, row, inner_steps),
+        "format": str(line.format), "formats": formats and {name: str(value) for name, value in formats.items()},
+        "lr": one.lr, "tasks": one.tasks, "rate": rate,
         "parameters": sum(value.numel() for value in learner.trained.values()), "seconds": round(seconds, 1),
         "protocol": evaluations["own"].protocol.as_dict() if evaluations["own"].protocol else None,
         "environment": environment(), "compiled": compiled,
@@ -168,6 +191,44 @@ def run(
         f"{family}, {row}, budget {budget}, {inner_steps} steps, seed {seed}: {evaluations['own']}",
         flush=True,
     )
+
+
+def rounded(searched: Learner, rule: str, seed: int) -> Any:
+    """Formats of half of all terms, by the selection of a trained learner."""
+    logits = {name: searched.variables[f"selection.{name}"] for name in searched.selected}
+    half = sum(len(value) for value in logits.values()) // 2
+    more = {"seed": seed} if rule == "shuffled" else {}
+    return mp.at_ranks(searched.model, mp.ranks(logits, rule, total=half, **more))
+
+
+def of_each_kind(
+    family: Family, row: Row, seed: int, inner_steps: int, rate: float | None, budget: int, folder: Path
+) -> Any:
+    """A model for each kind of task, evaluated on the test tasks of that kind; the values of all tasks in order."""
+    test = family.splits(seed)["test"]
+    kinds = test.kind_of(range(family.episodes))
+    values, found = torch.zeros(family.episodes), None
+    for kind in range(len(test.kinds)):
+        learner = make(family, row, seed, inner_steps, rate)
+        train(family, row, learner, budget, seed, folder.with_name(f"{folder.name}-{kind}"), kind)
+        found = mp.evaluate(learner, test, family.episodes)
+        values = torch.where(torch.from_numpy(kinds) == kind, found.values, values)
+    if found is None:
+        raise ValueError("the test tasks know no kinds")
+    return replace(found, values=values, losses=values if family.regression else found.losses)
+
+
+class OfKind:
+    """The episodes of one kind among those of a sampler, in their order."""
+
+    def __init__(self, sampler: Any, kind: int, count: int) -> None:
+        self.sampler, self.episodes = sampler, count
+        numbers = np.arange(4 * count * len(sampler.kinds))
+        self.numbers = numbers[sampler.kind_of(numbers) == kind][:count]
+
+    def batch(self, start: int, count: int) -> Any:
+        """As the sampler's."""
+        return self.sampler.at(self.numbers[start : start + count])
 
 
 @app.command(name="all")

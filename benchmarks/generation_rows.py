@@ -15,6 +15,7 @@ from metapeft.updates.formats.format import Format
 
 HIDDEN = 64
 MODULATED: dict[str, Any] = {"shift": True, "gate": True, "dictionary": True}
+KEPT = {"total": "those that the selection keeps", "shuffled": "as many, shuffled over layers"}
 ON_PAIRS = mp.CP(16, **MODULATED)
 Splits = dict[str, Any]
 Shown = Literal["another kind", "same kind"]
@@ -57,6 +58,9 @@ class Row:
         shown: further evaluations in which the generator is shown another task's support set.
         direct: the share of outer steps that are made without an inner loop, where there is one.
         least: the smallest number of inner steps at which there is such a row.
+        selection: whether terms are selected. ranks_from: the row whose selection, rounded by `rule` to half of all
+            terms, gives the ranks; it has to be trained before.
+        a_kind: whether there is one such model for each kind of task, an oracle.
     """
 
     about: str
@@ -65,6 +69,10 @@ class Row:
     shown: tuple[Shown, ...] = ()
     direct: float = 0.0
     least: int = 0
+    selection: str | None = None
+    ranks_from: str | None = None
+    rule: str = ""
+    a_kind: bool = False
 
 
 def image_splits(name: str) -> Callable[[int], Splits]:
@@ -189,6 +197,17 @@ def function_rows(inputs: int) -> dict[str, Row]:
         "pair-encoder-modulation": Row(
             "it writes shift and gate alone (FiLM)", lambda: pairs(inputs), film, direct=0.5
         ),
+        "pair-encoder-selection": Row(
+            "with selection variables on its terms", lambda: pairs(inputs), both, direct=0.5, selection="softmax"
+        ),
+        **{
+            f"pair-encoder-{rule}": Row(
+                f"trained anew at half of the terms, {said}", lambda: pairs(inputs), both, direct=0.5,
+                ranks_from="pair-encoder-selection", rule=rule,
+            )
+            for rule, said in KEPT.items()
+        },
+        "a-model-a-kind": Row("an oracle: a constant seed for each kind, which it is told", format=both, a_kind=True),
         "pair-encoder-joint": Row(
             "trained through the inner loop from the start", lambda: pairs(inputs), both, least=1
         ),

@@ -171,6 +171,6 @@ def _ceiling(path: Path) -> str:
     )
     return (
         f"Ceiling: a prototypical network on the half that counts alone reaches {told} % where it is told the half, "
-        f"and {rule} % where a rule takes the half whose classes lie further apart (by within-class over total variance "
+        f"and {rule} % where a rule takes the half whose classes lie further apart (within-class over total variance "
         f"of the support features). From `benchmarks/results/generation/{path.name}`."
     )

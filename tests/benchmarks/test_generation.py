@@ -58,7 +58,7 @@ def test_every_row_can_be_made_and_has_a_gradient(family: str) -> None:
     for name, row in rows_of(family).items():
         learner = generation.make(one, row, 0, row.least, one.rates[0] if row.least else None)
         assert learner.hypergradient(batch).value.isfinite(), name
-        assert (learner.generator is None) == (name in ("constant", "lora-ml", "maml"))
+        assert (learner.generator is None) == (name in ("constant", "lora-ml", "maml", "a-model-a-kind"))
 
 
 def test_a_row_is_trained_evaluated_and_kept(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,3 +93,11 @@ def test_the_half_that_counts_is_left_alone() -> None:
 def test_all_rows_of_images_have_one_format_but_those_that_say_so() -> None:
     formats = {name: row.format for name, row in IMAGE_ROWS.items()}
     assert len({str(formats[name]) for name in ("constant", "blind", "mapping-net", "class-encoder")}) == 1
+
+
+def test_one_model_a_kind_sees_tasks_of_that_kind_alone() -> None:
+    sampler = FAMILIES["functions"].splits(0)["train"]
+    only = generation.OfKind(sampler, 2, 50)
+    batch = only.batch(10, 20)
+    assert batch.kind.tolist() == [2] * 20
+    assert only.numbers.tolist() == sorted(only.numbers.tolist())
