@@ -197,8 +197,12 @@ def rounded(searched: Learner, rule: str, seed: int) -> Any:
     """Formats of half of all terms, by the selection of a trained learner."""
     logits = {name: searched.variables[f"selection.{name}"] for name in searched.selected}
     half = sum(len(value) for value in logits.values()) // 2
-    more = {"seed": seed} if rule == "shuffled" else {}
-    return mp.at_ranks(searched.model, mp.ranks(logits, rule, total=half, **more))
+    found = (
+        mp.ranks(logits, rule, total=half, seed=seed)
+        if rule == "shuffled"
+        else mp.ranks(logits, rule, total=half)
+    )
+    return mp.at_ranks(searched.model, found)
 
 
 def of_each_kind(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import metapeft as mp
+from metapeft.generators.class_encoder import PARTS
 from metapeft.generators.generator import Generator
 from metapeft.updates.formats.format import Format
 
@@ -142,7 +143,7 @@ FAMILIES = {
 
 def of_classes(*parts: str) -> Callable[[], Generator]:
     """A class encoder of all of its parts, or of some."""
-    return lambda: mp.generators.ClassEncoder(HIDDEN, **({"parts": parts} if parts else {}))
+    return lambda: mp.generators.ClassEncoder(HIDDEN, parts or PARTS)
 
 
 IMAGE_ROWS = {

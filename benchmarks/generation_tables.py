@@ -56,10 +56,8 @@ class Table:
         ours, theirs = (_together(self.values(name, budget)) for name in (row, other))
         if ours is None or theirs is None:
             return None
-        wrong = (
-            (lambda values: float(values.mean())) if self.regression else (lambda v: 100.0 - float(v.mean()))
-        )
-        return wrong(ours) / wrong(theirs)
+        best = 0.0 if self.regression else 100.0
+        return abs(float(ours.mean()) - best) / abs(float(theirs.mean()) - best)
 
     def helps(self, row: str, budget: int) -> bool:
         """Whether a row is ahead of the constant seed and of the blind one, in every seed, both intervals off zero."""

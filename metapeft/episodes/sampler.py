@@ -16,6 +16,7 @@ from metapeft.base.arguments import flag, whole
 from metapeft.datasets.rotated import Rotated
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.numbered import Numbered
+from metapeft.episodes.protocol import named
 from metapeft.episodes.shift import checked_change, resolved_shift
 from metapeft.episodes.sizes import Sizes
 
@@ -206,6 +207,13 @@ class EpisodeSampler(Numbered):
                 raise ValueError(
                     f"{name} acts on images: it has no effect on {self.dataset.name}; leave it out"
                 )
+
+    def __repr__(self) -> str:
+        data = self.dataset
+        changes = [name for name in ("shift", "augment") if getattr(self, name) is not None]
+        more = "".join(f", {name} {named(getattr(self, name))}" for name in changes)
+        sizes = f"{self.shots} points" if self.generative else f"{self.ways}-way {self.shots}-shot"
+        return f"EpisodeSampler({data.name}/{data.split}: {sizes}, {self.queries} queries, seed {self.seed}{more})"
 
 
 def _check_images(dataset: Any) -> None:

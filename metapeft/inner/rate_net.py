@@ -89,7 +89,8 @@ class RateNet(Solver):
         weight, bias, out, offset = (u[f"rates.{name}"] for name in _OWN)
         names = sorted(w)
         read = [self._mean(value[name]) for value in (grads, w) for name in names]
-        tau = torch.stack(torch.broadcast_tensors(*read), -1)
+        shape = torch.broadcast_shapes(*(value.shape for value in read))  # type: ignore[no-untyped-call]
+        tau = torch.stack([value.expand(shape) for value in read], -1)
         hidden = F.relu(F.linear(F.layer_norm(tau, tau.shape[-1:]), weight, bias))
         raw = F.linear(hidden, out) + offset[min(k, offset.shape[0] - 1)]
         factors = (self.bound * torch.tanh(raw / self.bound)).exp().unbind(-1)  # 2n of () or (T,)

@@ -47,6 +47,11 @@ class Adapted:
         """T."""
         return self.objectives.passes.tasks
 
+    def __repr__(self) -> str:
+        numbers = sum(value[0].numel() for value in (*self.factors.values(), *self.head.values()))
+        what = "one task" if self.alone else f"{self.tasks} tasks"
+        return f"Adapted({what} of {self.objectives.passes.ways} ways by {self.learner.name}, {numbers:,} numbers each)"
+
     @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:
         """Logits `(T, B, N)` of inputs with leaves `(T, B, ...)`; one task: `(B, N)` of `(B, ...)`."""

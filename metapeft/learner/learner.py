@@ -33,6 +33,7 @@ from metapeft.learner.items import Items, Parts, number_of_ways, of_batch, refus
 from metapeft.learner.losses import row_loss
 from metapeft.learner.objectives import Objectives
 from metapeft.learner.roles import Roles
+from metapeft.learner.summary import Summary, described, summarised
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.copying import copied, feature_size
 from metapeft.updates.table import registry as updates
@@ -156,6 +157,13 @@ class Learner(Roles):
         self._name_variables()
         self.load_state(own)
         return self
+
+    def summary(self) -> Summary:
+        """A table of its groups of tensors, and who moves them: `print(learner.summary())`, or shown in a notebook."""
+        return summarised(self)
+
+    def __repr__(self) -> str:
+        return f"Learner({described(self)})"
 
     def settings(self) -> dict[str, Any]:
         """What this learner was made of, as JSON can say it; `mp.load` builds it again from that."""

@@ -25,7 +25,7 @@ from metapeft.training.fingerprints import fingerprints
 Shown = Literal["another kind", "same kind"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """What `evaluate` found.
 
@@ -70,8 +70,11 @@ class Evaluation:
         shown += f", {self.diverged} diverged" if self.diverged else ""
         return shown if self.protocol is None else f"{shown} ({self.protocol})"
 
+    def __repr__(self) -> str:
+        return f"Evaluation({self})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """`difference = mean(a - b)` over the same episodes, with the half-width of its 95 % t-interval."""
 
@@ -81,6 +84,9 @@ class Comparison:
 
     def __str__(self) -> str:
         return f"{self.difference:+.4f} +- {self.ci95:.4f}"
+
+    def __repr__(self) -> str:
+        return f"Comparison({self})"
 
 
 def evaluate(

@@ -130,6 +130,14 @@ class BilevelTrainer:
         """The best validation score of the run; None without one."""
         return self.loop.best
 
+    def __repr__(self) -> str:
+        lr = dict(self.outer.lr) if isinstance(self.outer.lr, Mapping) else self.outer.lr
+        made = f"step {self.step} of {self.loop.steps}" if self.loop.steps else "not begun"
+        return (
+            f"BilevelTrainer({getattr(self.learner, 'name', type(self.learner).__name__)}, "
+            f"{type(self.optimizer).__name__}, lr={lr}, {self.outer.tasks_per_step} tasks a step; {made})"
+        )
+
     def settings(self) -> dict[str, Any]:
         """Everything that the outcome depends on, as JSON can say it."""
         return self.outer.as_json(self.optimizer)

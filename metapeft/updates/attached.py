@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -79,6 +80,16 @@ class AttachedModel(BatchedBackbone):
         self._dtypes = {value.dtype for value in floats} or {self._like.dtype}
         self._ran_on: str | None = None
         self._records = False
+
+    def __repr__(self) -> str:
+        formats = Counter(str(site.format) for site in self.sites.values())
+        updates = ", ".join(f"{format} on {count}" for format, count in formats.items()) or "no update"
+        numbers = sum(value.numel() for value in self.factors().values())
+        own = sum(value.numel() for value in {id(v): v for v in self.parameters.values()}.values())
+        return (
+            f"AttachedModel({type(self.module).__name__}: {updates} parameter(s), {numbers:,} numbers beside {own:,}; "
+            f'norm "{self.norm}", classifier {self.classifier!r})'
+        )
 
     def __reduce__(self) -> tuple[type[AttachedModel], tuple[Any, ...]]:
         """It is copied and pickled by what it was made of: a skeleton knows its leaf modules by closures."""
