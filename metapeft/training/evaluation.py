@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from metapeft.base.machine.memory import while_it_fits
 from metapeft.base.machine.precision import precision_name
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.protocol import Protocol
+from metapeft.inner.warm_start import WarmStart, as_warm_start
 from metapeft.learner.adaptation import adapted, solver_outside_training
 from metapeft.learner.learner import Learner
 from metapeft.learner.losses import correct
@@ -88,6 +90,7 @@ def evaluate(
     steps: int | None = None,
     tasks_per_batch: int = 8,
     diverged: str = "raise",
+    w0: Mapping[str, Tensor] | None = None,
 ) -> Evaluation:
     """Adapt to each episode's support set and score its query set.
 
@@ -99,6 +102,8 @@ def evaluate(
         tasks_per_batch: episodes in one forward; changes no result under `norm="running"` or `"support"`. Where memory
             is too little it is halved, and that is said.
         diverged: `"raise"`, or `"wrong"`: an episode in which adaptation diverges counts with accuracy 0.
+        w0: inner variables `(T, ...)` to start from, such as `trainer.inner`, episode i from task `i % T` of them;
+            None for the learner's own starts.
 
     Raises:
         ValueError: fewer than 1 episode; no learner; a data set in place of a sampler; `"wrong"` in regression.
@@ -126,8 +131,9 @@ def evaluate(
         raise ValueError(
             f"sampler is a {type(sampler).__name__} without .batch(start, count): wrap a data set in mp.EpisodeSampler"
         )
+    kept = None if w0 is None else as_warm_start(w0)
     return while_it_fits(
-        lambda tasks: evaluated(learner, sampler, episodes, steps, tasks, diverged),
+        lambda tasks: evaluated(learner, sampler, episodes, steps, tasks, diverged, w0=kept),
         min(tasks_per_batch, episodes), device_of(learner), "episodes",
     )  # fmt: skip
 
@@ -140,6 +146,7 @@ def evaluated(
     tasks_per_batch: int = 8,
     diverged: str = "raise",
     first: int = 0,
+    w0: WarmStart | None = None,
 ) -> Evaluation:
     """`evaluate` without checks of its arguments, and without a smaller forward where memory is too little.
 
@@ -155,7 +162,8 @@ def evaluated(
     for start, end in itertools.pairwise(starts):
         batch = sampler.batch(start, end - start)
         try:
-            loss, right = _scored(learner, batch, steps, diverged)
+            own = None if w0 is None else w0.for_tasks(end - start, start)
+            loss, right = _scored(learner, batch, steps, diverged, own)
         except NotFiniteInput as error:
             raise error.of_episode(start + error.task) from None
         losses.append(loss)
@@ -187,11 +195,11 @@ def evaluated(
 
 
 def _scored(
-    learner: Learner, batch: EpisodeBatch, steps: int | None, diverged: str
+    learner: Learner, batch: EpisodeBatch, steps: int | None, diverged: str, w0: WarmStart | None
 ) -> tuple[Tensor, Tensor | None]:
     """Loss and accuracy (None in regression) of each episode, `(T,)`; with `"wrong"` some losses may not be finite."""
     objectives = learner.objectives(batch, training=False)
-    w, derived = adapted(objectives, steps, checked=diverged == "raise")
+    w, derived = adapted(objectives, steps, checked=diverged == "raise", w0=w0)
     with torch.no_grad():
         loss, logits = objectives.scored(w, derived)
     right = correct(logits, objectives.passes.parts["query"])
