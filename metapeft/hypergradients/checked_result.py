@@ -71,7 +71,7 @@ def finish(
 ) -> Result:
     """The result, after the checks: all that is not finite, and all that no loss reaches, is refused here."""
     found = dict(zip(u, grads))
-    missing = [name for name, grad in found.items() if grad is None]
+    missing = [name for name, grad in found.items() if grad is None and name not in problem.optional]
     if missing:
         zeros = _true_zeros(problem, u, w, missing)
         for name in missing:

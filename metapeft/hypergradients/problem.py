@@ -34,6 +34,7 @@ class Problem:
         task_axis: inner variables are `(T, ...)`, objectives return `(T,)`; inner gradients are of their sum,
             the outer value is their mean.
         has_aux: the outer objective also returns a dict of tensors, found in `Result.aux`.
+        optional: names of outer variables that no loss need reach; where none does, the result has no gradient of them.
 
     Example:
         >>> square = lambda u, w: (w["x"] - u["c"]).square()
@@ -50,6 +51,7 @@ class Problem:
     data: tuple[Any, Any] | None = None
     task_axis: bool = False
     has_aux: bool = False
+    optional: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not isinstance(self.u, Mapping) or not self.u:

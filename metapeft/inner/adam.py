@@ -29,8 +29,9 @@ def safe_sqrt(x: Tensor) -> Tensor:
 class Adam(Descent):
     """Adam, as `torch.optim.Adam` has it: direction `m_hat / (sqrt(v_hat) + eps)`.
 
-    `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`, `m_hat = m / (1 - b1^(k+1))`, `v_hat` likewise. Where
-    every gradient so far was 0 the square root has derivative 0. Source: Kingma & Ba 2015, algorithm 1.
+    `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`, `m_hat = m / (1 - b1^(k+1))`, `v_hat` likewise; where it is
+    warm-started, k counts the steps of all runs. Where every gradient so far was 0 the square root has derivative 0.
+    Source: Kingma & Ba 2015, algorithm 1.
 
     Args:
         steps, lr, rates, proximal, weight_decay: as in `SGD` (the decay is part of the gradient).
@@ -64,7 +65,10 @@ class Adam(Descent):
 
     def init(self, u: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> dict[str, Any]:
         zeros = {name: torch.zeros_like(value, requires_grad=False) for name, value in w.items()}
-        return {**super().init(u, w), "m": zeros, "v": zeros}
+        return {**super().init(u, w), "m": zeros, "v": zeros, "before": 0}
+
+    def kept(self, state: dict[str, Any]) -> dict[str, Any]:
+        return {**super().kept(state), "before": state["before"] + self.steps}
 
     def direction(
         self, k: int, u: Mapping[str, Tensor], w: Tensors, grads: Tensors, state: dict[str, Any]
@@ -72,7 +76,8 @@ class Adam(Descent):
         b1, b2 = self.betas
         m = {name: torch.lerp(state["m"][name], grad, 1 - b1) for name, grad in grads.items()}
         v = {name: torch.addcmul(b2 * state["v"][name], g, g, value=1 - b2) for name, g in grads.items()}
-        first, second = 1 - b1 ** (k + 1), math.sqrt(1 - b2 ** (k + 1))
+        count = state["before"] + k + 1
+        first, second = 1 - b1**count, math.sqrt(1 - b2**count)
         direction = {name: (m[name] / first) / (safe_sqrt(v[name]) / second + self.eps) for name in grads}
         return direction, {**state, "m": m, "v": v}
 

@@ -123,6 +123,11 @@ class Descent(Solver):
                     )
         return {"start": dict(w)} if self.anchored else {}
 
+    def kept(self, state: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: value for name, value in state.items() if name != "start"
+        }  # each run has its own anchor
+
     def rate(self, k: int, name: str, u: Mapping[str, Tensor], lr: Any) -> float | Tensor:
         if self.rates_per is not None:
             rates = u[f"rates.{name}"]

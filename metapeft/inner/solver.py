@@ -63,6 +63,10 @@ class Solver:
         """`(w_{k+1}, state_{k+1})` from `(w_k, state_k)` and the inner gradients at `w_k`."""
         raise NotImplementedError(f"{type(self).__name__} has no step")
 
+    def kept(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What of the state after the last step goes on into the next run, where inner variables are kept for it."""
+        return state
+
     def objective(
         self, inner: Bound, u: Mapping[str, Tensor], w: Mapping[str, Tensor], start: Mapping[str, Tensor]
     ) -> Tensor:

@@ -13,6 +13,7 @@ from metapeft.heads.head import Head
 from metapeft.learner.backbone_pass import BackbonePass
 from metapeft.learner.items import Items, Parts
 from metapeft.learner.objectives import Objectives
+from metapeft.updates.factors import updates_of
 from metapeft.updates.inputs import sizes
 
 
@@ -107,6 +108,14 @@ class Adapted:
         """This one task's factors, without the task axis."""
         self._check_one_update("single_factors()")
         return {name: value[0] for name, value in self.factors.items()}
+
+    @torch.no_grad()
+    def updates(self) -> dict[str, Tensor]:
+        """This one task's updates, parameter -> Delta in the shape of its weight; `mp.ranks(updates=)` takes them."""
+        model = self.learner.model
+        own = {name: value.unsqueeze(0) for name, value in self.single_factors().items()}
+        made = updates_of(model.sites, own, model.parameters, 1, 1)
+        return {name: update.delta(1)[0] for name, update in made.items()}
 
     def export_peft(self, folder: str | Path) -> None:
         """Write an adapter folder that PEFT loads; see `metapeft.updates.peft_export.export_peft`."""

@@ -7,6 +7,7 @@ their gradients are pulled back once. This equals the direct form, in which ever
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,14 +23,17 @@ from metapeft.hypergradients.problem import Problem, Result, unreachable
 from metapeft.hypergradients.reptile import Reptile
 from metapeft.hypergradients.table import registry
 from metapeft.inner.solver import Bound, Solver
+from metapeft.inner.warm_start import Resumed, WarmStart
+from metapeft.inner.wrapped import Wrapped
 from metapeft.learner.derived import PREFIX, Derived, derive, parted
+from metapeft.learner.idle_weights import may_be_idle, note_idle
 from metapeft.learner.objectives import Objectives
 from metapeft.learner.roles import Roles, Tensors
 
 OF_BODY = ("weights.", "factors.", "selection.")  # outer variables that act in the backbone
 
 
-class Completed(Solver):
+class Completed(Wrapped):
     """A solver that also reads outer variables which are not trained, such as rates learned earlier.
 
     Args:
@@ -37,29 +41,19 @@ class Completed(Solver):
     """
 
     def __init__(self, solver: Solver, constants: Tensors) -> None:
-        self.solver, self.constants, self.steps = solver, dict(constants), solver.steps
-        self.differentiable = solver.differentiable  # type: ignore[misc]
-
-    @property
-    def anchored(self) -> bool:
-        return self.solver.anchored
+        super().__init__(solver)
+        self.constants = dict(constants)
 
     def init(self, u: Tensors, w: Tensors) -> dict[str, Any]:
-        return self.solver.init({**self.constants, **u}, w)
+        return super().init({**self.constants, **u}, w)
 
     def step(
         self, k: int, u: Tensors, w: dict[str, Tensor], grads: Any, state: dict[str, Any]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return self.solver.step(k, {**self.constants, **u}, w, grads, state)
+        return super().step(k, {**self.constants, **u}, w, grads, state)
 
     def objective(self, inner: Bound, u: Tensors, w: Tensors, start: Tensors) -> Tensor:
-        return self.solver.objective(inner, {**self.constants, **u}, w, start)
-
-    def with_task_axis(self, task_axis: bool) -> Completed:
-        return Completed(self.solver.with_task_axis(task_axis), self.constants)
-
-    def settings(self) -> dict[str, Any]:
-        return self.solver.settings()
+        return super().objective(inner, {**self.constants, **u}, w, start)
 
 
 def hypergradient(
@@ -69,7 +63,8 @@ def hypergradient(
 
     Args:
         objectives: of the batch, in training.
-        w0: a start of the inner variables other than the learner's own, `(T, ...)`; a constant.
+        w0: a start of the inner variables other than the learner's own, `(T, ...)`; a constant. Of a
+            `WarmStart` the solver's state goes on too, as does the result's `.w`; an empty one: the learner's start.
         direct_form: whether the objectives compute what is derived each time they are called; None: only
             where the engine's cost grows with the number of entries of u (forward mode).
 
@@ -77,12 +72,24 @@ def hypergradient(
         ValueError: an outer variable that no loss reaches.
         NumericalError: an objective or a gradient that is not finite.
     """
+    solver = _solver(objectives.roles)
+    if solver is None or not isinstance(w0, WarmStart):
+        return _hypergradient(objectives, w0, direct_form, solver)
+    resumed = Resumed(solver, w0)
+    found = _hypergradient(objectives, w0 or None, direct_form, resumed)
+    return replace(found, w=resumed.kept_with(found.w))
+
+
+def _hypergradient(
+    objectives: Objectives, w0: Tensors | None, direct_form: bool | None, solver: Solver | None
+) -> Result:
+    """`hypergradient`, with the solver as it is used here."""
     roles, passes = objectives.roles, objectives.passes
     outer_u = {name: value.detach().requires_grad_() for name, value in roles.trained.items()}
     if direct_form or (direct_form is None and isinstance(roles.engine, Forward)):
         if roles.generator is not None:
             passes.features()  # constants, taken before the engine transforms the weights
-        found = roles.engine(_problem(objectives, w0, outer_u, None))
+        found = roles.engine(_problem(objectives, w0, outer_u, None, solver))
         return _result(found, dict(found.grads), objectives)
     with torch.enable_grad():
         derived = derive(passes, outer_u, keep=registry.made(roles.engine))
@@ -96,11 +103,20 @@ def hypergradient(
         only_derived = only_derived | (of_body - layers.behind)
     u = {name: value for name, value in outer_u.items() if name not in only_derived}
     entries = {PREFIX + name: value for name, value in tied.items()}
-    found = roles.engine(_problem(objectives, w0, {**u, **entries}, constant))
-    return _result(found, _pulled_back(found.grads, tied, outer_u), objectives)
+    found = roles.engine(_problem(objectives, w0, {**u, **entries}, constant, solver))
+    grads = _pulled_back(found.grads, tied, outer_u, may_be_idle(roles))
+    return _result(found, grads, objectives)
 
 
-def _problem(objectives: Objectives, w0: Tensors | None, u: Tensors, constant: Tensors | None) -> Problem:
+def _solver(roles: Roles) -> Solver | None:
+    """The inner solver, which also knows the rates that are not trained."""
+    fixed = {n: v for n, v in roles.variables.items() if n.startswith("rates.") and n not in roles.trained}
+    return Completed(roles.inner, fixed) if roles.inner is not None and fixed else roles.inner
+
+
+def _problem(
+    objectives: Objectives, w0: Tensors | None, u: Tensors, constant: Tensors | None, solver: Solver | None
+) -> Problem:
     """The bilevel problem in which u and `constant` have what is derived; None: it is made of u wherever it is read."""
     roles, passes = objectives.roles, objectives.passes
 
@@ -116,17 +132,16 @@ def _problem(objectives: Objectives, w0: Tensors | None, u: Tensors, constant: T
     # the objectives read what is adapted from w, and of what is derived only seeds that stay as they are
     anew = roles.generator is not None and not set(roles.seeds) <= set(roles.adapted)
     derived = {} if constant is None and not anew else constant
-    solver = roles.inner
-    fixed = {n: v for n, v in roles.variables.items() if n.startswith("rates.") and n not in roles.trained}
     return Problem(
         outer=partial(objectives.outer, derived=derived),
         inner=None if solver is None else partial(objectives.inner, derived=derived),
         u=u,
         w0=start,
-        solver=Completed(solver, fixed) if solver is not None and fixed else solver,
+        solver=solver,
         method=roles.method,
         task_axis=True,
         has_aux=True,
+        optional=may_be_idle(roles),
     )
 
 
@@ -157,8 +172,13 @@ def _constants(objectives: Objectives, w0: Tensors | None, derived: Derived) -> 
     return lost
 
 
-def _pulled_back(grads: Tensors, tied: Tensors, outer_u: Tensors) -> dict[str, Tensor]:
-    """Gradients of the outer variables, with those of the derived entries pulled back to them once."""
+def _pulled_back(
+    grads: Tensors, tied: Tensors, outer_u: Tensors, optional: frozenset[str]
+) -> dict[str, Tensor]:
+    """Gradients of the outer variables, with those of the derived entries pulled back to them once.
+
+    What is optional is left out where no loss reaches it.
+    """
     pulled: dict[str, Tensor | None] = dict.fromkeys(outer_u)
     if tied:
         upper = [grads[PREFIX + name] for name in tied]
@@ -167,6 +187,8 @@ def _pulled_back(grads: Tensors, tied: Tensors, outer_u: Tensors) -> dict[str, T
     total: dict[str, Tensor] = {}
     for name in outer_u:
         parts = [part for part in (grads.get(name), pulled[name]) if part is not None]
+        if not parts and name in optional:
+            continue
         if not parts:
             raise ValueError(
                 f"no loss reaches the outer variable {name!r} in this learner: take its group out of outer"
@@ -176,6 +198,7 @@ def _pulled_back(grads: Tensors, tied: Tensors, outer_u: Tensors) -> dict[str, T
 
 
 def _result(found: Result, grads: dict[str, Tensor], objectives: Objectives) -> Result:
+    note_idle(objectives.roles, grads)
     statistics = {
         name: (mean.detach(), variance.detach(), count)
         for name, (mean, variance, count) in objectives.passes.statistics.items()

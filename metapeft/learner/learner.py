@@ -24,6 +24,7 @@ from metapeft.heads.table import registry as heads
 from metapeft.hypergradients.problem import Result, resolve
 from metapeft.inner.fixed_point import as_solver
 from metapeft.inner.solver import Solver
+from metapeft.inner.warm_start import as_warm_start
 from metapeft.learner import adaptation, bilevel, checks, choices
 from metapeft.learner import settings as stored
 from metapeft.learner.adapted_tasks import Adapted
@@ -227,7 +228,8 @@ class Learner(Roles):
         Args:
             batch: T episodes.
             w0: a start of the inner variables other than the learner's own (warm start), `(T, ...)`; the
-                learner's own starts then get no gradient.
+                learner's own starts then get no gradient. Of a `WarmStart`, which `.w` then is too, the solver's
+                state is kept.
 
         Returns: a `Result`; `.grads` has the keys of `self.trained`, means over tasks; `.log["accuracy"]`
             `(T,)` where there are classes, `.log["statistics"]` the batch statistics that the forward took.
@@ -241,10 +243,10 @@ class Learner(Roles):
         return bilevel.hypergradient(self.objectives(batch, training=True), w0)
 
     def solve(
-        self, objectives: Objectives, steps: int | None = None
+        self, objectives: Objectives, steps: int | None = None, w0: Tensors | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Adapt to the support sets: the inner variables and what was derived from the batch; no graphs."""
-        return adaptation.adapted(objectives, steps)
+        return adaptation.adapted(objectives, steps, w0=None if w0 is None else as_warm_start(w0))
 
     def adapt_many(
         self,
@@ -253,6 +255,7 @@ class Learner(Roles):
         steps: int | None = None,
         mask: Tensor | None = None,
         ways: int | None = None,
+        w0: Tensors | None = None,
     ) -> Adapted:
         """Adapt to T tasks at once.
 
@@ -260,6 +263,8 @@ class Learner(Roles):
             support_x: leaves `(T, S, ...)`. support_y: `(T, S)`, or `(T, S, out)` for regression.
             steps: inner steps; None for the learner's. mask: `(T, S)`.
             ways: N; None for the largest label + 1.
+            w0: where the inner variables start, `(T, ...)`, such as a trainer's `.inner`; with `steps=0` they stay
+                as they are. None for the learner's own starts.
 
         Returns: an `Adapted`: `many(x)` maps `(T, B, ...)` to logits `(T, B, N)` in one forward.
 
@@ -270,7 +275,7 @@ class Learner(Roles):
         ways = number_of_ways(support_y, ways)
         support = self.prepared(Items(support_x, support_y, mask), "support")
         objectives = Objectives(BackbonePass(self, Parts(support), ways, training=False))
-        return Adapted(objectives, *self.solve(objectives, steps))
+        return Adapted(objectives, *self.solve(objectives, steps, w0))
 
     def adapt(
         self,
@@ -279,8 +284,12 @@ class Learner(Roles):
         steps: int | None = None,
         ways: int | None = None,
         mask: Tensor | None = None,
+        w0: Tensors | None = None,
     ) -> Adapted:
-        """Adapt to one task: leaves `(S, ...)`, `(S,)`, mask `(S,)`; `adapted(x)` maps `(B, ...)` to `(B, N)`."""
+        """Adapt to one task: leaves `(S, ...)`, `(S,)`, mask `(S,)`; `adapted(x)` maps `(B, ...)` to `(B, N)`.
+
+        `w0`: where its inner variables start, `(1, ...)`, such as `trainer.inner.task(0)`; see `adapt_many`.
+        """
         refuse_no_tensor(support_y, "support_y")
         x, mask = mapped(support_x, lambda x: x.unsqueeze(0)), None if mask is None else mask.unsqueeze(0)
-        return self.adapt_many(x, support_y.unsqueeze(0), steps, mask, ways).task(0)
+        return self.adapt_many(x, support_y.unsqueeze(0), steps, mask, ways, w0).task(0)

@@ -54,6 +54,7 @@ class Roles:
         factor_names: of all updates. adapted: those that the inner solver moves. selected: layers with a selection.
         seeds: factors that a generator can write (seeds, shifts, gates), with their shapes.
         center: mean feature `(F,)` of the training images under W0, which `mp.fit_center` measures; None before.
+        idle: weights that no loss has reached, and of which that was said.
         fixed_layers: with dropout (True) and without, once a batch was seen.
     """
 
@@ -83,6 +84,7 @@ class Roles:
         self.generator = with_own_features(self.generator, self.like)
         self.fixed_layers: dict[bool, FixedLayers] = {}
         self.center: Tensor | None = None
+        self.idle: set[str] = set()
         self._name_variables()
 
     def _name_variables(self) -> None:

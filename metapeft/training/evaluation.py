@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from metapeft.base.machine.memory import while_it_fits
 from metapeft.base.machine.precision import precision_name
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.protocol import Protocol
+from metapeft.inner.warm_start import WarmStart, as_warm_start
 from metapeft.learner.adaptation import adapted, solver_outside_training
 from metapeft.learner.learner import Learner
 from metapeft.learner.losses import correct
@@ -97,6 +99,7 @@ def evaluate(
     tasks_per_batch: int = 8,
     diverged: str = "raise",
     shown: Shown | None = None,
+    w0: Mapping[str, Tensor] | None = None,
 ) -> Evaluation:
     """Adapt to each episode's support set and score its query set.
 
@@ -110,6 +113,8 @@ def evaluate(
         diverged: `"raise"`, or `"wrong"`: an episode in which adaptation diverges counts with accuracy 0.
         shown: a control: the generator is shown the support set of another episode, `"another kind"` or `"same kind"`,
             which the sampler finds for each by itself (`sampler.partners`); None for the own.
+        w0: inner variables `(T, ...)` to start from, such as `trainer.inner`, episode i from task `i % T` of them;
+            None for the learner's own starts.
 
     Raises:
         ValueError: fewer than 1 episode; no learner; a data set in place of a sampler; `"wrong"` in regression.
@@ -143,8 +148,9 @@ def evaluate(
         raise ValueError(
             f"sampler is a {type(sampler).__name__} without .batch(start, count): wrap a data set in mp.EpisodeSampler"
         )
+    kept = None if w0 is None else as_warm_start(w0)
     return while_it_fits(
-        lambda tasks: evaluated(learner, sampler, episodes, steps, tasks, diverged, shown=shown),
+        lambda tasks: evaluated(learner, sampler, episodes, steps, tasks, diverged, shown=shown, w0=kept),
         min(tasks_per_batch, episodes), device_of(learner), "episodes",
     )  # fmt: skip
 
@@ -158,6 +164,7 @@ def evaluated(
     diverged: str = "raise",
     first: int = 0,
     shown: Shown | None = None,
+    w0: WarmStart | None = None,
 ) -> Evaluation:
     """`evaluate` without checks of its arguments, and without a smaller forward where memory is too little.
 
@@ -175,7 +182,8 @@ def evaluated(
         if shown is not None:
             other = sampler.at(sampler.partners(torch.arange(start, end), same_kind=shown == "same kind"))
         try:
-            loss, right = _scored(learner, batch, steps, diverged, other)
+            own = None if w0 is None else w0.for_tasks(end - start, start)
+            loss, right = _scored(learner, batch, steps, diverged, other, own)
         except NotFiniteInput as error:
             raise error.of_episode(start + error.task) from None
         losses.append(loss)
@@ -208,11 +216,16 @@ def evaluated(
 
 
 def _scored(
-    learner: Learner, batch: EpisodeBatch, steps: int | None, diverged: str, shown: EpisodeBatch | None
+    learner: Learner,
+    batch: EpisodeBatch,
+    steps: int | None,
+    diverged: str,
+    shown: EpisodeBatch | None,
+    w0: WarmStart | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Loss and accuracy (None in regression) of each episode, `(T,)`; with `"wrong"` some losses may not be finite."""
     objectives = learner.objectives(batch, training=False, shown=shown)
-    w, derived = adapted(objectives, steps, checked=diverged == "raise")
+    w, derived = adapted(objectives, steps, checked=diverged == "raise", w0=w0)
     with torch.no_grad():
         loss, logits = objectives.scored(w, derived)
     right = correct(logits, objectives.passes.parts["query"])

@@ -63,6 +63,7 @@ class LearnerTask(GivenTask):
     """
 
     given: Learner
+    keeps_state = True
 
     @property
     def learner(self) -> Learner:

@@ -11,6 +11,7 @@ from torch import Tensor
 from metapeft.base.errors import NumericalError
 from metapeft.base.machine.memory import is_out_of_memory, refuse_too_little, release
 from metapeft.base.machine.processes import Processes, Share
+from metapeft.inner.warm_start import WarmStart
 from metapeft.learner.learner import Learner
 from metapeft.training.accumulation import Accumulated, accumulated
 from metapeft.training.chunking import Chunking, choose
@@ -94,7 +95,7 @@ class OuterGradient:
             found = attempted(lambda: accumulated(view, batch, chunk, w0), processes)  # noqa: B023
             if found is not None:
                 try:
-                    return averaged(found, share.weight, processes)
+                    return averaged(found, share.weight, processes, task.trained)
                 except (MemoryError, RuntimeError) as error:
                     refuse_too_little(
                         error, f"{where}: out of memory where the ranks' gradients are added up"
@@ -106,13 +107,22 @@ class OuterGradient:
             self.chunking, self.changed = chosen.halved(task, most, where), True
 
     def validate(
-        self, learner: Learner, episodes: Any, count: int, where: str, processes: Processes
+        self,
+        learner: Learner,
+        episodes: Any,
+        count: int,
+        where: str,
+        processes: Processes,
+        w0: WarmStart | None = None,
     ) -> dict[str, float]:
-        """Mean loss over `count` episodes, and mean accuracy where there are classes; each rank takes a share."""
+        """Mean loss over `count` episodes, and mean accuracy where there are classes; each rank takes a share.
+
+        `w0`: inner variables to start from, in place of the learner's own starts.
+        """
         share = processes.share(0, count)
 
         def scored(size: int) -> Evaluation:
-            return evaluated(learner, episodes, share.count, first=share.start, tasks_per_batch=size)
+            return evaluated(learner, episodes, share.count, first=share.start, tasks_per_batch=size, w0=w0)
 
         while True:
             size = (self.chunking or Chunking()).validation
@@ -144,17 +154,22 @@ class OuterGradient:
         raise MemoryError(f"{where}: out of memory, and {reason}")
 
 
-def averaged(found: Accumulated, weight: float, processes: Processes) -> Accumulated:
+def averaged(
+    found: Accumulated, weight: float, processes: Processes, trained: Mapping[str, Tensor]
+) -> Accumulated:
     """The weighted sum over ranks of gradients, numbers and statistics; `w` stays that of this rank."""
     if processes.count == 1:
         return found
-    own = {f"grads.{name}": value for name, value in found.grads.items()}
+    own = {}
+    for name, value in trained.items():  # a weight that is idle on one rank need not be so on another
+        own[f"grads.{name}"] = found.grads[name] if name in found.grads else torch.zeros_like(value)
+        own[f"reached.{name}"] = torch.tensor(float(name in found.grads))
     own |= {f"values.{name}": value for name, value in found.values.items()}
     for name, (mean, variance) in found.statistics.items():
         own |= {f"mean.{name}": mean, f"variance.{name}": variance}
     own = processes.mean(own, weight)
     return Accumulated(
-        {name: own[f"grads.{name}"] for name in found.grads},
+        {name: own[f"grads.{name}"] for name in trained if own[f"reached.{name}"] > 0},
         found.w,
         {name: own[f"values.{name}"] for name in found.values},
         {name: (own[f"mean.{name}"], own[f"variance.{name}"]) for name in found.statistics},

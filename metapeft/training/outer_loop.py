@@ -16,6 +16,7 @@ from metapeft.base.machine.ctrl_c import Interruption
 from metapeft.base.machine.freed_memory import freed_memory_kept
 from metapeft.base.machine.memory import refuse_too_little
 from metapeft.base.machine.processes import Processes, Share
+from metapeft.inner.warm_start import WarmStart
 from metapeft.training.averages import Averages
 from metapeft.training.chunking import Chunking
 from metapeft.training.drawing_ahead import drawn_ahead
@@ -26,6 +27,7 @@ from metapeft.training.outer_settings import OuterSettings
 from metapeft.training.plan import NO_LEARNER, Plan
 from metapeft.training.progress_bar import Progress
 from metapeft.training.running_statistics import move_buffers
+from metapeft.training.runs import kept_inner
 from metapeft.training.runs.run import Run
 from metapeft.training.task import Task
 from metapeft.training.tensorboard import Board
@@ -61,9 +63,10 @@ class OuterLoop:
         self.compiled = in_use()
         self.step = 0
         self.best: float | None = None
-        self.inner: Mapping[str, Tensor] | None = None
+        self.inner: WarmStart | None = None
         self.moving = None if settings.ema is None else MovingAverage(settings.ema, task.state())
         self._best_state: Mapping[str, Tensor] | None = None
+        self._best_inner: WarmStart | None = None
 
     def share(self, step: int) -> Share:
         """The episodes of an outer step that this process takes."""
@@ -81,13 +84,18 @@ class OuterLoop:
         elif self.step == self.settings.direct_steps > 0:
             self.gradient.chunking = None  # which was of steps that need less
         share, where = self.share(self.step), f"outer step {self.step + 1}"
+        w0 = self.inner
+        if w0 is None and self.settings.warm_start and self.task.keeps_state:
+            w0 = WarmStart({})
         try:
-            found = self.gradient(held or self.task, batch, share, self.inner, where, self.processes)
+            found = self.gradient(held or self.task, batch, share, w0, where, self.processes)
         except NumericalError as error:
             where += f", episodes {share.start} to {share.start + share.count - 1}"
             said = error.of_episode(share.start + error.task) if isinstance(error, NotFiniteInput) else error
             raise NumericalError(f"{where}: {said}. The last checkpoint is kept.") from error
-        self.inner = found.w if self.settings.warm_start else None
+        if self.settings.warm_start:
+            before, self.inner = self.inner, kept_inner.kept(found.w)
+            kept_inner.note_fresh(before, self.inner)
         self._move(found.grads, where)
         if found.statistics and self.task.backbone is not None:
             move_buffers(self.task.backbone, found.statistics)
@@ -102,7 +110,7 @@ class OuterLoop:
         """The optimiser's step on the clipped gradient."""
         trained = self.task.trained
         for name, value in trained.items():
-            value.grad = grads.get(name)  # None for rates, in steps without an inner loop
+            value.grad = grads.get(name)  # None: no loss reaches it, and the optimiser leaves it alone
         try:
             if self.settings.clip is not None:
                 torch.nn.utils.clip_grad_norm_(list(trained.values()), self.settings.clip)
@@ -122,7 +130,7 @@ class OuterLoop:
         if learner is None:
             raise ValueError(NO_LEARNER)
         try:
-            found = self.gradient.validate(learner, validation, episodes, where, self.processes)
+            found = self.gradient.validate(learner, validation, episodes, where, self.processes, self.inner)
         except NumericalError as error:
             raise NumericalError(f"{where}: {error}") from error
         return found.get("validation_accuracy", -found["validation_loss"]), found
@@ -136,7 +144,7 @@ class OuterLoop:
             "learner": self.task.state(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "inner": self.inner,
+            **kept_inner.stored(self.inner),
             "chunking": None if self.gradient.chunking is None else asdict(self.gradient.chunking),
             "processes": self.processes.count,
             "compiled": self.compiled,
@@ -150,8 +158,8 @@ class OuterLoop:
         """Go on where the run's latest checkpoint was written."""
         tree = run.load("latest")[0]
         self.step, self.best, self.averages.sums = tree["step"], tree["best"], tree["sums"]
-        device, inner = self.task.device, tree["inner"]
-        self.inner = None if inner is None else {name: value.to(device) for name, value in inner.items()}
+        device = self.task.device
+        self.inner = kept_inner.restored(tree, device)
         self.task.load_state(tree["learner"])
         self.optimizer.load_state_dict(tree["optimizer"])
         if self.scheduler is not None:
@@ -196,7 +204,9 @@ class OuterLoop:
         """
         end = self.steps if stop_at is None else min(stop_at, self.steps)
         if folder is not None and self.best is not None:
-            self._best_state = folder.load("best")[0]
+            best = folder.load("best")[0]
+            self._best_state = kept_inner.state_of(best)
+            self._best_inner = kept_inner.restored(best, self.task.device)
         shown = self.settings.progress and self.processes.main
         bar = Progress(shown, self.steps, self.step, self.settings.tasks_per_step)
         board = Board(
@@ -238,6 +248,7 @@ class OuterLoop:
         self.processes.wait()  # until what rank 0 wrote is there for all
         if self._best_state is not None and self.step == self.steps:
             self.task.load_state(self._best_state)
+            self.inner = self._best_inner or self.inner
         return log
 
     def _validated(self, validation: Any, episodes: int, folder: Run | None) -> dict[str, float]:
@@ -245,7 +256,8 @@ class OuterLoop:
         with nullcontext() if self.moving is None else self.moving.used(self.task):
             score, found = self.validate(validation, episodes)
             if self.best is None or score > self.best:
-                self.best, self._best_state = score, self.task.state()
+                self.best, self._best_state, self._best_inner = score, self.task.state(), self.inner
                 if folder is not None:
-                    folder.save("best", self._best_state, {"step": self.step})
+                    tree = kept_inner.of_best(self._best_state, self.inner)
+                    folder.save("best", tree, {"step": self.step})
         return found

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metapeft.base import state
 from metapeft.hypergradients.problem import Problem, Result, resolve
+from metapeft.inner.warm_start import Resumed, WarmStart
 from metapeft.learner import settings
 from metapeft.training.task import Task
 
@@ -32,6 +33,7 @@ class ProblemTask(Task):
 
     undivided = "a bilevel problem is not cut into tasks"
     needs_episodes = False
+    keeps_state = True
     smaller = "smaller batches or fewer inner steps"
 
     def __init__(
@@ -51,7 +53,7 @@ class ProblemTask(Task):
 
         Args:
             batch: `(inner, outer)`, the problem's data; None for what it has.
-            w0: another start of the inner variables, a constant.
+            w0: another start of the inner variables, a constant; with a `WarmStart` the solver goes on from its state.
         """
         own = self.problem
         data = own.data if batch is None else batch
@@ -62,8 +64,12 @@ class ProblemTask(Task):
             and isinstance(data[0], list)
         ):
             data = (data[0][-1], data[1])  # no step takes a batch of its own
-        start = own.w0 if w0 is None else w0
-        return self._engine(replace(own, u=self.trained, w0=start, data=data))
+        own = replace(own, u=self.trained, w0=w0 or own.w0, data=data)
+        if own.solver is None or not isinstance(w0, WarmStart):
+            return self._engine(own)
+        resumed = Resumed(own.solver, w0)
+        found = self._engine(replace(own, solver=resumed))
+        return replace(found, w=resumed.kept_with(found.w))
 
     def held(self) -> ProblemTask | None:
         """The same task with its inner variables held: no inner step, the same outer variables."""

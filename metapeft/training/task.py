@@ -22,11 +22,13 @@ class Task(Protocol):
     Attributes:
         undivided: the reason why a batch is not cut into tasks, for several forwards or processes; None where it is.
         needs_episodes: whether there is no gradient without a batch.
+        keeps_state: whether `hypergradient` takes an empty `WarmStart` for its own start, and its `.w` is one then.
         smaller: what to take less of where memory is too little for one task.
     """
 
     undivided: str | None = None
     needs_episodes: bool = True
+    keeps_state: bool = False
     smaller: str = 'fewer inner steps, ways or queries, a smaller backbone, or hypergradient="first-order"'
 
     @property

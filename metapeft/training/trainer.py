@@ -13,6 +13,7 @@ from metapeft.base.errors import stored_in
 from metapeft.base.machine.devices import usable
 from metapeft.base.machine.processes import processes
 from metapeft.hypergradients.problem import Problem
+from metapeft.inner.warm_start import WarmStart
 from metapeft.learner.learner import Learner
 from metapeft.training.averages import Averages
 from metapeft.training.checks import refuse_processes, refuse_settings
@@ -37,7 +38,8 @@ class BilevelTrainer:
         chunk: how many of them go through one forward, gradients are accumulated; None for as many as fit.
         clip: largest norm of the whole outer gradient; None for no clipping.
         schedule: None, `"cosine"` (to 0 over the run), or a function `(optimizer, steps) -> torch scheduler`.
-        warm_start: keep the inner variables from one outer step to the next; a checkpoint has them.
+        warm_start: keep the inner variables, and the state of the solver, from one outer step to the next; `.inner`
+            and checkpoints have them, and validation starts from them, episode i from those of task i modulo T.
         inner_every: outer steps a run of the inner solver, for a warm-started problem; between, w is held.
         options: of the optimiser, such as `{"betas": (0.5, 0.999)}`.
         progress: show a bar with loss, accuracy, tasks a second and the time left.
@@ -137,6 +139,15 @@ class BilevelTrainer:
             f"BilevelTrainer({getattr(self.learner, 'name', type(self.learner).__name__)}, "
             f"{type(self.optimizer).__name__}, lr={lr}, {self.outer.tasks_per_step} tasks a step; {made})"
         )
+
+    @property
+    def inner(self) -> WarmStart | None:
+        """The inner variables `(T, ...)` that `warm_start=True` keeps, with the solver's state; None before a step.
+
+        They start adaptations, `learner.adapt(x, y, steps=0, w0=trainer.inner.task(0))` (an `Adapted`, which predicts,
+        exports and has the updates for `mp.ranks`), and evaluations, `mp.evaluate(learner, sampler, w0=trainer.inner)`.
+        """
+        return self.loop.inner
 
     def settings(self) -> dict[str, Any]:
         """Everything that the outcome depends on, as JSON can say it."""

@@ -89,12 +89,16 @@ def test_the_shares_add_up_to_the_mean_over_all_tasks(kind: str, processes: int)
     for rank in range(processes):
         note = Noting(rank, processes, sums)
         share = note.share(10, TASKS)
-        averaged(accumulated(own, sampler().batch(share.start, share.count), None), share.weight, note)
+        averaged(
+            accumulated(own, sampler().batch(share.start, share.count), None), share.weight, note, own.trained
+        )
     wanted = {f"grads.{name}": grad for name, grad in whole.grads.items()}
     wanted |= {f"values.{name}": value for name, value in whole.values.items()}
     for name, (mean, variance) in whole.statistics.items():
         wanted |= {f"mean.{name}": mean, f"variance.{name}": variance}
-    assert sorted(sums) == sorted(wanted)
+    reached = {f"reached.{name}" for name in whole.grads}
+    assert {*sums} == {*wanted, *reached}
+    assert all(float(sums[name]) > 0 for name in reached)
     assert (kind == "protonet") == any(name.startswith("mean.") for name in sums)
     for name, value in wanted.items():
         torch.testing.assert_close(sums[name], value, rtol=1e-8, atol=1e-14)

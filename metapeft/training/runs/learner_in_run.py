@@ -17,6 +17,7 @@ from metapeft.base.stored_settings import as_json, refuse_difference
 from metapeft.episodes.settings import of_episodes
 from metapeft.learner import settings
 from metapeft.learner.learner import Learner
+from metapeft.training.runs import kept_inner
 from metapeft.training.runs.run import Run
 from metapeft.updates.attach_model import attach
 
@@ -172,7 +173,7 @@ def _state(folder: Run, checkpoint: str | None) -> Any:
     name = checkpoint or ("best" if folder.checkpoint("best").exists() else "latest")
     tree = folder.load(name)[0]
     with stored_in(folder.checkpoint(name)):
-        return tree["learner"] if name == "latest" else tree
+        return kept_inner.state_of(tree)
 
 
 def _check_names(own: Set[str], state: Mapping[str, Any]) -> None:
