@@ -68,6 +68,9 @@ if TYPE_CHECKING:
     from metapeft.training.calibration import calibrate
     from metapeft.training.center import fit_center
     from metapeft.training.evaluation import compare, evaluate
+    from metapeft.training.finetuning.fit import finetune
+    from metapeft.training.finetuning.fitted import Fitted
+    from metapeft.training.finetuning.row_losses import next_token_cross_entropy
     from metapeft.training.pretraining import pretrain
     from metapeft.training.runs.learner_in_run import load, save
     from metapeft.training.trainer import BilevelTrainer
@@ -104,6 +107,9 @@ _NAMES = {
     "calibrate": "training.calibration",
     "fit_center": "training.center",
     "evaluate": "training.evaluation",
+    "finetune": "training.finetuning.fit",
+    "Fitted": "training.finetuning.fitted",
+    "next_token_cross_entropy": "training.finetuning.row_losses",
     "compare": "training.evaluation",
     "load": "training.runs.learner_in_run",
     "save": "training.runs.learner_in_run",
@@ -147,6 +153,7 @@ __all__ = [
     "Exact",
     "FiniteDifference",
     "FirstOrder",
+    "Fitted",
     "Forward",
     "Full",
     "Generator",
@@ -196,6 +203,7 @@ __all__ = [
     "episodes",
     "evaluate",
     "export_peft",
+    "finetune",
     "fit_center",
     "generators",
     "heads",
@@ -208,6 +216,7 @@ __all__ = [
     "load_base",
     "load_dataset",
     "methods",
+    "next_token_cross_entropy",
     "pretrain",
     "ranks",
     "read_folder",
