@@ -11,7 +11,7 @@ from torch import Tensor
 from metapeft.base import state
 from metapeft.training.averages import Averages
 from metapeft.training.finetuning.metrics import is_better
-from metapeft.training.finetuning.order import epoch_of_batches
+from metapeft.training.finetuning.order import Draw
 from metapeft.training.finetuning.rows import Batch, Rows
 from metapeft.training.finetuning.settings import FineTuning
 from metapeft.training.optimizer import made_optimizer, resolve_schedule
@@ -36,9 +36,8 @@ class Adapter:
     ) -> None:
         self.rows, self.validation, self.settings = rows, validation, settings
         self.factors = {name: value.detach().clone().requires_grad_() for name, value in factors.items()}
-        self.batch_size = settings.batch_size if rows.batch_size is None else rows.batch_size
-        self.epoch_steps = -(-len(rows) // self.batch_size)
-        self.total = settings.steps or (settings.epochs or 1) * self.epoch_steps
+        self.draw = Draw(rows, settings.batch_size, settings.seed, settings.bucket)
+        self.total = settings.steps or (settings.epochs or 1) * self.draw.steps
         self.optimizer = made_optimizer(settings.optimizer, self.factors, settings.lr, settings.options or {})
         self.scheduler = resolve_schedule(settings.schedule, self.optimizer, self.total, settings.warmup)
         self.averages = Averages()
@@ -47,7 +46,6 @@ class Adapter:
         self.best: float | None = None
         self.best_step: int | None = None
         self.best_factors: Mapping[str, Tensor] | None = None
-        self._epoch: tuple[int, list[list[int]]] | None = None
 
     @property
     def active(self) -> bool:
@@ -57,18 +55,12 @@ class Adapter:
     @property
     def validates(self) -> bool:
         """Whether it is validated after the step that it has just made."""
-        every = self.settings.validate_every or self.epoch_steps
+        every = self.settings.validate_every or self.draw.steps
         return self.validation is not None and (self.step % every == 0 or self.step == self.total)
 
     def batch(self) -> Batch:
         """The rows of the next step."""
-        epoch, place = divmod(self.step, self.epoch_steps)
-        if self._epoch is None or self._epoch[0] != epoch:
-            lengths = self.rows.lengths if self.settings.bucket else None
-            seed, shuffled = self.settings.seed, self.rows.shuffled
-            batches = epoch_of_batches(len(self.rows), self.batch_size, seed, epoch, lengths, shuffled)
-            self._epoch = (epoch, batches)
-        return self.rows.batch(self._epoch[1][place])
+        return self.draw.batch(self.step)
 
     def move(self, loss: float, weight: float) -> None:
         """A step of the optimiser along the gradients of the batch's sum, divided by its weight."""

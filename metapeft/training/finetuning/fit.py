@@ -144,7 +144,7 @@ def finetune(
     if run_dir is None:
         loop.run(None, stop_at, progress)
     else:
-        config = _config(attached, settings, adapters, starts)
+        config = {"finetune": described(attached, settings, adapters)}
         _run_in(Path(run_dir), config, loop, resume, stop_at, progress)
     fitted = [Fitted(loop.joint, one.chosen(), one.log, one.step, one.best_step) for one in adapters]
     return fitted if several else fitted[0]
@@ -166,24 +166,17 @@ def _run_in(
         loop.run(run, stop_at, progress)
 
 
-def _config(
-    model: AttachedModel,
-    settings: FineTuning,
-    adapters: Sequence[Adapter],
-    starts: Sequence[Mapping[str, Tensor]],
-) -> dict[str, Any]:
-    """What the run folder says about the training, and by what a resumed one knows that it is the same."""
+def described(model: AttachedModel, settings: FineTuning, adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """What a run folder says about a training that starts now, and by what it is known to be the same later."""
     return {
-        "finetune": {
-            **settings.as_json(),
-            "backbone": of_backbone(model.module),
-            "weights": digest(model.parameters),
-            "formats": {name: of(site.format) for name, site in model.sites.items()},
-            "norm": model.norm,
-            "train": [said_of(one.rows) for one in adapters],
-            "validation": [None if one.validation is None else said_of(one.validation) for one in adapters],
-            "start": [digest(start) for start in starts],
-        }
+        **settings.as_json(),
+        "backbone": of_backbone(model.module),
+        "weights": digest(model.parameters),
+        "formats": {name: of(site.format) for name, site in model.sites.items()},
+        "norm": model.norm,
+        "train": [said_of(one.rows) for one in adapters],
+        "validation": [None if one.validation is None else said_of(one.validation) for one in adapters],
+        "start": [digest(one.factors) for one in adapters],
     }
 
 

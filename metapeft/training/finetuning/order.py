@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from metapeft.base.counter import Words, child, root
+from metapeft.training.finetuning.rows import Batch, Rows
 
 BUCKET = 50  # batches whose rows are sorted by length among themselves
 
@@ -47,6 +48,37 @@ def epoch_of_batches(
     if lengths is not None:
         batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
     return batches
+
+
+class Draw:
+    """The batches of a training, one a step, epoch after epoch.
+
+    Args:
+        rows: what is drawn from; a DataLoader's batch size and order win. seed: of the order.
+        bucket: whether batches are of rows of about one length.
+
+    Example:
+        >>> from metapeft.training.finetuning.rows import TensorRows
+        >>> draw = Draw(TensorRows((torch.arange(5), torch.arange(5))), batch_size=2, seed=0, bucket=True)
+        >>> draw.steps, len(draw.batch(2)), torch.equal(draw.batch(7).x, draw.batch(7).x)
+        (3, 1, True)
+    """
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int, bucket: bool) -> None:
+        self.rows, self.seed, self.bucket = rows, seed, bucket
+        self.batch_size = batch_size if rows.batch_size is None else rows.batch_size
+        self.steps = -(-len(rows) // self.batch_size)
+        self._epoch: tuple[int, list[list[int]]] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """The rows of a step, from 0."""
+        epoch, place = divmod(step, self.steps)
+        if self._epoch is None or self._epoch[0] != epoch:
+            lengths = self.rows.lengths if self.bucket else None
+            shuffled = self.rows.shuffled
+            batches = epoch_of_batches(len(self.rows), self.batch_size, self.seed, epoch, lengths, shuffled)
+            self._epoch = (epoch, batches)
+        return self.rows.batch(self._epoch[1][place])
 
 
 def _word(number: int) -> Words:
