@@ -5,8 +5,8 @@
 
 A teacher is a frozen residual network of random weights with an update of rank 0 to 8 on every layer, drawn evenly. Its
 student sees 1,400 noisy outputs for training and 600 for validation, and may use rank 8 everywhere. Each rule then
-gives ranks, at the true total unless it chooses its own. At these ranks an update is trained anew on all 2,000 rows, all
-rules in one forward, and measured on 2,000 other inputs against outputs without noise.
+gives ranks, at the true total unless it chooses its own. At these ranks an update is trained anew on all 2,000 rows,
+all rules in one forward, and measured on 2,000 other inputs against outputs without noise.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ SPECTRA = ("flat", "falling", "uneven")
 SIZES = [
     *(
         (depth, width, spectrum)
-        for spectrum, width, depth in itertools.product(SPECTRA, (16, 24, 32), (6, 12))
+        for spectrum, width, depth in itertools.product(SPECTRA, (16, 24, 32), (4, 8))
     ),
-    *((18, 24, spectrum) for spectrum in SPECTRA),
+    *((12, 24, spectrum) for spectrum in SPECTRA),
 ]
 TEACHERS = tuple(Teacher(*size, seed) for seed, size in enumerate(SIZES))
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from metapeft.base.arguments import by_name, number, whole
+from metapeft.base.arguments import by_name, is_whole, number
 
 
 def lora_config(ranks: Mapping[str, int], alpha: float | None = None, **options: Any) -> Any:
@@ -31,7 +31,8 @@ def lora_config(ranks: Mapping[str, int], alpha: float | None = None, **options:
     """
     by_name("ranks", ranks=ranks)
     for name, rank in ranks.items():
-        whole(0, **{f"ranks[{name!r}]": rank})
+        if not is_whole(rank, 0):
+            raise ValueError(f"ranks[{name!r}]={rank!r}: allowed is a whole number of at least 0")
         if not name.endswith(".weight"):
             raise ValueError(f"ranks has {name!r}: PEFT's LoRA is on the weights of layers, '<layer>.weight'")
     if alpha is not None:
@@ -54,5 +55,5 @@ def lora_config(ranks: Mapping[str, int], alpha: float | None = None, **options:
     )
 
 
-def _plain(value: float) -> int | float:
+def _plain(value: float) -> Any:
     return int(value) if float(value).is_integer() else value

@@ -58,7 +58,6 @@ def canonical(model: HasSites, factors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def _canonical(format: Format, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(format, TensorRing):
-        r0, r1, _ = format.bonds
         left = own["A"].flatten(1, -2)  # (T, r0 in kernel, r1)
         right = own["B"].flatten(2)  # (T, r1, out r2)
         u, s, v = singular(left, right)

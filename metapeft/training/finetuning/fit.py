@@ -30,8 +30,7 @@ from metapeft.training.finetuning.to_train import to_train
 from metapeft.training.runs.run import Run
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.factors import by_parameter
-from metapeft.updates.formats.format import Format
-from metapeft.updates.targets import Targets
+from metapeft.updates.targets import Formats, Targets
 
 
 def finetune(
@@ -39,7 +38,7 @@ def finetune(
     train: Any,
     validation: Any = None,
     *,
-    format: Format | None = None,
+    format: Formats = None,
     targets: Targets = "all",
     full: Sequence[str] = (),
     start: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | None = None,
@@ -82,8 +81,9 @@ def finetune(
             `[i]` that gives pairs or dicts with `"labels"`; a Hugging Face table; a `DataLoader` of these, which
             brings its batch size, order and collate function. A list: one data set for each of several updates.
         validation: the same, for the choice of the best state; for several updates a list, or one for all.
-        format, targets: of the updates, as `mp.attach` takes them. full: parameters that are trained as they are, such
-            as `("classifier.*",)`. start: factors `name -> (1, ...)` to start from, or a list, one for each update.
+        format, targets: of the updates, as `mp.attach` takes them, `{pattern: format}` too. full: parameters that are
+            trained as they are, such as `("classifier.*",)`.
+        start: factors `name -> (1, ...)` to start from, or a list, one for each update.
         steps, epochs: how long; one of them. batch_size: rows a step. micro_batch: rows in one forward, for less
             memory; the gradient is that of the whole batch.
         optimizer, lr, options: as torch takes them. A decay pulls a full update towards 0, so its weight to W0.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -13,12 +13,12 @@ from metapeft.updates.attached import AttachedModel
 from metapeft.updates.copying import frozen
 from metapeft.updates.formats.format import Format
 from metapeft.updates.formats.full import Full
-from metapeft.updates.targets import Pattern, Targets, patterns
+from metapeft.updates.targets import Formats, Pattern, Targets, patterns
 
 
 def to_train(
     model: nn.Module | AttachedModel,
-    format: Format | None,
+    format: Formats,
     targets: Targets,
     full: Sequence[str],
     seed: int,
@@ -27,6 +27,7 @@ def to_train(
     """A backbone with updates in a format on `targets`, and full ones where `full` says.
 
     Args:
+        format: one, or `{pattern: format}` in place of targets.
         model: a backbone, or an attached one, which comes back as it is; neither is changed.
         device: of the backbone's copy; None for where it is.
 
@@ -52,7 +53,13 @@ def to_train(
         if format is None and not full:
             raise ValueError("format=None: say what is trained, such as format=mp.LoRA(8, alpha=16.0)")
         formats: dict[Pattern, Format | None] = {pattern: Full() for pattern in full}
-        if format is not None:
+        if isinstance(format, Mapping):
+            if targets != "all":
+                raise ValueError(
+                    f"targets={targets!r}: a dict of formats already says where each of them goes"
+                )
+            formats = {**formats, **format}
+        elif format is not None:
             formats.update({pattern: format for pattern in patterns(targets) if pattern not in formats})
         backbone = model if device is None else copy.deepcopy(model).to(device)
         attached = attach(backbone, formats, seed=seed)

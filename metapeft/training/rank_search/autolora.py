@@ -126,11 +126,8 @@ class SelectionSearch:
         config = {
             "autolora": {
                 **described(self.model, self.settings, [self.lower]),
-                "upper": {
-                    "hypergradient": of(self.method.hypergradient),
-                    "lr": self.method.lr,
-                    "betas": self.method.betas,
-                },
+                "hypergradient": of(self.method.hypergradient),
+                "selection_lr": [self.method.lr, *self.method.betas],
             }
         }
         if not (folder / "config.json").exists():

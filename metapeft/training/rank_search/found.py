@@ -37,7 +37,8 @@ class RankSearch:
         >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
         >>> data = (x, x @ torch.tensor([[1.0], [0.0], [0.0]]))
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 1))
-        >>> found = mp.search_ranks(net, data, data, format=mp.LoRA(1), total=1, steps=30, loss=torch.nn.functional.mse_loss)
+        >>> loss = torch.nn.functional.mse_loss
+        >>> found = mp.search_ranks(net, data, data, format=mp.LoRA(1), total=1, steps=30, loss=loss)
         >>> sum(found.ranks.values()), list(found.formats()) == ["0.weight", "1.weight"]
         (1, True)
     """
@@ -64,7 +65,8 @@ class RankSearch:
 
     def attached(self) -> AttachedModel:
         """The backbone with updates of these ranks, which `.factors` belong to."""
-        return attach(self.model.module, self.formats(), classifier=self._classifier(), seed=self.model.seed)
+        formats: Mapping[Any, Format] = self.formats()
+        return attach(self.model.module, formats, classifier=self._classifier(), seed=self.model.seed)
 
     def lora_config(self, **options: Any) -> Any:
         """`peft.LoraConfig` of these ranks, see `mp.lora_config`; raises ValueError where alphas differ by layer."""

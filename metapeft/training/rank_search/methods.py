@@ -42,7 +42,8 @@ class PruneRanks:
 
     Args:
         keep: share of the terms that stay in a stage.
-        refit: steps of a stage; None for a twentieth of the training's.
+        refit: steps of a stage; None for a twentieth of the training's, at least 50. Where they are too few, every
+            stage looks worse than the one before, and too many terms stay.
         examples, kind: as `FisherRanks` has them.
 
     Source: the rule of one standard error is that of Breiman et al. 1984 for trees.
@@ -93,7 +94,8 @@ class AutoLoRARanks:
 
     def __post_init__(self) -> None:
         number(lr=self.lr)
-        number(0, 1, **{"betas[0]": self.betas[0], "betas[1]": self.betas[1]})
+        for beta in self.betas:
+            number(0, 1, betas=beta)
         resolve(self.hypergradient)
 
 

@@ -33,7 +33,7 @@ def pruned(
         for name, site in fitting.model.sites.items()
         if site.format.terms
     }
-    refit = method.refit or max(1, steps // 20)
+    refit = method.refit or max(50, steps // 20)
     stages: list[Stage] = []
     curve: list[dict[str, Any]] = []
     while True:

@@ -29,11 +29,10 @@ from metapeft.training.rank_search.methods import (
 )
 from metapeft.training.rank_search.pruning import pruned
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.formats.format import Format
 from metapeft.updates.formats.ranking import ranks as rounded
 from metapeft.updates.formats.scores import Scores
 from metapeft.updates.formats.selection import costs
-from metapeft.updates.targets import Targets
+from metapeft.updates.targets import Formats, Targets
 
 
 def search_ranks(
@@ -41,7 +40,7 @@ def search_ranks(
     train: Any,
     validation: Any,
     *,
-    format: Format | None = None,
+    format: Formats = None,
     targets: Targets = "all",
     full: Sequence[str] = (),
     method: str | Method = "fisher",

@@ -1,4 +1,4 @@
-"""From selection variables, or scores of terms, to one whole rank a layer: the rules, and the controls that every table needs."""
+"""From selection variables or scores of terms to one whole rank a layer: the rules, and the controls of every table."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def ranks(
 
 
 def _weights(selection: Any) -> Weights:
-    """Every layer's weights, as `Softmax` gives them to the update, or such that `k alpha` orders terms as scores do."""
+    """Every layer's weights, as `Softmax` gives them to the update; of scores, such that `k alpha` orders them."""
     if isinstance(selection, Scores):
         values = {name: value.detach().double() for name, value in selection.values.items()}
         if not all(value.isfinite().all() for value in values.values()):

@@ -21,7 +21,8 @@ class Scores:
     Example:
         >>> import torch
         >>> import metapeft as mp
-        >>> mp.ranks(Scores({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0])}, {"a": 5, "b": 9}), "total", total=2)
+        >>> found = Scores({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0])}, {"a": 5, "b": 9})
+        >>> mp.ranks(found, "total", total=2)
         {'a': 1, 'b': 1}
     """
 
