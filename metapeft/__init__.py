@@ -76,7 +76,14 @@ if TYPE_CHECKING:
     from metapeft.training.calibration import calibrate
     from metapeft.training.center import fit_center
     from metapeft.training.evaluation import compare, evaluate
+    from metapeft.training.finetuning.fit import finetune
+    from metapeft.training.finetuning.fitted import Fitted
+    from metapeft.training.finetuning.row_losses import next_token_cross_entropy
     from metapeft.training.pretraining import pretrain
+    from metapeft.training.rank_search.found import RankSearch
+    from metapeft.training.rank_search.methods import AutoLoRARanks, FisherRanks, PruneRanks
+    from metapeft.training.rank_search.scoring import scores
+    from metapeft.training.rank_search.search import search_ranks
     from metapeft.training.runs.learner_in_run import load, save
     from metapeft.training.trainer import BilevelTrainer
     from metapeft.updates.attach_model import attach
@@ -86,11 +93,14 @@ if TYPE_CHECKING:
     from metapeft.updates.formats.full import Full
     from metapeft.updates.formats.lora import LoRA
     from metapeft.updates.formats.ranking import ranks
+    from metapeft.updates.formats.scores import Scores
     from metapeft.updates.formats.selection import Softmax, at_ranks, costs
     from metapeft.updates.formats.tensor_ring import TensorRing
     from metapeft.updates.layers.compiled.switch import use_compiled
     from metapeft.updates.peft_export import export_peft
     from metapeft.updates.peft_import import import_peft, load_base
+    from metapeft.updates.peft_ranks import lora_config
+    from metapeft.updates.singular_terms import canonical
 
 # Folders that can be extended: the names in their tables are also names of this package.
 _FOLDERS = ("updates", "episodes", "datasets", "heads", "generators", "hypergradients")
@@ -112,6 +122,15 @@ _NAMES = {
     "calibrate": "training.calibration",
     "fit_center": "training.center",
     "evaluate": "training.evaluation",
+    "finetune": "training.finetuning.fit",
+    "Fitted": "training.finetuning.fitted",
+    "next_token_cross_entropy": "training.finetuning.row_losses",
+    "search_ranks": "training.rank_search.search",
+    "RankSearch": "training.rank_search.found",
+    "FisherRanks": "training.rank_search.methods",
+    "PruneRanks": "training.rank_search.methods",
+    "AutoLoRARanks": "training.rank_search.methods",
+    "scores": "training.rank_search.scoring",
     "compare": "training.evaluation",
     "load": "training.runs.learner_in_run",
     "save": "training.runs.learner_in_run",
@@ -144,6 +163,7 @@ __all__ = [
     "AttentionEncoder",
     "Augment",
     "AutoLoRA",
+    "AutoLoRARanks",
     "BilevelTrainer",
     "Blind",
     "ClassEncoder",
@@ -158,6 +178,8 @@ __all__ = [
     "Exact",
     "FiniteDifference",
     "FirstOrder",
+    "FisherRanks",
+    "Fitted",
     "Forward",
     "Full",
     "Functions",
@@ -183,12 +205,15 @@ __all__ = [
     "Protocol",
     "PrototypeInit",
     "Prototypes",
+    "PruneRanks",
+    "RankSearch",
     "Recompute",
     "Reptile",
     "Result",
     "Ridge",
     "Rotated",
     "RunError",
+    "Scores",
     "Shift",
     "Sinusoid",
     "Softmax",
@@ -203,6 +228,7 @@ __all__ = [
     "attach",
     "backbones",
     "calibrate",
+    "canonical",
     "compare",
     "costs",
     "datasets",
@@ -211,6 +237,7 @@ __all__ = [
     "episodes",
     "evaluate",
     "export_peft",
+    "finetune",
     "fit_center",
     "generators",
     "heads",
@@ -222,7 +249,9 @@ __all__ = [
     "load",
     "load_base",
     "load_dataset",
+    "lora_config",
     "methods",
+    "next_token_cross_entropy",
     "pretrain",
     "ranks",
     "read_coloured_glyphs",
@@ -237,6 +266,8 @@ __all__ = [
     "report",
     "resolve",
     "save",
+    "scores",
+    "search_ranks",
     "updates",
     "use_compiled",
     "verify",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,20 +13,29 @@ from torch import Tensor
 
 from metapeft.base.arguments import number
 
+SCHEDULES = ("cosine", "linear")
+
 
 def resolve_schedule(
     schedule: str | Callable[[torch.optim.Optimizer, int], Any] | None,
     optimizer: torch.optim.Optimizer,
     steps: int,
+    warmup: float = 0.0,
 ) -> Any:
-    """The scheduler that `schedule` stands for: None, `"cosine"`, or what a function `(optimizer, steps)` gives.
+    """The scheduler that `schedule` stands for: None, a name, or what a function `(optimizer, steps)` gives.
+
+    Args:
+        schedule: `"cosine"` or `"linear"`: the rate falls to 0 over the steps, as half a cosine or evenly.
+        warmup: share of the steps in which it first rises from 0; not with a function of one's own.
 
     Raises:
-        ValueError: any other string, or a scheduler that does not count steps.
+        ValueError: any other string, or a scheduler that does not count steps; a warm-up beside one.
     """
-    if schedule is None:
-        return None
     if callable(schedule):
+        if warmup:
+            raise ValueError(
+                f"warmup={warmup} has no effect beside schedule=, a function: let it warm up itself"
+            )
         made = schedule(optimizer, steps)
         if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise ValueError(
@@ -32,11 +43,44 @@ def resolve_schedule(
                 "counts steps, such as CosineAnnealingLR"
             )
         return made
-    if schedule == "cosine":
+    if schedule not in (None, *SCHEDULES):
+        raise ValueError(
+            f'schedule={schedule!r}: allowed are None, "cosine", "linear", or a function (optimizer, steps)  -> '
+            "scheduler"
+        )
+    if schedule == "cosine" and not warmup:
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    raise ValueError(
-        f'schedule={schedule!r}: allowed are None, "cosine", or a function (optimizer, steps) -> scheduler'
+    if schedule is None and not warmup:
+        return None
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, functools.partial(share_of_rate, schedule, steps, warmup)
     )
+
+
+def share_of_rate(schedule: str | None, steps: int, warmup: float, step: int) -> float:
+    """The share of the full rate at a step, from 0.
+
+    Example:
+        >>> [round(share_of_rate("linear", 4, 0.25, step), 2) for step in range(5)]
+        [0.0, 1.0, 0.67, 0.33, 0.0]
+    """
+    rising = math.ceil(warmup * steps)
+    if step < rising:
+        return step / rising
+    gone = min(1.0, (step - rising) / max(1, steps - rising))
+    falls = {None: 1.0, "linear": 1.0 - gone, "cosine": 0.5 * (1.0 + math.cos(math.pi * gone))}
+    return falls[schedule]
+
+
+def check_warmup(warmup: object) -> None:
+    """Raise ValueError for what is no share of the steps.
+
+    Example:
+        >>> check_warmup(100)
+        Traceback (most recent call last):
+        ValueError: warmup=100: allowed is a finite number of at least 0 and below 1, a share of the steps
+    """
+    number(0, 1, more="a share of the steps", warmup=warmup)
 
 
 def parameter_groups(trained: Mapping[str, Tensor], lr: float | Mapping[str, float]) -> list[dict[str, Any]]:

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from metapeft.updates.formats.full import Full
     from metapeft.updates.formats.lora import LoRA
     from metapeft.updates.formats.ranking import ranks
+    from metapeft.updates.formats.scores import Scores
     from metapeft.updates.formats.selection import Softmax, at_ranks, costs
     from metapeft.updates.formats.tensor_ring import TensorRing
     from metapeft.updates.peft_export import export_peft
     from metapeft.updates.peft_import import import_peft, load_base
+    from metapeft.updates.peft_ranks import lora_config
+    from metapeft.updates.singular_terms import canonical
 else:
 
     def __getattr__(name: str) -> Any:
@@ -33,15 +36,18 @@ __all__ = [
     "AttachedModel",
     "Full",
     "LoRA",
+    "Scores",
     "Softmax",
     "TensorRing",
     "at_ranks",
     "attach",
+    "canonical",
     "costs",
     "decompose",
     "export_peft",
     "import_peft",
     "load_base",
+    "lora_config",
     "ranks",
     "registry",
 ]

@@ -61,6 +61,25 @@ def copied(
     return other, trainable
 
 
+def frozen(model: AttachedModel) -> AttachedModel:
+    """The same model on the same storage, no parameter of which asks for gradients."""
+    module = model.module
+    memo: dict[int, object] = {
+        id(value): nn.Parameter(value.detach(), False) for value in module.parameters()
+    }
+    memo.update({id(value): value for value in module.buffers()})
+    return AttachedModel(
+        copy.deepcopy(module, memo),
+        model.sites,
+        model.norm,
+        model.preprocess,
+        model.classifier,
+        model.classifier_is_certain,
+        model.seed,
+        model.dropout,
+    )
+
+
 def viewed(
     model: AttachedModel,
     sites: dict[str, Site] | None = None,

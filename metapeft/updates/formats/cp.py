@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
@@ -77,3 +78,6 @@ class CP(LoRA):
 
     def select(self, factors: Factors, weights: Tensor) -> dict[str, Tensor]:
         return {**factors, "seed": factors["seed"] * weights}
+
+    def keep(self, factors: Factors, which: Sequence[int]) -> dict[str, Tensor]:
+        return {**factors, **super().keep(factors, which), "seed": factors["seed"][:, list(which)]}

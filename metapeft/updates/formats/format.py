@@ -7,7 +7,7 @@ A format knows nothing of layers. It sees a parameter as a (possibly convolution
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -131,8 +131,16 @@ class Format:
         return 0
 
     def select(self, factors: Factors, weights: Tensor) -> dict[str, Tensor]:
-        """The factors with term `j` of the update multiplied by `weights[j]`."""
+        """The factors with term `j` of the update multiplied by `weights[j]`; weights `(terms,)`, or `(T, terms)`."""
         raise ValueError(f"{self} has no terms to select from: use LoRA, CP or TensorRing")
+
+    def keep(self, factors: Factors, which: Sequence[int]) -> dict[str, Tensor]:
+        """Factors of `at_rank(len(which))` whose update is that of the terms `which` here, and of no other."""
+        raise ValueError(f"{self} has no terms to keep: use LoRA, CP or TensorRing")
+
+    def silenced(self, factors: Factors, which: Sequence[int]) -> dict[str, Tensor]:
+        """The factors with all terms but `which` 0 in A and B, so that no gradient wakes them again."""
+        raise ValueError(f"{self} has no terms to silence: use LoRA, CP or TensorRing")
 
     def to_lora(self, factors: Factors) -> dict[str, Tensor]:
         """LoRA factors `A (T, r, in, *kernel)`, `B (T, out, r)` with the same update at scale 1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -83,4 +84,15 @@ class LoRA(Format):
 
     def select(self, factors: Factors, weights: Tensor) -> dict[str, Tensor]:
         down = factors["A"]
-        return {**factors, "A": down * weights.reshape(1, -1, *[1] * (down.dim() - 2))}
+        return {**factors, "A": down * weights.reshape(-1, self.rank, *[1] * (down.dim() - 2))}
+
+    def keep(self, factors: Factors, which: Sequence[int]) -> dict[str, Tensor]:
+        ratio = self.scale / self.at_rank(len(which)).scale
+        kept = list(which)
+        return {"A": factors["A"][:, kept], "B": factors["B"][:, :, kept] * ratio}
+
+    def silenced(self, factors: Factors, which: Sequence[int]) -> dict[str, Tensor]:
+        gate = factors["B"].new_zeros(self.rank)
+        gate[list(which)] = 1.0
+        down = factors["A"] * gate.reshape(self.rank, *[1] * (factors["A"].dim() - 2))
+        return {**factors, "A": down, "B": factors["B"] * gate}

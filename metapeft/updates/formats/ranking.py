@@ -1,4 +1,4 @@
-"""From selection variables to one whole rank a layer: the rules, and the controls that every table needs."""
+"""From selection variables or scores of terms to one whole rank a layer: the rules, and the controls of every table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metapeft.base.arguments import number, whole
+from metapeft.updates.formats.scores import Scores
 from metapeft.updates.formats.selection import Softmax
 
 Weights = dict[str, list[float]]
@@ -24,7 +25,9 @@ def ranks(
     noise: float | None = None,
     seed: int | None = None,
 ) -> dict[str, int]:
-    """Round selection variables to ranks; with `alpha = softmax(logits)` of a layer's `k` terms, by the rules
+    """One rank a layer, from selection variables or from scores of terms, by the rules
+
+    (`alpha = softmax(logits)` of a layer's `k` terms; with scores, a term's score stands in place of `k alpha`)
 
     - `"threshold"`: `#{j : alpha_j >= 1/k}`, AutoLoRA's; equal weights keep all k, and 0 is impossible.
     - `"total"`: the `total` terms of largest `k * alpha_j` over all layers (1 is a layer's average, which
@@ -42,7 +45,8 @@ def ranks(
     Ties go to the layer that has fewer terms so far, then to the earlier layer.
 
     Args:
-        selection: parameter -> logits `(k,)`, keys with or without `"selection."`; or a learner.
+        selection: parameter -> logits `(k,)`, keys with or without `"selection."`; or a learner; or `mp.scores(...)`,
+            which have no threshold, and bring their `costs` along.
         rule: one of the above.
         total: budget of `"total"`, `"uniform"` (terms) and `"parameters"` (parameters); optional for the controls.
         costs: parameter -> parameters a term, for `"parameters"`; see `mp.costs`.
@@ -66,6 +70,15 @@ def ranks(
     function, needed, optional = _RULES[rule]
     given = {"total": total, "costs": costs, "updates": updates, "noise": noise, "seed": seed}
     options = {name: value for name, value in given.items() if value is not None}
+    if isinstance(selection, Scores):
+        if rule == "threshold":
+            raise ValueError(
+                "rule='threshold' is about selection variables: for scores take 'total' or 'parameters'"
+            )
+        if total is None and rule in ("shuffled", "random"):
+            raise ValueError(f"rule={rule!r} needs total= where it is given scores, which have no threshold")
+        if rule == "parameters":
+            options.setdefault("costs", selection.costs)
     for name in needed:
         if name not in options:
             raise ValueError(f"rule={rule!r} needs {name}=")
@@ -76,7 +89,15 @@ def ranks(
 
 
 def _weights(selection: Any) -> Weights:
-    """Every layer's weights, as `Softmax` gives them to the update, in double precision."""
+    """Every layer's weights, as `Softmax` gives them to the update; of scores, such that `k alpha` orders them."""
+    if isinstance(selection, Scores):
+        values = {name: value.detach().double() for name, value in selection.values.items()}
+        if not all(value.isfinite().all() for value in values.values()):
+            raise ValueError("selection=Scores: a score is not finite")
+        largest = (
+            max((float(value.abs().max()) for value in values.values() if value.numel()), default=0.0) or 1.0
+        )
+        return {name: (value / (largest * len(value))).tolist() for name, value in values.items()}
     logits = selection
     if hasattr(selection, "selected"):  # a learner
         logits = {name: selection.variables[f"selection.{name}"] for name in selection.selected}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
@@ -136,4 +137,15 @@ class TensorRing(Format):
         return folded if self.scale == 1.0 else folded * self.scale
 
     def select(self, factors: Factors, weights: Tensor) -> dict[str, Tensor]:
-        return {**factors, "A": factors["A"] * weights}
+        down = factors["A"]
+        return {**factors, "A": down * weights.reshape(-1, *[1] * (down.dim() - 2), self.terms)}
+
+    def keep(self, factors: Factors, which: Sequence[int]) -> dict[str, Tensor]:
+        ratio = self.scale / self.at_rank(len(which)).scale
+        kept = list(which)
+        return {**factors, "A": factors["A"][..., kept], "B": factors["B"][:, kept] * ratio}
+
+    def silenced(self, factors: Factors, which: Sequence[int]) -> dict[str, Tensor]:
+        gate = factors["B"].new_zeros(self.terms)
+        gate[list(which)] = 1.0
+        return {**factors, "A": factors["A"] * gate, "B": factors["B"] * gate[:, None, None]}
