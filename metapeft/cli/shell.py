@@ -18,6 +18,7 @@ app = App(
     help="Bilevel meta-learning of parameter-efficient updates.",
     version=__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # its own way ends without a word
 )
 _COMMANDS = {
     "train": "Meta-train and compare methods on few-shot episodes; without options the main job on glyphs.",
@@ -33,6 +34,9 @@ _COMMANDS = {
 for _name, _help in _COMMANDS.items():
     app.command(f"metapeft.cli.{_name}:{'app' if _name == 'episodes' else _name}", name=_name, help=_help)
 app.command("theory.cli:app", name="theory", help="The linear theory: check the theorems, draw the figures.")
+
+
+app.meta.suppress_keyboard_interrupt = False
 
 
 @app.meta.default
@@ -60,7 +64,7 @@ def run(arguments: list[str]) -> int:
     except (ValueError, ArithmeticError, OSError, ImportError, MemoryError) as error:
         errors.print(f"metapeft: {error}", style="red", markup=False, highlight=False)
         return 2
-    except KeyboardInterrupt:
-        errors.print("metapeft: stopped; the last checkpoint is kept, --resume goes on", markup=False)
+    except KeyboardInterrupt as error:
+        errors.print(f"metapeft: {str(error) or 'stopped'}", markup=False, highlight=False)
         return 130
     return result if isinstance(result, int) and not isinstance(result, bool) else 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from metapeft.cli import named_options as named
-from metapeft.experiments.config import TrainConfig, plain_config
+from metapeft.experiments.config import BenchConfig, TrainConfig, plain_config
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,6 +98,11 @@ def start(
             return _run(config, episodes, run, console, quiet, together, begun)
     except MemoryError as error:
         raise ValueError(str(error) or "out of memory") from error
+    except KeyboardInterrupt as error:
+        command = "bench" if isinstance(config, BenchConfig) else "train"
+        raise KeyboardInterrupt(
+            f"stopped; the last checkpoint is kept, and this goes on: metapeft {command} --out {out} --resume"
+        ) from error
 
 
 def configured(

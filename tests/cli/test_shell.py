@@ -220,3 +220,24 @@ def test_what_is_refused_leaves_no_run_folder(wrong, tmp_path, monkeypatch):
     monkeypatch.setenv("METAPEFT_DATA", str(tmp_path / "nowhere"))
     assert run(["train", "--out", str(tmp_path / "run"), *wrong]) == 2
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "bench"])
+def test_ctrl_c_says_what_goes_on(command, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metapeft.cli.train._run", interrupted)
+    assert run([command, "--out", str(tmp_path / "x")]) == 130
+    said = capsys.readouterr().err
+    assert "stopped; the last checkpoint is kept" in said
+    assert f"metapeft {command} --out {tmp_path / 'x'} --resume" in said.replace("\n", "")
+
+
+def test_ctrl_c_in_another_command(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metapeft.datasets.by_name.load_dataset", interrupted)
+    assert run(["data", "glyphs"]) == 130
+    assert "metapeft: stopped" in capsys.readouterr().err
