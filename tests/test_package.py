@@ -183,3 +183,8 @@ def test_readme_example(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr
         assert "accuracy" in done.stdout
+
+
+def test_the_citation_names_this_version() -> None:
+    said = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {mp.__version__}\n" in said
