@@ -4,6 +4,7 @@
     row) python -m benchmarks.generation run glyph-pairs class-encoder --budget 1000 --seed 0
     python -m benchmarks.generation all glyph-pairs              (every row that is not there yet)
     python -m benchmarks.generation ceiling glyph-pairs
+    python -m benchmarks.generation times
     python -m benchmarks.generation list glyph-pairs
 
 One file a row, budget, number of inner steps and seed in benchmarks/results/generation, with the value of every test
@@ -18,13 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from cyclopts import App
 
 import metapeft as mp
 from benchmarks.generation_ceiling import ceiling_of
+from benchmarks.generation_kinds import OfKind
 from benchmarks.generation_rows import FAMILIES, Family, Row, rows_of
+from benchmarks.generation_times import times
 from metapeft.learner.learner import Learner
 from metapeft.training.runs.environment import environment
 
@@ -222,19 +224,6 @@ def of_each_kind(
     return replace(found, values=values, losses=values if family.regression else found.losses)
 
 
-class OfKind:
-    """The episodes of one kind among those of a sampler, in their order."""
-
-    def __init__(self, sampler: Any, kind: int, count: int) -> None:
-        self.sampler, self.episodes = sampler, count
-        numbers = np.arange(4 * count * len(sampler.kinds))
-        self.numbers = numbers[sampler.kind_of(numbers) == kind][:count]
-
-    def batch(self, start: int, count: int) -> Any:
-        """As the sampler's."""
-        return self.sampler.at(self.numbers[start : start + count])
-
-
 @app.command(name="all")
 def every(
     family: str,
@@ -275,6 +264,20 @@ def ceiling(family: str, threads: int = 1) -> None:
         json.dumps({**found, "environment": environment()}) + "\n"
     )
     print({name: sum(values) / len(values) for name, values in found["values"].items()})
+
+
+@app.command(name="times")
+def step_times(threads: int = 1) -> None:
+    """What a generator costs in a training step at five inner steps, beside the constant seed.
+
+    Args:
+        threads: of torch.
+    """
+    torch.set_num_threads(threads)
+    found = times()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "times.json").write_text(json.dumps({**found, "environment": environment()}, indent=1) + "\n")
+    print({name: round(ratio, 3) for name, ratio in found["ratios"].items()})
 
 
 @app.command(name="list")

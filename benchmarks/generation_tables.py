@@ -145,6 +145,7 @@ def of_generation(results: Path) -> str:
         parts += [
             _ceiling(path) for path in [results / "generation" / f"{family}-ceiling.json"] if path.exists()
         ]
+    parts += [_times(path) for path in [results / "generation" / "times.json"] if path.exists()]
     return "\n\n".join(parts) or "Nothing has been measured yet."
 
 
@@ -171,4 +172,14 @@ def _ceiling(path: Path) -> str:
         f"Ceiling: a prototypical network on the half that counts alone reaches {told} % where it is told the half, "
         f"and {rule} % where a rule takes the half whose classes lie further apart (within-class over total variance "
         f"of the support features). From `benchmarks/results/generation/{path.name}`."
+    )
+
+
+def _times(path: Path) -> str:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    said = ", ".join(f"{name} {ratio:.2f}" for name, ratio in found["ratios"].items() if name != "constant")
+    return (
+        f"Time: a training step of glyph pairs at {found['inner_steps']} inner steps, updates on all layers, takes so "
+        f"many times the processor time of the same step with a constant seed (median of {found['rounds']} rounds in turns, "
+        f"one thread): {said}. From `benchmarks/results/generation/{path.name}`."
     )

@@ -10,6 +10,7 @@ import torch
 import metapeft as mp
 from benchmarks import generation
 from benchmarks.generation_ceiling import Halved
+from benchmarks.generation_kinds import OfKind
 from benchmarks.generation_rows import FAMILIES, IMAGE_ROWS, rows_of
 from benchmarks.generation_tables import Table
 
@@ -97,7 +98,7 @@ def test_all_rows_of_images_have_one_format_but_those_that_say_so() -> None:
 
 def test_one_model_a_kind_sees_tasks_of_that_kind_alone() -> None:
     sampler = FAMILIES["functions"].splits(0)["train"]
-    only = generation.OfKind(sampler, 2, 50)
+    only = OfKind(sampler, 2, 50)
     batch = only.batch(10, 20)
     assert batch.kind.tolist() == [2] * 20
     assert only.numbers.tolist() == sorted(only.numbers.tolist())
