@@ -180,6 +180,6 @@ def _times(path: Path) -> str:
     said = ", ".join(f"{name} {ratio:.2f}" for name, ratio in found["ratios"].items() if name != "constant")
     return (
         f"Time: a training step of glyph pairs at {found['inner_steps']} inner steps, updates on all layers, takes so "
-        f"many times the processor time of the same step with a constant seed (median of {found['rounds']} rounds in turns, "
+        f"many times the processor time of the same step with a constant seed (median of {found['rounds']} rounds, "
         f"one thread): {said}. From `benchmarks/results/generation/{path.name}`."
     )
