@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from metapeft.datasets.miniimagenet import read_miniimagenet
     from metapeft.datasets.omniglot import read_omniglot
     from metapeft.datasets.omniglot_pairs import read_omniglot_pairs
+    from metapeft.datasets.reading import SupportImages, read_images, read_support
     from metapeft.datasets.rotated import Rotated
     from metapeft.datasets.sinusoid import Sinusoid, read_sinusoid
     from metapeft.episodes.augment import Augment
@@ -218,6 +219,7 @@ __all__ = [
     "Sinusoid",
     "Softmax",
     "Support",
+    "SupportImages",
     "TensorRing",
     "Truncated",
     "Unroll",
@@ -259,10 +261,12 @@ __all__ = [
     "read_functions",
     "read_glyph_pairs",
     "read_glyphs",
+    "read_images",
     "read_miniimagenet",
     "read_omniglot",
     "read_omniglot_pairs",
     "read_sinusoid",
+    "read_support",
     "report",
     "resolve",
     "save",

@@ -23,6 +23,7 @@ app = App(
 _COMMANDS = {
     "train": "Meta-train and compare methods on few-shot episodes; without options the main job on glyphs.",
     "evaluate": "Evaluate a trained run on episodes.",
+    "predict": "Say what images of your own are, from a few labelled examples.",
     "bench": "Ablations of the whole method: generator, selection and inner loop switched off one at a time.",
     "sweep": "Train several methods with several seeds, a job each, on a SLURM cluster or here.",
     "ranks": "Round a run's selection variables to ranks.",

@@ -76,6 +76,17 @@ def data_and_sizes(
     return found, (chosen(ways, "ways", 5), chosen(shots, "shots", 1))
 
 
+def image_size(run: Path) -> dict[str, int]:
+    """`size` and `channels` of the images that a run was trained on; `{}` where it does not say them."""
+    from metapeft.base.errors import stored_in
+    from metapeft.training.runs.run import Run
+
+    with Run.open(run, writable=False) as folder, stored_in(folder.folder / "config.json"):
+        spec = (folder.config.get("episodes") or {}).get("sampler") or {}
+        shape = (spec.get("data") or {}).get("images")
+    return {} if not shape else {"channels": int(shape[1]), "size": int(shape[2])}
+
+
 def chosen_steps(run: Path, shift: bool) -> int | None:
     """The inner steps that the main job chose on validation episodes for a method's folder in its own; else None."""
     from metapeft.base.errors import RunError

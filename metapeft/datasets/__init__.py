@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from metapeft.datasets.miniimagenet import read_miniimagenet
     from metapeft.datasets.omniglot import read_omniglot
     from metapeft.datasets.omniglot_pairs import read_omniglot_pairs
+    from metapeft.datasets.reading import SupportImages, read_images, read_support
     from metapeft.datasets.rotated import Rotated
     from metapeft.datasets.sinusoid import Sinusoid, read_sinusoid
 else:
@@ -35,15 +36,18 @@ __all__ = [
     "Preprocess",
     "Rotated",
     "Sinusoid",
+    "SupportImages",
     "load_dataset",
     "read_coloured_glyphs",
     "read_folder",
     "read_functions",
     "read_glyph_pairs",
     "read_glyphs",
+    "read_images",
     "read_miniimagenet",
     "read_omniglot",
     "read_omniglot_pairs",
     "read_sinusoid",
+    "read_support",
     "registry",
 ]

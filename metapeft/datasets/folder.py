@@ -64,7 +64,7 @@ def read_folder(
     whole(8, size=size)
     if ground not in GROUNDS:
         raise ValueError(f"ground={ground!r}: allowed are {' and '.join(map(repr, GROUNDS))}")
-    found = _find(Path(root))
+    found = class_files(Path(root))
     parts = (
         _drawn_split(sorted(found), fractions, seed)
         if classes is None
@@ -97,7 +97,8 @@ def _stored(files: Sequence[Path], size: int, channels: int, ground: str, title:
     return torch.from_numpy(cached_images(f"folder-{size}-{ground}", signature(files), shape, chunks))
 
 
-def _find(root: Path) -> dict[str, list[Path]]:
+def class_files(root: Path) -> dict[str, list[Path]]:
+    """The image files of each folder in `root`, both in the order of their names; DataError where there are none."""
     if not root.is_dir():
         raise DataError(f"there is no folder {root}: root must hold one folder of images a class")
     folders = sorted(filter(_is_shown, filter(Path.is_dir, root.iterdir())))

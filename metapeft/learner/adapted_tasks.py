@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,13 @@ from metapeft.updates.factors import updates_of
 from metapeft.updates.inputs import sizes
 
 
+class Predictions(NamedTuple):
+    """Names of the most probable classes `[B]`, and the probabilities of all `(B, N)`."""
+
+    names: list[str]
+    probabilities: Tensor
+
+
 class Adapted:
     """Tasks that a learner has adapted to; made by `Learner.adapt` and `Learner.adapt_many`.
 
@@ -25,7 +33,10 @@ class Adapted:
     Attributes:
         factors: name -> `(T or 1, ...)`, selection applied (seeds per input are not in it).
         head: the head's tensors `(T, ...)`; empty for the backbone's own classifier.
+        classes: names of the labels, where `adapt(classes=)` said them.
     """
+
+    classes: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -65,6 +76,37 @@ class Adapted:
             )
         logits = self.objectives.for_query(query).predict(self.w, self.derived)
         return logits[0] if self.alone else logits
+
+    @property
+    def ways(self) -> int:
+        """N."""
+        return self.objectives.passes.ways
+
+    def predict(self, x: Any) -> Predictions:
+        """What each input of one task probably is: names of classes, and the probability of every class.
+
+        Args:
+            x: leaves `(B, ...)`, such as what `mp.read_images(paths, like=learner)` gives.
+
+        Raises:
+            ValueError: several tasks (take `.task(i)`), a regression, which has no classes.
+
+        Example:
+            >>> import metapeft as mp
+            >>> learner = mp.methods.centroids(mp.backbones.mlp(2, 2, hidden=(4,)))
+            >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+            >>> learner.adapt(x, torch.tensor([0, 1]), classes=["cat", "dog"]).predict(x).names
+            ['cat', 'dog']
+        """
+        if not self.alone:
+            raise ValueError(
+                "predict() is about one task: take one of them first, adapted.task(0).predict(...)"
+            )
+        if self.objectives.passes.parts.support.regression:
+            raise ValueError("predict() names classes, and this is a regression: adapted(x) has its numbers")
+        probabilities = self(x).softmax(-1)
+        names = self.classes or tuple(map(str, range(probabilities.shape[-1])))
+        return Predictions([names[place] for place in probabilities.argmax(-1).tolist()], probabilities)
 
     def task(self, index: int) -> Adapted:
         """One of the tasks, 0 .. T - 1, on its own; ValueError for a number that none has."""
@@ -141,6 +183,24 @@ class Adapted:
             )
         if not self.alone:
             raise ValueError(f"{what} is about one task: take one of them first, adapted.task(0).{what}")
+
+
+def checked_names(classes: Sequence[str] | None, ways: int) -> tuple[str, ...] | None:
+    """Names of the labels; raises ValueError where they are not as many different ones as there are classes.
+
+    Example:
+        >>> checked_names(["cat"], 2)
+        Traceback (most recent call last):
+        ValueError: classes=['cat'] are 1 different names, and there are 2 classes: one for each label
+    """
+    if classes is None:
+        return None
+    if isinstance(classes, str) or len(set(classes)) != ways or len(list(classes)) != ways:
+        raise ValueError(
+            f"classes={classes!r} are {len(set(classes))} different names, and there are {ways} classes: one for "
+            "each label"
+        )
+    return tuple(str(name) for name in classes)
 
 
 class HeadLayer(nn.Module):

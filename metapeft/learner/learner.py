@@ -27,7 +27,7 @@ from metapeft.inner.solver import Solver
 from metapeft.inner.warm_start import as_warm_start
 from metapeft.learner import adaptation, bilevel, checks, choices
 from metapeft.learner import settings as stored
-from metapeft.learner.adapted_tasks import Adapted
+from metapeft.learner.adapted_tasks import Adapted, checked_names
 from metapeft.learner.backbone_pass import BackbonePass
 from metapeft.learner.dropout_masks import ItemMasks
 from metapeft.learner.items import Items, Parts, number_of_ways, of_batch, refuse_no_tensor
@@ -285,11 +285,15 @@ class Learner(Roles):
         ways: int | None = None,
         mask: Tensor | None = None,
         w0: Tensors | None = None,
+        classes: Sequence[str] | None = None,
     ) -> Adapted:
         """Adapt to one task: leaves `(S, ...)`, `(S,)`, mask `(S,)`; `adapted(x)` maps `(B, ...)` to `(B, N)`.
 
         `w0`: where its inner variables start, `(1, ...)`, such as `trainer.inner.task(0)`; see `adapt_many`.
+        `classes`: names of the labels 0 .. N - 1, which `adapted.predict` then says.
         """
         refuse_no_tensor(support_y, "support_y")
         x, mask = mapped(support_x, lambda x: x.unsqueeze(0)), None if mask is None else mask.unsqueeze(0)
-        return self.adapt_many(x, support_y.unsqueeze(0), steps, mask, ways, w0).task(0)
+        found = self.adapt_many(x, support_y.unsqueeze(0), steps, mask, ways, w0).task(0)
+        found.classes = checked_names(classes, found.ways)
+        return found

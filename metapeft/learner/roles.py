@@ -136,6 +136,14 @@ class Roles:
         return next(self.model.backbone.parameters())
 
     @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of its images, where the backbone, one of `mp.backbones`, says them."""
+        said = (getattr(self.model.module, "made_by", None) or {}).get("arguments", {})
+        if not {"channels", "size"} <= set(said):
+            return None
+        return int(said["channels"]), int(said["size"]), int(said["size"])
+
+    @property
     def adapts_head(self) -> bool:
         """Whether the head's tensors are inner variables."""
         return self.head.inner and self.inner is not None

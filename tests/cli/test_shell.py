@@ -24,6 +24,7 @@ def test_help_lists_the_commands_without_loading_torch():
         "train",
         "evaluate",
         "bench",
+        "predict",
         "sweep",
         "ranks",
         "data",
@@ -36,7 +37,8 @@ def test_help_lists_the_commands_without_loading_torch():
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "bench", "sweep", "ranks", "data", "episodes", "export", "report"]
+    "command",
+    ["train", "evaluate", "predict", "bench", "sweep", "ranks", "data", "episodes", "export", "report"],
 )
 def test_every_command_has_help_with_its_options(command, capsys):
     assert run([command, "--help"]) == 0
