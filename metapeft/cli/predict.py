@@ -59,7 +59,7 @@ def predict(
     found = adapted.predict(asked)
     table = Table(title=f"{len(shown.labels)} examples of {len(shown.classes)} classes")
     for column in ("image", "is", "probability", "else"):
-        table.add_column(column, justify="right" if column == "probability" else "left")
+        table.add_column(column, justify="right" if column == "probability" else "left", overflow="fold")
     for file, name, row in zip(images, found.names, found.probabilities):
         first, second = row.topk(2).values.tolist()
         other = shown.classes[int(row.topk(2).indices[1])]
@@ -86,14 +86,17 @@ def _write(path: Path, images: list[Path], classes: tuple[str, ...], found: Pred
 
 def _draw(path: Path, images: Any, found: Predictions) -> None:
     """The images in rows of six, each with its name and probability above it."""
+    import textwrap
+
     from matplotlib.figure import Figure
 
     columns = min(6, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.7 * columns, 2.0 * rows), layout="constrained")
+    figure = Figure(figsize=(1.7 * columns, 2.2 * rows), layout="constrained")
     for place, (image, name, row) in enumerate(zip(images, found.names, found.probabilities)):
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(f"{name} {100 * float(row.max()):.0f} %", fontsize=8, parse_math=False)
+        title = "\n".join([*textwrap.wrap(name, 22)[:2], f"{100 * float(row.max()):.0f} %"])
+        axes.set_title(title, fontsize=8, parse_math=False)
         axes.set_axis_off()
     figure.savefig(path, dpi=150)

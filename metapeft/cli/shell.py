@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from rich.console import Console
 
 from metapeft.base.version import __version__
@@ -59,6 +59,9 @@ def run(arguments: list[str]) -> int:
     app.config = (named.remember,)  # a file holds for one call
     try:
         result = app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except MissingArgumentError as error:
+        errors.print(f"metapeft: {_missing(error, arguments)}", style="red", markup=False, highlight=False)
+        return 2
     except CycloptsError as error:
         errors.print(f"metapeft: {error}", style="red", markup=False, highlight=False)
         return 2
@@ -69,3 +72,19 @@ def run(arguments: list[str]) -> int:
         errors.print(f"metapeft: {str(error) or 'stopped'}", markup=False, highlight=False)
         return 130
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+# what stands for an argument in an example
+_SUCH_AS = {"run": "runs/x/metapeft", "folder": "adapter", "images": "photo.jpg", "support": "examples"}
+
+
+def _missing(error: MissingArgumentError, arguments: list[str]) -> str:
+    """What is missing, and a call that has it: `RUN is missing: metapeft evaluate runs/x/metapeft`."""
+    argument = error.argument
+    if argument is None or argument.name in arguments:  # an option without its value
+        return str(error)
+    name = argument.name.lstrip("-")
+    such = _SUCH_AS.get(name, name.upper())
+    option = argument.index is None
+    shown, example = (argument.name, f"{argument.name} {such}") if option else (name.upper(), such)
+    return f"{shown} is missing: metapeft {' '.join([*arguments, example])}"

@@ -243,3 +243,17 @@ def test_ctrl_c_in_another_command(monkeypatch, capsys):
     monkeypatch.setattr("metapeft.datasets.by_name.load_dataset", interrupted)
     assert run(["data", "glyphs"]) == 130
     assert "metapeft: stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["evaluate"], "RUN is missing: metapeft evaluate runs/x/metapeft"),
+        (["export", "runs/x/m"], "FOLDER is missing: metapeft export runs/x/m adapter"),
+        (["predict", "r", "a.jpg"], "--support is missing: metapeft predict r a.jpg --support examples"),
+        (["train", "--ways"], "--ways"),
+    ],
+)
+def test_a_missing_argument_says_what_to_give(arguments, sentence, capsys):
+    assert run(arguments) == 2
+    assert sentence in capsys.readouterr().err.replace("\n", " ")
