@@ -28,7 +28,12 @@ def may_have(roles: Roles) -> bool:
     """
     model, inner = roles.model, roles.inner
     own_selection = roles.selection is not None and not updates.made(roles.selection)
-    if inner is None or inner.steps == 0 or isinstance(inner, FixedPoint | Step) or not solvers.made(inner):
+    if (
+        inner is None
+        or roles.trains_on_batch_statistics
+        or isinstance(inner, FixedPoint | Step)
+        or not solvers.made(inner)
+    ):
         return False
     if roles.per_input or own_selection or any(has_hooks(module) for module in model.backbone.modules()):
         return False

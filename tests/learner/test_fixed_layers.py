@@ -77,7 +77,8 @@ def test_rates_generated_seeds_and_selection(rates: Any) -> None:
 def test_with_and_without_steps(steps: int, outer: tuple[str, ...]) -> None:
     learner, _ = learner_of("lora", "learned", "running", "unroll", inner=SGD(steps, 0.1), outer=outer)
     found = learner.hypergradient(images())
-    assert names(learner) == ["conv", "norm"]
+    # without steps W0 is trained on the statistics of each batch, which nothing is kept of
+    assert names(learner) == ([] if outer == ("weights",) and not steps else ["conv", "norm"])
     assert_same(dict(found.grads), dict(direct(learner, images()).grads), 1e-12)
 
 

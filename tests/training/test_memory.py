@@ -176,10 +176,10 @@ def test_what_reads_episodes_outside_a_run_is_cut_too(
     own, true, most = learner("protonet"), mp.Learner.objectives, [8]
     body, preprocess = own.model.module, own.model.preprocess
 
-    def limited(self: Any, batch: Any, training: bool) -> Any:
+    def limited(self: Any, batch: Any, training: bool, **more: Any) -> Any:
         if len(batch) > most[0]:
             raise error
-        return true(self, batch, training)
+        return true(self, batch, training, **more)
 
     monkeypatch.setattr(mp.Learner, "objectives", limited)
     whole = mp.evaluate(own, sampler("val"), 10)
