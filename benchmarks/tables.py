@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from cyclopts import App
 
+from benchmarks.rank_tables import of_ranks
 from benchmarks.speed_tables import of_speed, speed
 from benchmarks.start_tables import of_starts
 from metapeft.base.intervals import mean_interval
@@ -179,6 +180,7 @@ def theory_times(path: Path) -> str:
 PAGES = {
     ROOT / "README.md": of_readme,
     ROOT / "docs" / "few-shot.md": lambda: of_starts(RESULTS),
+    ROOT / "docs" / "ranks.md": lambda: of_ranks(RESULTS),
     ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),
     ROOT / "docs" / "theory.md": of_theory,
 }
