@@ -10,6 +10,7 @@ import torch
 from cyclopts import App
 
 from benchmarks.generation_tables import of_generation
+from benchmarks.rank_tables import of_ranks
 from benchmarks.speed_tables import of_speed, speed
 from benchmarks.start_tables import of_starts
 from metapeft.base.intervals import mean_interval
@@ -181,6 +182,7 @@ PAGES = {
     ROOT / "README.md": of_readme,
     ROOT / "docs" / "few-shot.md": lambda: of_starts(RESULTS),
     ROOT / "docs" / "generation.md": lambda: of_generation(RESULTS),
+    ROOT / "docs" / "ranks.md": lambda: of_ranks(RESULTS),
     ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),
     ROOT / "docs" / "theory.md": of_theory,
 }

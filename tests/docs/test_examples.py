@@ -101,3 +101,15 @@ def test_the_page_of_starts_reads_features_in_three_ways(
     runpy.run_path(str(tmp_path / "block.py"))
     heads = re.findall(r"head (prototypes.*?), 95", capsys.readouterr().out)
     assert heads == ["prototypes", "prototypes l2", "prototypes center+l2"]
+
+
+def test_the_page_of_ranks_does_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (EXAMPLES.parent / "ranks.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    assert len(blocks) == 2
+    for number, block in enumerate(blocks):
+        (tmp_path / f"block{number}.py").write_text(block, encoding="utf-8")
+        found = runpy.run_path(str(tmp_path / f"block{number}.py"))
+    assert "linear1.weight" in capsys.readouterr().out
+    assert found["logits"].shape == (4, 10, 3)
+    assert found["alone"].shape == (10, 3)
