@@ -36,6 +36,7 @@ BUDGETS, SEEDS, STEPS = (300, 1000, 3000), (0, 1, 2), (0, 1, 5)
 CHOSEN = 300  # the budget at which inner rates are chosen
 ABLATIONS = "-"  # rows with that in their name are trained at one budget only
 ONE_BUDGET = 1000
+RATE_OF_RATES = 0.05  # the outer rate of the inner rates, as a share of the first of them
 
 
 def make(
@@ -73,8 +74,11 @@ def train(
         kind: of all tasks; None for all kinds.
     """
     direct = round(row.direct * budget) if learner.inner is not None and learner.generator is not None else 0
+    lr = {"default": family.lr}
+    if learner.inner is not None:  # rates are small numbers, of which a step of that size makes wild ones
+        lr["rates"] = RATE_OF_RATES * learner.inner.lr  # type: ignore[attr-defined]
     trainer = mp.BilevelTrainer(
-        learner, lr=family.lr, tasks_per_step=family.tasks, clip=10.0, schedule="cosine", progress=False,
+        learner, lr=lr, tasks_per_step=family.tasks, clip=10.0, schedule="cosine", progress=False,
         direct_steps=direct,
     )  # fmt: skip
     episodes = family.splits(seed)["train"]
