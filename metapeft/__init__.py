@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from metapeft.hypergradients.exact import Exact
     from metapeft.hypergradients.finite_difference import AutoLoRA, FiniteDifference
     from metapeft.hypergradients.first_order import FirstOrder
+    from metapeft.hypergradients.fixed_point import FixedPointImplicit
     from metapeft.hypergradients.forward import Forward
     from metapeft.hypergradients.implicit import IndefiniteHessian, NotConverged
     from metapeft.hypergradients.multi_step import MultiStep
@@ -181,6 +182,7 @@ __all__ = [
     "FirstOrder",
     "FisherRanks",
     "Fitted",
+    "FixedPointImplicit",
     "Forward",
     "Full",
     "Functions",

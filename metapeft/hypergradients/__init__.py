@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from metapeft.hypergradients.exact import Exact
     from metapeft.hypergradients.finite_difference import AutoLoRA, FiniteDifference
     from metapeft.hypergradients.first_order import FirstOrder
+    from metapeft.hypergradients.fixed_point import FixedPointImplicit
     from metapeft.hypergradients.forward import Forward
     from metapeft.hypergradients.implicit import IndefiniteHessian, NotConverged
     from metapeft.hypergradients.multi_step import MultiStep
@@ -40,6 +41,7 @@ __all__ = [
     "Exact",
     "FiniteDifference",
     "FirstOrder",
+    "FixedPointImplicit",
     "Forward",
     "IndefiniteHessian",
     "MultiStep",

@@ -26,6 +26,7 @@ registry = Registry(
         "Neumann": "neumann",
         "CG": "cg",
         "Exact": "exact",
+        "FixedPointImplicit": "fixed_point",
         "Reptile": "reptile",
         "NotConverged": "implicit",
         "IndefiniteHessian": "implicit",
@@ -44,6 +45,7 @@ registry = Registry(
         "neumann": "Neumann",
         "cg": "CG",
         "exact": "Exact",
+        "fixed-point": "FixedPointImplicit",
         "reptile": "Reptile",
     },
 )

@@ -34,7 +34,7 @@ class Adam(Descent):
     Source: Kingma & Ba 2015, algorithm 1.
 
     Args:
-        steps, lr, rates, proximal, weight_decay: as in `SGD` (the decay is part of the gradient).
+        steps, lr, rates, proximal, weight_decay, clip: as in `SGD` (the decay is part of the gradient).
         betas: b1 and b2, in [0, 1).
         eps: above 0.
 
@@ -54,8 +54,9 @@ class Adam(Descent):
         rates: Per | None = None,
         proximal: Setting = 0.0,
         weight_decay: Setting = 0.0,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(steps, lr, rates, proximal, weight_decay)
+        super().__init__(steps, lr, rates, proximal, weight_decay, clip)
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas={betas!r} has to be a pair of numbers in [0, 1)")
         given: dict[str, Any] = {"betas[0]": betas[0], "betas[1]": betas[1]}
@@ -106,8 +107,11 @@ class AdamW(Adam):
         rates: Per | None = None,
         proximal: Setting = 0.0,
         weight_decay: Setting = 1e-2,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(steps, lr, betas, eps=eps, rates=rates, proximal=proximal, weight_decay=weight_decay)
+        super().__init__(
+            steps, lr, betas, eps=eps, rates=rates, proximal=proximal, weight_decay=weight_decay, clip=clip
+        )
 
     def direction(
         self, k: int, u: Mapping[str, Tensor], w: Tensors, grads: Tensors, state: dict[str, Any]

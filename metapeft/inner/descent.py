@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class Descent(Solver):
             `"element"`: `(steps, *start)`. `solver.rates(starts)` gives their first values, all `lr`.
         proximal: lambda in `lambda/2 ||w - w_0||^2`, added to the inner objective (iMAML, eq. 3); like `lr`.
         weight_decay: mu in `mu/2 ||w||^2`, added to the inner objective; like `lr`.
+        clip: the largest norm of a task's gradient, over all of its inner variables: `g min(1, clip / ||g||)`; None for
+            none. Differentiable; where it acts a step is shorter, but a point of rest is the same.
 
     Raises:
         ValueError: a negative or non-finite number, unknown `rates`, rates whose `lr` is a function.
@@ -72,6 +74,8 @@ class Descent(Solver):
     """
 
     decoupled: ClassVar[bool] = False  # whether `direction` takes care of the decay itself
+    needs_task_axis: ClassVar[bool] = False  # whether steps of their own depend on it
+    task_axis: bool = False
 
     def __init__(
         self,
@@ -80,8 +84,10 @@ class Descent(Solver):
         rates: Per | None = None,
         proximal: Setting = 0.0,
         weight_decay: Setting = 0.0,
+        clip: float | None = None,
     ) -> None:
         whole(0, steps=steps)
+        number(above=True, more="or None", clip=1.0 if clip is None else clip)
         check_setting("lr", lr)
         check_setting("proximal", proximal)
         check_setting("weight_decay", weight_decay)
@@ -92,10 +98,21 @@ class Descent(Solver):
                 f"rates={rates!r} start at lr, which then has to be a number, not a function of u"
             )
         self.steps, self.lr, self.rates_per = steps, lr, rates
-        self.proximal, self.weight_decay = proximal, weight_decay
+        self.proximal, self.weight_decay, self.clip = proximal, weight_decay, clip
 
     def settings(self) -> dict[str, Any]:
-        return {("rates" if name == "rates_per" else name): value for name, value in vars(self).items()}
+        found = {("rates" if name == "rates_per" else name): value for name, value in vars(self).items()}
+        found.pop("task_axis", None)
+        if self.clip is None:  # as runs of before there was any have it
+            found.pop("clip", None)
+        return found
+
+    def with_task_axis(self, task_axis: bool) -> Self:
+        if task_axis == self.task_axis or (self.clip is None and not type(self).needs_task_axis):
+            return self
+        other = self.with_steps(self.steps)
+        other.task_axis = task_axis
+        return other
 
     @property
     def anchored(self) -> bool:
@@ -144,6 +161,8 @@ class Descent(Solver):
         if is_on(self.weight_decay) and not self.decoupled:
             decay = value_of(self.weight_decay, u)
             grads = {name: grad + decay * w[name] for name, grad in grads.items()}
+        if self.clip is not None:
+            grads = self._clipped(grads)
         direction, state = self.direction(k, u, w, grads, state)
         lr = value_of(self.lr, u) if self.rates_per is None else None
         if isinstance(lr, Tensor) and lr.ndim:
@@ -152,6 +171,17 @@ class Descent(Solver):
                 "a dict name -> tensor that broadcasts against the inner variable"
             )
         return {name: descend(w[name], direction[name], self.rate(k, name, u, lr)) for name in w}, state
+
+    def _clipped(self, grads: Mapping[str, Tensor]) -> Tensors:
+        """Gradients of each task cut to the norm `clip`; at 0 with derivative 1."""
+        like = next(iter(grads.values()))
+        square = squared_norm(grads, like.new_empty(like.shape[:1] if self.task_axis else ()))
+        tiny = torch.finfo(like.dtype).tiny
+        factor = (self.clip / square.clamp_min(tiny).sqrt()).clamp_max(1.0)
+        return {
+            name: grad * (factor.view(-1, *[1] * (grad.dim() - 1)) if self.task_axis else factor)
+            for name, grad in grads.items()
+        }
 
     def direction(
         self, k: int, u: Mapping[str, Tensor], w: Tensors, grads: Tensors, state: dict[str, Any]

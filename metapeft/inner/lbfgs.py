@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class LBFGS(Descent):
         True
     """
 
-    task_axis = False
+    needs_task_axis = True
 
     def __init__(
         self,
@@ -49,16 +49,6 @@ class LBFGS(Descent):
         super().__init__(steps, lr, rates, proximal, weight_decay)
         whole(memory=memory)
         self.memory = memory
-
-    def with_task_axis(self, task_axis: bool) -> Self:
-        if task_axis == self.task_axis:
-            return self
-        other = self.with_steps(self.steps)
-        other.task_axis = task_axis
-        return other
-
-    def settings(self) -> dict[str, Any]:
-        return {name: value for name, value in super().settings().items() if name != "task_axis"}
 
     def _rows(self, values: Mapping[str, Tensor]) -> Tensor:
         """Name -> tensor as one matrix, a row a task."""

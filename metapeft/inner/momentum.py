@@ -18,7 +18,7 @@ class Momentum(Descent):
     With `nesterov` the direction is `g_k + mu v_k`.
 
     Args:
-        steps, lr, rates, proximal, weight_decay: as in `SGD`.
+        steps, lr, rates, proximal, weight_decay, clip: as in `SGD`.
         momentum: mu, in [0, 1).
         dampening: tau, in [0, 1); 0 with `nesterov`.
         nesterov: look one velocity ahead.
@@ -42,8 +42,9 @@ class Momentum(Descent):
         rates: Per | None = None,
         proximal: Setting = 0.0,
         weight_decay: Setting = 0.0,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(steps, lr, rates, proximal, weight_decay)
+        super().__init__(steps, lr, rates, proximal, weight_decay, clip)
         number(0, 1, momentum=momentum, dampening=dampening)
         if nesterov and (dampening or not momentum):
             raise ValueError(
@@ -83,9 +84,17 @@ class Nesterov(Momentum):
         rates: Per | None = None,
         proximal: Setting = 0.0,
         weight_decay: Setting = 0.0,
+        clip: float | None = None,
     ) -> None:
         super().__init__(
-            steps, lr, momentum, nesterov=True, rates=rates, proximal=proximal, weight_decay=weight_decay
+            steps,
+            lr,
+            momentum,
+            nesterov=True,
+            rates=rates,
+            proximal=proximal,
+            weight_decay=weight_decay,
+            clip=clip,
         )
 
     def settings(self) -> dict[str, Any]:

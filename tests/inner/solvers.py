@@ -51,8 +51,8 @@ PAIRS: dict[str, list[tuple[mi.Solver, Any, dict[str, Any]]]] = {
 }
 #: every solver of the table that takes steps, by its class
 STEPPING: dict[str, list[mi.Solver]] = {
-    "SGD": [mi.SGD(3, 0.2, proximal=0.5, weight_decay=0.1)],
-    "Momentum": [mi.Momentum(3, 0.1, 0.9, proximal=0.3)],
+    "SGD": [mi.SGD(3, 0.2, clip=0.5), mi.SGD(3, 0.2, proximal=0.5, weight_decay=0.1)],
+    "Momentum": [mi.Momentum(3, 0.1, 0.9, clip=0.3), mi.Momentum(3, 0.1, 0.9, proximal=0.3)],
     "Nesterov": [mi.Nesterov(3, 0.1)],
     "Adam": [mi.Adam(3, 0.1)],
     "AdamW": [mi.AdamW(3, 0.1, weight_decay=0.3)],

@@ -166,3 +166,30 @@ def test_what_minimises_no_smooth_objective_is_refused_by_implicit_engines(solve
     inner, outer, u, start = curved()
     with pytest.raises(ValueError, match="unroll"):
         hypergradient(outer, inner, u, start, solver, "cg")
+
+
+@pytest.mark.parametrize("tasks", [None, 3])
+def test_each_tasks_gradient_is_clipped_by_its_own_norm(tasks):
+    inner, _, u, start = curved(seed=2, tasks=tasks)
+    leaves = {name: value.clone().requires_grad_() for name, value in start.items()}
+    value = inner(u, leaves)
+    grads = dict(zip(leaves, torch.autograd.grad(value.sum(), list(leaves.values()))))
+    rows = torch.cat([grad.reshape(tasks or 1, -1) for grad in grads.values()], 1)
+    norms = rows.norm(dim=1)
+    clip = float(norms.median()) if tasks else float(norms[0]) / 2
+    found = mi.solve(inner, u, start, mi.SGD(1, 0.1, clip=clip), task_axis=tasks is not None)
+    factor = (clip / norms).clamp_max(1)
+    assert (factor < 1).any()
+    for name, grad in grads.items():
+        own = factor.view(-1, *[1] * (grad.dim() - 1)) if tasks else factor[0]
+        torch.testing.assert_close(found[name], start[name] - 0.1 * own * grad, rtol=1e-10, atol=1e-12)
+
+
+def test_clipping_at_rest_and_in_settings():
+    still = mi.solve(lambda u, w: (w["x"] * 0).sum(), {}, {"x": torch.ones(2)}, mi.SGD(3, 0.5, clip=1.0))
+    assert torch.equal(still["x"], torch.ones(2))
+    assert "clip" not in mi.SGD(3, 0.5).settings()
+    assert mi.Adam(3, clip=2.0).settings()["clip"] == 2.0
+    assert mi.SGD(**mi.SGD(3, 0.5, clip=1.0).settings()).clip == 1.0
+    with pytest.raises(ValueError, match="clip"):
+        mi.SGD(3, 0.5, clip=0.0)
