@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.peer_imports import import_torchvision
 
-
 # of the library's own calls, which a user may make inside `torch.no_grad()`; what a test computes stays outside
 _CALLS = {
     "metapeft.hypergradients.problem": ("hypergradient", "Engine.__call__"),
@@ -32,7 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """States of torch that belong to the whole process, and that a user may have changed: see `.ci/full`."""
     group = parser.getgroup("torch's global state")
     group.addoption("--default-dtype", help="a type by name, such as float64, for torch.set_default_dtype")
-    group.addoption("--no-grad", action="store_true", help="the library's calls happen inside torch.no_grad()")
+    group.addoption(
+        "--no-grad", action="store_true", help="the library's calls happen inside torch.no_grad()"
+    )
     group.addoption("--deterministic", action="store_true", help="torch.use_deterministic_algorithms(True)")
 
 

@@ -25,7 +25,7 @@ def found(path: str) -> Any:
 
 def test_it_begins_with_this_version_or_the_next() -> None:
     versions = re.findall(r"^## (.+)", TEXT, flags=re.M)
-    assert [version for version in versions if not version.endswith(" - unreleased")][0] == mp.__version__
+    assert next(version for version in versions if not version.endswith(" - unreleased")) == mp.__version__
 
 
 @pytest.mark.parametrize(("before", "now", "public"), MOVED)

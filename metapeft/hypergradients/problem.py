@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metapeft.base.gradients import twice_differentiable
 from metapeft.hypergradients.table import registry
 from metapeft.inner.fixed_point import as_solver
 from metapeft.inner.objective import Batches
@@ -133,7 +132,7 @@ class Engine:
                     f'solver is None, but {self!r} needs one: use method="direct" if w0 is final'
                 )
             problem.batches.check(problem.solver.steps, self.repeats_batches)
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with twice_differentiable():
             return self.compute(problem)
 
     def compute(self, problem: Problem) -> Result:

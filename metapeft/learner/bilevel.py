@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.base.gradients import twice_differentiable
 from metapeft.heads.head import HEAD
 from metapeft.hypergradients.envelope import Envelope
 from metapeft.hypergradients.first_order import FirstOrder
@@ -91,7 +92,7 @@ def _hypergradient(
             passes.features()  # constants, taken before the engine transforms the weights
         found = roles.engine(_problem(objectives, w0, outer_u, None, solver))
         return _result(found, dict(found.grads), objectives)
-    with torch.enable_grad():
+    with twice_differentiable():
         derived = derive(passes, outer_u, keep=registry.made(roles.engine))
     lost, layers = _constants(objectives, w0, derived), derived.layers
     tied = {name: value for name, value in derived.values.items() if value.requires_grad and name not in lost}
