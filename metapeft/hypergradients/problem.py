@@ -208,4 +208,5 @@ def hypergradient(
         (tensor(0.2500), {'c': tensor(0.5000)})
     """
     problem = Problem(outer, inner, u, w0, solver, method, data, task_axis, has_aux)
-    return resolve(method)(problem)
+    with twice_differentiable():  # for engines of the user's own, too
+        return resolve(method)(problem)
