@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.peer_imports import import_torchvision
+from tests.of_float32 import OF_FLOAT32
 
 # of the library's own calls, which a user may make inside `torch.no_grad()`; what a test computes stays outside
 _CALLS = {
@@ -50,6 +51,18 @@ def pytest_configure(config: pytest.Config) -> None:
                 for part in path:
                     owner = getattr(owner, part)
                 setattr(owner, last, torch.no_grad()(getattr(owner, last)))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--default-dtype"):
+        return
+    for item in items:
+        file = item.path.relative_to(config.rootpath).as_posix()
+        if (
+            getattr(item, "originalname", item.name) in OF_FLOAT32.get(file, ())
+            or file == "tests/test_global_state.py"
+        ):
+            item.add_marker(pytest.mark.skip(reason="about float32, or what is drawn in it"))
 
 
 def real_data(folder: str) -> Path:

@@ -62,7 +62,7 @@ class AttentionEncoder(SeedNet):
         return self.hidden * self.queries
 
     def encoder(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        queries = torch.empty(self.queries, self.hidden).normal_(generator=generator)
+        queries = torch.empty(self.queries, self.hidden, dtype=torch.float32).normal_(generator=generator)
         return {**dense("token", 3 * size, self.hidden, generator), "queries": queries}
 
     def encoded(self, parameters: Tensors, support: Support) -> Tensor:

@@ -57,8 +57,8 @@ class SeedNet(Generator):
     def start(self, seeds: Shapes, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         parameters = dense("hidden", self.width(size), self.hidden, generator)
         for name, shape in seeds.items():
-            parameters[f"{name}.weight"] = torch.zeros(math.prod(shape), self.hidden)
-            parameters[f"{name}.bias"] = torch.zeros(math.prod(shape))
+            parameters[f"{name}.weight"] = torch.zeros(math.prod(shape), self.hidden, dtype=torch.float32)
+            parameters[f"{name}.bias"] = torch.zeros(math.prod(shape), dtype=torch.float32)
         return {**parameters, **self.encoder(size, generator)}
 
     def __call__(self, parameters: Tensors, seeds: Shapes, support: Support) -> dict[str, Tensor]:
@@ -73,8 +73,8 @@ class SeedNet(Generator):
 def dense(name: str, inner: int, out: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Weight and bias of a layer before a ReLU, as He et al. 2015 start it."""
     bound = math.sqrt(6.0 / max(inner, 1))
-    weight = torch.empty(out, inner).uniform_(-bound, bound, generator=generator)
-    return {f"{name}.weight": weight, f"{name}.bias": torch.zeros(out)}
+    weight = torch.empty(out, inner, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+    return {f"{name}.weight": weight, f"{name}.bias": torch.zeros(out, dtype=torch.float32)}
 
 
 def applied(name: str, parameters: Tensors, x: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class CP(LoRA):
         return {**super().shapes(geometry), "seed": (self.rank,), **modulation.shapes(self, geometry)}
 
     def start(self, geometry: Geometry, generator: torch.Generator) -> dict[str, Tensor]:
-        own = {"seed": torch.ones(1, self.rank), **modulation.start(self, geometry)}
+        own = {"seed": torch.ones(1, self.rank, dtype=torch.float32), **modulation.start(self, geometry)}
         return {**super().start(geometry, generator), **own}
 
     def delta(self, factors: Factors) -> Tensor:

@@ -37,7 +37,7 @@ def shapes(format: HasModulation, geometry: Geometry) -> dict[str, tuple[int, ..
 
 def start(format: HasModulation, geometry: Geometry) -> dict[str, Tensor]:
     """Both 0, `(1, out)`: the layer's output as it is."""
-    return {name: torch.zeros(1, geometry.out) for name in names(format)}
+    return {name: torch.zeros(1, geometry.out, dtype=torch.float32) for name in names(format)}
 
 
 @dataclass(frozen=True)
