@@ -92,14 +92,16 @@ class Blind(Control):
         random = torch.Generator().manual_seed(0)
         tasks, _, size = support.features.shape
         items, ways = support.features.shape[1] if self.per == "input" else 10, 5
-        features = torch.randn(1, 1 if self.per == "input" else items, size, generator=random).to(
-            support.features
-        )
+        features = torch.randn(
+            1, 1 if self.per == "input" else items, size, generator=random, dtype=torch.float32
+        ).to(support.features)
         features = features.expand(tasks, items, size)
         if support.y is None or self.per == "input":
             return Support(features)
         if support.y.is_floating_point():
-            y = torch.randn(1, items, support.targets.shape[-1], generator=random).to(support.features)
+            y = torch.randn(1, items, support.targets.shape[-1], generator=random, dtype=torch.float32).to(
+                support.features
+            )
             return Support(features, y.expand(tasks, -1, -1))
         return Support(
             features, torch.arange(items, device=features.device).expand(tasks, -1) % ways, None, ways

@@ -68,7 +68,7 @@ class RateNet(Solver):
         size = 2 * len(starts)
         like = next(iter(starts.values()))
         bound = math.sqrt(6.0 / max(size, 1))
-        weight = torch.empty(self.hidden, size).uniform_(
+        weight = torch.empty(self.hidden, size, dtype=torch.float32).uniform_(
             -bound, bound, generator=torch.Generator().manual_seed(0)
         )
         shapes = [(self.hidden,), (size, self.hidden), (max(self.steps, 1), size)]
