@@ -49,7 +49,11 @@ def make(
     model = mp.attach(
         family.backbone(seed), formats or row.format, preprocess=preprocess, seed=seed, **targets
     )
-    inner = mp.inner.SGD(inner_steps, rate, rates="step") if inner_steps and rate is not None else None
+    inner = (
+        mp.inner.SGD(inner_steps, rate, rates="step", clip=family.clip)
+        if inner_steps and rate is not None
+        else None
+    )
     groups = (
         ["weights", "factors"] + ["generator"] * (generator is not None) + ["rates"] * (inner is not None)
     )

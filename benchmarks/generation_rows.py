@@ -30,7 +30,7 @@ class Family:
         about: one line. splits: seed -> training, validation and test episodes; that of the test was used for nothing
             before. backbone: seed -> module. targets: the parameters with an update. lr: of all outer variables.
         tasks: a step. loss: of the learner. heads: by whether anything adapts. rates: tried for the inner loop.
-        episodes: of the test.
+        episodes: of the test. clip: of each task's inner gradient.
     """
 
     about: str
@@ -43,6 +43,7 @@ class Family:
     loss: Callable[..., Any] = F.cross_entropy
     heads: Mapping[bool, str] = field(default_factory=lambda: {False: "prototypes", True: "prototype-init"})
     episodes: int = 600
+    clip: float | None = None
 
     @property
     def regression(self) -> bool:
@@ -123,8 +124,8 @@ def perceptron(inputs: int) -> Callable[[int], torch.nn.Module]:
 
 def _functions(protocol: str, inputs: int, about: str) -> Family:
     return Family(
-        about, function_splits(protocol), perceptron(inputs), "all", 3e-3, 25, (0.001, 0.01), F.mse_loss,
-        {False: "learned", True: "learned"}, 2000,
+        about, function_splits(protocol), perceptron(inputs), "all", 3e-3, 25, (0.003, 0.01, 0.03), F.mse_loss,
+        {False: "learned", True: "learned"}, 2000, 10.0,
     )  # fmt: skip
 
 
@@ -172,7 +173,7 @@ IMAGE_ROWS = {
 
 def pairs(inputs: int, **options: Any) -> Generator:
     """An encoder of (x, y, x y)."""
-    found: Generator = mp.generators.PairEncoder(HIDDEN, size=inputs, **options)
+    found: Generator = mp.generators.PairEncoder(2 * HIDDEN, size=inputs, **options)
     return found
 
 

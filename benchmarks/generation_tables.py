@@ -46,6 +46,13 @@ class Table:
             if (one["row"], one["budget"]) == (row, budget) and shown in one["values"]
         }
 
+    def mean_over_seeds(self, row: str, budget: int) -> Tensor:
+        """The mean over seeds of every test task, in percent; LookupError where the row is missing."""
+        found = _together(self.values(row, budget))
+        if found is None:
+            raise LookupError(f"{row} was not run at {budget} outer steps")
+        return found
+
     def apart(self, row: str, other: str, budget: int) -> dict[int, tuple[float, float]]:
         """Seed -> the paired difference `row - other` over the test tasks, with its 95 % t-interval."""
         ours, theirs = self.values(row, budget), self.values(other, budget)
@@ -129,10 +136,15 @@ def _together(values: dict[int, Tensor]) -> Tensor | None:
     return torch.stack(list(values.values())).mean(0) if values else None
 
 
+def results_of(results: Path) -> list[dict[str, Any]]:
+    """The contents of all result files of rows."""
+    paths = sorted((results / "generation").glob("*-[0-9]*-[0-9]*-[0-9]*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
 def of_generation(results: Path) -> str:
     """What stands between the markers of the page."""
-    paths = sorted((results / "generation").glob("*-[0-9]*-[0-9]*-[0-9]*.json"))
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    found = results_of(results)
     parts = []
     for family, one in FAMILIES.items():
         for inner_steps in sorted({row["inner_steps"] for row in found if row["family"] == family}):

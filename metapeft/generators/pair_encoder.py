@@ -17,14 +17,15 @@ from metapeft.generators.support import Support
 
 @dataclass(frozen=True)
 class PairEncoder(SeedNet):
-    """`seed_l = start_l + V_l relu(W z + b) + c_l`, `z = mean_s phi(x_s, y_s, x_s y_s)`, phi two layers with ReLU.
+    """`seed_l = start_l + V_l relu(W z + b) + c_l`, `z = mean_s phi(x_s, y_s / m, x_s y_s / m, log m)`, phi two layers.
 
-    The order of the points plays no part, their number may vary. `x` is what `features` gives, by default the inputs
-    themselves.
+    `m^2 = 1 + mean_s y_s^2`, of each target, so that functions of very different size come in alike and their size
+    beside. The order of the points plays no part, their number may vary. `x` is what `features` gives, by default the
+    inputs themselves.
 
     Args:
         hidden: width of all hidden layers.
-        moments: whether phi reads the products `x_s y_s` too, which a small net would have to learn.
+        moments: whether phi reads the products `x_s y_s / m` too, which a small net would have to learn.
         bound: the largest change of an entry of a seed; None for none.
         features: `"inputs"`, a module that gives features, or None for the backbone's body.
         size: the number of features: 1 for functions of one variable.
@@ -64,7 +65,7 @@ class PairEncoder(SeedNet):
         return self.hidden
 
     def encoder(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        inner = size + self.outputs + size * self.outputs * self.moments
+        inner = size + 2 * self.outputs + size * self.outputs * self.moments
         first = dense("point1", inner, self.hidden, generator)
         return {**first, **dense("point2", self.hidden, self.hidden, generator)}
 
@@ -74,7 +75,9 @@ class PairEncoder(SeedNet):
             raise ValueError(
                 f"a point has {y.shape[-1]} targets, and outputs={self.outputs}: say outputs={y.shape[-1]}"
             )
-        shown = [x, y]
+        magnitude = (1.0 + support.over_items(y.square())).sqrt().unsqueeze(1)
+        y = y / magnitude
+        shown = [x, y, magnitude.log().expand_as(y)]
         if self.moments:
             shown.append((x.unsqueeze(-1) * y.unsqueeze(-2)).flatten(-2))
         hidden = F.relu(applied("point1", parameters, torch.cat(shown, -1)))

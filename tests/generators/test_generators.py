@@ -52,9 +52,10 @@ def classes_by_hand(p: Tensors, x: torch.Tensor, y: torch.Tensor) -> torch.Tenso
 
 
 def pairs_by_hand(p: Tensors, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    total = 0.0
+    total, size = 0.0, (1 + y.square().mean(0)).sqrt()
     for point, target in zip(x, y):
-        shown = torch.cat([point, target, torch.outer(point, target).flatten()])
+        target = target / size
+        shown = torch.cat([point, target, size.log(), torch.outer(point, target).flatten()])
         hidden = torch.relu(p["point1.weight"] @ shown + p["point1.bias"])
         total = total + torch.relu(p["point2.weight"] @ hidden + p["point2.bias"])
     return total / len(x)
