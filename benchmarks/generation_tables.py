@@ -195,3 +195,54 @@ def _times(path: Path) -> str:
         f"many times the processor time of the same step with a constant seed (median of {found['rounds']} rounds, "
         f"one thread): {said}. From `benchmarks/results/generation/{path.name}`."
     )
+
+
+#: of the README's table: what the column is, and the row of images and of functions behind it
+SHORT = {
+    "one update for all": ("constant", "constant"),
+    "generated, blind": ("blind", "blind"),
+    "adapted, LoRA-ML": ("lora-ml", "lora-ml"),
+    "generated from the examples": ("class-encoder", "pair-encoder"),
+}
+
+
+def of_readme(results: Path) -> str:
+    """A line a family and number of inner steps, at the largest number of outer steps at which all were run."""
+    found = results_of(results)
+    lines = [f"| tasks | {' | '.join(SHORT)} |", "| --- |" + " ---: |" * len(SHORT)]
+    for family in FAMILIES:
+        for inner_steps in sorted({row["inner_steps"] for row in found if row["family"] == family}):
+            table = Table(family, inner_steps, found)
+            names = {title: own[table.regression] for title, own in SHORT.items()}
+            needed = [name for name in names.values() if name in table.rows]
+            budgets = [
+                b for b in table.budgets if all(len(table.values(name, b)) >= SEEDS for name in needed)
+            ]
+            if not budgets or len(needed) < 3:
+                continue
+            cells = {title: _short(table, name, budgets[-1]) for title, name in names.items()}
+            means = {t: mean for t, (mean, _) in cells.items() if mean is not None}
+            best = (min if table.regression else max)(means.values())
+            shown = [f"**{text}**" if mean == best else text for mean, text in cells.values()]
+            what = "squared error" if table.regression else "right in %"
+            steps = f"{inner_steps} inner step{'s' * (inner_steps != 1)}"
+            lines.append(f"| {family}, {steps}, {budgets[-1]:,} outer: {what} | {' | '.join(shown)} |")
+    if len(lines) == 2:
+        return "Nothing has been measured yet."
+    return "\n".join([
+        *lines, "",
+        "Means over three training seeds and fresh test tasks, with half-widths of 95 % intervals over tasks; "
+        "`python -m benchmarks.generation`, [all rows and controls](docs/generation.md).",
+    ])  # fmt: skip
+
+
+SEEDS = 3
+
+
+def _short(table: Table, row: str, budget: int) -> tuple[float | None, str]:
+    """The mean of a cell, and the cell."""
+    if row not in table.rows or not table.values(row, budget):
+        return None, "-"
+    mean, half = mean_interval(table.mean_over_seeds(row, budget))
+    digits = 2 if table.regression else 1
+    return mean, f"{mean:.{digits}f} ± {half:.{digits}f}"

@@ -9,7 +9,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 from matplotlib.patches import Rectangle
 
 import metapeft as mp
@@ -32,41 +31,33 @@ STYLE: dict[str, Any] = {
 
 def picture() -> Figure:
     """Two episodes of glyph pairs, and how often each row is right after so many outer steps."""
-    figure = Figure(figsize=(8.4, 3.1), layout="constrained", facecolor="white")
-    parts = figure.add_gridspec(1, 2, width_ratios=(1, 1.25))
-    _episodes(figure, parts[0])
-    _accuracies(figure.add_subplot(parts[1]))
+    figure = Figure(figsize=(8.6, 3.0), facecolor="white")
+    _episodes(figure)
+    _accuracies(figure.add_axes((0.47, 0.16, 0.5, 0.7)))
     return figure
 
 
-def _episodes(figure: Figure, place: SubplotSpec) -> None:
+def _episodes(figure: Figure) -> None:
     shift = mp.Shift(["plain", "swap"])
     sampler = mp.EpisodeSampler(mp.load_dataset("glyph-pairs", split="test"), 3, 2, 1, seed=3, shift=shift)
     kinds = sampler.kind_of(range(64))
-    for row, kind in enumerate((0, 1)):
+    for kind in (0, 1):
         episode = sampler[int(np.flatnonzero(kinds == kind)[0])]
-        grid = GridSpecFromSubplotSpec(
-            2,
-            6,
-            subplot_spec=GridSpecFromSubplotSpec(2, 1, subplot_spec=place)[row],
-            height_ratios=(0.3, 1),
-            wspace=0.1,
-        )
-        title = figure.add_subplot(grid[0, :])
-        title.axis("off")
-        title.text(
-            0,
-            0.2,
-            f"a task in which the {('left', 'right')[kind]} half counts: three classes, two images each",
-        )
+        bottom = 0.53 - 0.47 * kind
+        side = ("left", "right")[kind]
+        figure.text(0.015, bottom + 0.33, f"a task in which the {side} half counts,")
+        figure.text(0.015, bottom + 0.255, "two images of each of three classes")
         for item in range(6):
-            axes = figure.add_subplot(grid[1, item])
+            left = 0.015 + 0.065 * item + 0.012 * (item // 2)
+            axes = figure.add_axes((left, bottom, 0.06, 0.06 * 8.6 / 3.0))
             axes.imshow(
                 255 - episode.support_x[item, 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest"
             )
             axes.set_xticks([])
             axes.set_yticks([])
-            half = Rectangle((14 * kind - 0.5, -0.5), 14, 28, fill=False, edgecolor="#0b6fb5", linewidth=1.4)
+            for side_of in axes.spines.values():
+                side_of.set(visible=True, color="#c4c9ce", linewidth=0.8)
+            half = Rectangle((14 * kind - 0.5, -0.5), 14, 28, fill=False, edgecolor="#0b6fb5", linewidth=1.6)
             axes.add_patch(half)
 
 
@@ -78,14 +69,15 @@ def _accuracies(axes: Axes) -> None:
         axes.errorbar(
             table.budgets, means, halves, color=colour, marker="o", markersize=4, capsize=2, linewidth=1.4
         )
+        beside = (7, {"constant": 3, "blind": -9}.get(name, 0))
         axes.annotate(
-            f"{label}: {means[-1]:.1f} %", (table.budgets[-1], means[-1]), (6, 0 if name != "blind" else -9),
-            textcoords="offset points", va="center", color=colour, annotation_clip=False,
+            f"{label}: {means[-1]:.1f} %", (table.budgets[-1], means[-1]), beside, textcoords="offset points",
+            va="center", color=colour, annotation_clip=False,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xticks(table.budgets, [f"{budget:,}" for budget in table.budgets])
     axes.minorticks_off()
-    axes.set_xlim(table.budgets[0] * 0.9, table.budgets[-1] * 12)
+    axes.set_xlim(table.budgets[0] * 0.9, table.budgets[-1] * 30)
     axes.set_xlabel("outer steps", loc="left")
     axes.set_title("right on fresh tasks, in % (5 classes, 5 images each)", loc="left", fontsize=9)
     axes.grid(axis="y", color="#e3e6e8", linewidth=0.6)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from cyclopts import App
 
-from benchmarks.generation_tables import of_generation
+from benchmarks.generation_tables import of_generation, of_readme
 from benchmarks.rank_tables import of_ranks
 from benchmarks.speed_tables import of_speed, speed
 from benchmarks.start_tables import of_starts
@@ -132,8 +132,8 @@ def bridge(path: Path) -> str:
     return "\n".join([*lines, "", note])
 
 
-def of_readme() -> str:
-    """What stands between the markers of the README."""
+def of_results() -> str:
+    """What stands between the markers of docs/results.md."""
     parts = [main_job(path) for path in sorted(RESULTS.glob("main_job*.json"))]
     parts.append(few_shot(sorted((RESULTS / "few_shot").glob("*.json"))))
     parts += [speed(path) for path in [RESULTS / "speed.json"] if path.exists()]
@@ -179,7 +179,8 @@ def theory_times(path: Path) -> str:
 
 
 PAGES = {
-    ROOT / "README.md": of_readme,
+    ROOT / "README.md": lambda: of_readme(RESULTS),
+    ROOT / "docs" / "results.md": of_results,
     ROOT / "docs" / "few-shot.md": lambda: of_starts(RESULTS),
     ROOT / "docs" / "generation.md": lambda: of_generation(RESULTS),
     ROOT / "docs" / "ranks.md": lambda: of_ranks(RESULTS),

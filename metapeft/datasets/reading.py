@@ -20,7 +20,13 @@ Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 class SupportImages(NamedTuple):
-    """A support set of one's own: images `(S, C, size, size)` uint8, labels `(S,)`, and the names of the classes."""
+    """A support set of one's own: images `(S, C, size, size)` uint8, labels `(S,)`, and the names of the classes.
+
+    Example:
+        >>> shown = SupportImages(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), ("cat", "dog"))
+        >>> shown.classes[int(shown.labels[1])]
+        'dog'
+    """
 
     images: Tensor
     labels: Tensor
@@ -82,6 +88,10 @@ def read_support(
 
     Raises:
         ValueError: a size that nothing says. DataError: fewer than two classes, files that are no whole images.
+
+    Example:
+        >>> read_support("examples", like=learner).classes  # doctest: +SKIP
+        ('cat', 'dog')
     """
     found = class_files(Path(folder))
     if len(found) < 2:
