@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metapeft.base.errors import second_derivatives
 from metapeft.hypergradients.table import registry
 from metapeft.inner.fixed_point import as_solver
 from metapeft.inner.objective import Batches
@@ -131,7 +132,7 @@ class Engine:
                     f'solver is None, but {self!r} needs one: use method="direct" if w0 is final'
                 )
             problem.batches.check(problem.solver.steps, self.repeats_batches)
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), second_derivatives():
             return self.compute(problem)
 
     def compute(self, problem: Problem) -> Result:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.base.errors import NoSecondDerivative
 from metapeft.heads.head import HEAD
 from metapeft.hypergradients.envelope import Envelope
 from metapeft.hypergradients.first_order import FirstOrder
@@ -25,6 +26,7 @@ from metapeft.inner.solver import Bound, Solver
 from metapeft.learner.derived import PREFIX, Derived, derive, parted
 from metapeft.learner.objectives import Objectives
 from metapeft.learner.roles import Roles, Tensors
+from metapeft.updates.attached import AttachedModel
 
 OF_BODY = ("weights.", "factors.", "selection.")  # outer variables that act in the backbone
 
@@ -96,8 +98,23 @@ def hypergradient(
         only_derived = only_derived | (of_body - layers.behind)
     u = {name: value for name, value in outer_u.items() if name not in only_derived}
     entries = {PREFIX + name: value for name, value in tied.items()}
-    found = roles.engine(_problem(objectives, w0, {**u, **entries}, constant))
+    problem = _problem(objectives, w0, {**u, **entries}, constant)
+    try:
+        found = roles.engine(problem)
+    except NoSecondDerivative as error:
+        raise NoSecondDerivative(error.function, _callers(roles)) from error
     return _result(found, _pulled_back(found.grads, tied, outer_u), objectives)
+
+
+def _callers(roles: Roles) -> str:
+    """The layers that were seen to call what torch differentiates once."""
+    said = {
+        name: None
+        for model in vars(roles).values()
+        if isinstance(model, AttachedModel)
+        for name in model.differentiated_once()
+    }
+    return ", ".join(said)
 
 
 def _problem(objectives: Objectives, w0: Tensors | None, u: Tensors, constant: Tensors | None) -> Problem:

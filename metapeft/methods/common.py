@@ -18,7 +18,7 @@ from metapeft.updates.attach_model import attach
 from metapeft.updates.formats.format import Format
 from metapeft.updates.targets import Targets
 
-_ATTACH = ("preprocess", "classifier")
+_ATTACH = ("preprocess", "classifier", "output")
 Formats = Format | Mapping[str | type[nn.Module], Format | None]
 
 
