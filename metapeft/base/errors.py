@@ -3,12 +3,52 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class NumericalError(ArithmeticError):
     """A number that cannot be trusted: a non-finite objective or gradient, or a linear solve that failed."""
+
+
+class NoSecondDerivative(ValueError):
+    """A function of torch stands in an objective that is to be differentiated twice, and can be once.
+
+    Args:
+        function: as torch calls it. layers: that call such functions, where that is known.
+    """
+
+    def __init__(self, function: str, layers: str = "") -> None:
+        of = f"; {layers}" if layers else ""
+        super().__init__(
+            f"torch has no second derivative of {function}{of}: the hypergradients 'first-order' and "
+            "'finite-difference' need none, and a layer without it may take its place"
+        )
+        self.function = function
+
+
+@contextmanager
+def second_derivatives() -> Iterator[None]:
+    """Where torch lacks a derivative of a derivative, raise `NoSecondDerivative` in place of its own error.
+
+    Example:
+        >>> try:
+        ...     with second_derivatives():
+        ...         raise NotImplementedError("derivative for aten::_pdist_backward is not implemented")
+        ... except NoSecondDerivative as error:
+        ...     error.function
+        '_pdist'
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(
+            r"derivative for '?(?:aten::)?(\w+?)(?:_backward)?'? is not implemented", str(error)
+        )
+        if found is None:
+            raise
+        raise NoSecondDerivative(found.group(1)) from error
 
 
 class NotFiniteInput(NumericalError, ValueError):

@@ -64,8 +64,21 @@ class Episode:
 
     @property
     def ways(self) -> int:
-        """N, the number of classes (padded ones included); 1 for regression."""
-        return 1 if self.classes is None else self.classes.shape[-1]
+        """N, the number of classes (padded ones included); without them the largest label + 1; 1 for regression.
+
+        Labels with more axes than one an item has (words of a vocabulary) are no classes.
+        """
+        if self.classes is not None:
+            return self.classes.shape[-1]
+        axes = 2 if isinstance(self, EpisodeBatch) else 1
+        labels = [
+            y
+            for y in (self.support_y, self.query_y)
+            if isinstance(y, Tensor) and y.dim() == axes and y.numel()
+        ]
+        if not labels or any(y.is_floating_point() for y in labels):
+            return 1
+        return max(1, 1 + max(int(y.max()) for y in labels))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         present = {name: value for name, value in self.fields().items() if value is not None}

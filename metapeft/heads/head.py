@@ -69,3 +69,13 @@ def absent_bias(rows: Tensor) -> Tensor:
 
 
 HEAD = ("head.weight", "head.bias")
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half types as float32, in which closed forms are computed: torch decomposes no half matrices.
+
+    Example:
+        >>> wide(torch.ones(1, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metapeft.base.arguments import whole
 from metapeft.episodes.class_rows import one_hot
-from metapeft.heads.head import Tensors
+from metapeft.heads.head import Tensors, wide
 from metapeft.heads.normalized import CENTER, OnFeatures
 
 
@@ -53,7 +53,8 @@ class KNN(OnFeatures):
 
     def logits(self, features: Tensor, tensors: Tensors) -> Tensor:
         known, labels = tensors["head.features"], tensors["head.labels"]
-        distance = torch.cdist(self.normalized(features, tensors.get(CENTER)), known)
+        own = self.normalized(features, tensors.get(CENTER))
+        distance = torch.cdist(wide(own), wide(known)).to(own)
         present = labels.sum(-1) > 0
         distance = distance.masked_fill(~present.unsqueeze(1), math.inf)
         k = min(self.k, known.shape[1])
@@ -61,6 +62,6 @@ class KNN(OnFeatures):
         # a later neighbour's vote is smaller by less than any difference of whole votes
         votes = (1.0 - torch.arange(k, device=features.device) / (k * k + 1.0)).to(features)
         votes = votes * nearest.isfinite()
-        own = labels.unsqueeze(1).expand(-1, features.shape[1], -1, -1)
-        chosen = own.gather(2, index.unsqueeze(-1).expand(*index.shape, labels.shape[-1]))
+        votes_of = labels.unsqueeze(1).expand(-1, features.shape[1], -1, -1)
+        chosen = votes_of.gather(2, index.unsqueeze(-1).expand(*index.shape, labels.shape[-1]))
         return (chosen * votes.unsqueeze(-1)).sum(2)

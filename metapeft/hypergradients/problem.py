@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from metapeft.base.errors import second_derivatives
 from metapeft.base.gradients import twice_differentiable
 from metapeft.hypergradients.table import registry
 from metapeft.inner.fixed_point import as_solver
@@ -132,7 +133,7 @@ class Engine:
                     f'solver is None, but {self!r} needs one: use method="direct" if w0 is final'
                 )
             problem.batches.check(problem.solver.steps, self.repeats_batches)
-        with twice_differentiable():
+        with twice_differentiable(), second_derivatives():
             return self.compute(problem)
 
     def compute(self, problem: Problem) -> Result:

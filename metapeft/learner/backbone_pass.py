@@ -222,7 +222,7 @@ class BackbonePass:
         self, model: AttachedModel, items: Items, factors: Tensors, features: bool, **options: Any
     ) -> Tensor:
         """Features or logits in the weights' type, computed in the learner's `autocast`."""
-        like = next(iter(model.parameters.values()))
+        like = model.like
         with forward_precision(self.roles.autocast, like):
             run = model.features if features else model
             output: Tensor = run(items.x, factors, **options)

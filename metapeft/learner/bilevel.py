@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.base.errors import NoSecondDerivative
 from metapeft.base.gradients import twice_differentiable
 from metapeft.heads.head import HEAD
 from metapeft.hypergradients.envelope import Envelope
@@ -30,6 +31,7 @@ from metapeft.learner.derived import PREFIX, Derived, derive, parted
 from metapeft.learner.idle_weights import may_be_idle, note_idle
 from metapeft.learner.objectives import Objectives
 from metapeft.learner.roles import Roles, Tensors
+from metapeft.updates.attached import AttachedModel
 
 OF_BODY = ("weights.", "factors.", "selection.")  # outer variables that act in the backbone
 
@@ -105,10 +107,25 @@ def _hypergradient(
         only_derived = only_derived | (of_body - layers.behind)
     u = {name: value for name, value in outer_u.items() if name not in only_derived}
     entries = {PREFIX + name: value for name, value in tied.items()}
-    with twice_differentiable():  # for engines of the user's own, too
-        found = roles.engine(_problem(objectives, w0, {**u, **entries}, constant, solver))
+    problem = _problem(objectives, w0, {**u, **entries}, constant, solver)
+    try:
+        with twice_differentiable():  # for engines of the user's own, too
+            found = roles.engine(problem)
+    except NoSecondDerivative as error:
+        raise NoSecondDerivative(error.function, _callers(roles)) from error
     grads = _pulled_back(found.grads, tied, outer_u, may_be_idle(roles))
     return _result(found, grads, objectives)
+
+
+def _callers(roles: Roles) -> str:
+    """The layers that were seen to call what torch differentiates once."""
+    said = {
+        name: None
+        for model in vars(roles).values()
+        if isinstance(model, AttachedModel)
+        for name in model.differentiated_once()
+    }
+    return ", ".join(said)
 
 
 def _solver(roles: Roles) -> Solver | None:

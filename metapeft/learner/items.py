@@ -173,13 +173,13 @@ def moved(items: Items, model: AttachedModel, name: str) -> Items:
         ValueError: what `checked` refuses.
         NotFiniteInput: NaN or infinity in inputs or targets.
     """
-    y, like = checked(items, name).y, next(model.backbone.parameters())
+    y, like = checked(items, name).y, model.like
     refuse_not_finite(items.x, f"{name}_x")
     if y is not None:
         refuse_not_finite(y, f"{name}_y")
         y = y.to(like) if items.regression else y.to(like.device, torch.int64)
     mask = None if items.mask is None else items.mask.to(like.device)
-    dtypes = {value.dtype for value in model.backbone.parameters()}
+    dtypes = {value.dtype for value in model.backbone.parameters()} or {like.dtype}
     x = items.x
     if len(dtypes) == 1:
         x = mapped(x, lambda value: value.to(like.dtype) if value.is_floating_point() else value)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metapeft.generators.features import embedder, with_own_features
 from metapeft.generators.generator import Generator
-from metapeft.heads.head import HEAD, Head
+from metapeft.heads.head import HEAD, Head, wide
 from metapeft.heads.normalized import CENTER, OnFeatures
 from metapeft.inner.solver import Solver
 from metapeft.learner.choices import GROUPS, adapted_names, check_groups, classifier_parameters
@@ -133,7 +133,7 @@ class Roles:
     @property
     def like(self) -> Tensor:
         """A tensor of the learner's type and device."""
-        return next(self.model.backbone.parameters())
+        return self.model.like
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
@@ -235,10 +235,13 @@ class Roles:
         """
         if support.y is None or support.regression:
             raise ValueError(f'head="{self.head_name}" needs class labels: use head="learned" here')
-        learned = {name: self.value(u, f"head.{name}") for name in self.head.learned()}
-        learned.update(self.head_constants("center"))
+        learned = {name: wide(self.value(u, f"head.{name}")) for name in self.head.learned()}
+        learned.update({name: wide(value) for name, value in self.head_constants("center").items()})
         more = (learned,) if learned else ()  # a head that learns nothing need not take any
-        return self.head.start(features, support.y, ways, support.mask, *more)
+        found = self.head.start(wide(features), support.y, ways, support.mask, *more)
+        return {
+            name: value.to(features) if value.is_floating_point() else value for name, value in found.items()
+        }
 
     def head_constants(self, name: str = CENTER) -> dict[str, Tensor]:
         """What the head reads and nothing trains, under that name: the centre, where it has been measured."""

@@ -22,7 +22,7 @@ from metapeft.updates.formats.format import Format
 from metapeft.updates.leaf import leaf_modules
 from metapeft.updates.targets import Targets
 
-_ATTACH = ("preprocess", "classifier")
+_ATTACH = ("preprocess", "classifier", "output")
 Formats = Format | Mapping[str | type[nn.Module], Format | None]
 
 

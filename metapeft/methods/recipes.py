@@ -1,7 +1,7 @@
 """The methods of the field, each a choice of roles over the same learner.
 
 Every recipe takes the backbone and settings, and returns a `Learner`; further keywords go to `Learner`
-(`loss`, `test_steps`, `device`, `dtype`, `seed`) or to `attach` (`preprocess`, `classifier`).
+(`loss`, `test_steps`, `device`, `dtype`, `seed`) or to `attach` (`preprocess`, `classifier`, `output`).
 """
 
 from __future__ import annotations

@@ -99,7 +99,10 @@ def pretrain(
         raise ValueError("resume=True goes on with a run folder: give run_dir= too")
     sampler = ImageGroupSampler(data, group, seed, augment, shift)
     chosen = data.preprocess if preprocess is None else preprocess
-    place = next(backbone.parameters()).device if device is None else usable(device)
+    first = next(
+        backbone.parameters(), torch.empty(0)
+    )  # without parameters a new classifier alone is trained
+    place = first.device if device is None else usable(device)
     model = attach(backbone, {}, preprocess=chosen)
     task = Pretraining(model, len(data.classes), seed, softmax, place, dtype, autocast, head, loss)
     trainer = BilevelTrainer(

@@ -56,7 +56,7 @@ class Pretraining(Task):
         size = feature_size(
             self.model, "end it in one, which retraining replaces by a softmax over all classes"
         )
-        like = next(self.model.backbone.parameters())
+        like = self.model.like
         check_autocast(autocast, like)
         self.autocast = autocast
         bound = size**-0.5

@@ -8,10 +8,10 @@ from torch import nn
 
 from metapeft.base.arguments import whole
 from metapeft.updates.attached import AttachedModel
-from metapeft.updates.inputs import Preprocess
+from metapeft.updates.inputs import Output, Preprocess
+from metapeft.updates.module_copies import shared_copy
 from metapeft.updates.refusals import refuse_backbone
-from metapeft.updates.skeleton import shared_copy
-from metapeft.updates.targets import Formats, Targets, find_classifier, find_sites, patterns
+from metapeft.updates.targets import Formats, Targets, find_classifier, find_sites, note_left_out, patterns
 
 NORMS = ("running", "support", "transductive")
 
@@ -24,6 +24,7 @@ def attach(
     preprocess: Preprocess | None = None,
     classifier: str | None = "auto",
     seed: int = 0,
+    output: Output | None = None,
 ) -> AttachedModel:
     """Give a backbone an update `W0 + Delta_t` for every task of a batch.
 
@@ -37,6 +38,11 @@ def attach(
         preprocess: turns uint8 inputs into floats on the model's device; None: `x / 255`.
         classifier: `"auto"` (the last `Linear`), the name of a `Linear`, or None.
         seed: of the factors' random start.
+        output: takes the tensor `(rows, ...)` from what the backbone returns; None: of a transformers output or a dict
+            its `logits`, else its first tensor, of a tuple the first entry.
+
+    What a target that is no name (`"all"`, a glob, a type) cannot carry is left out: `.left_out` says why, and one
+    warning in the log has the dictionary of formats that says the same.
 
     Raises:
         ValueError: what cannot be attached, by name and with the reason.
@@ -55,7 +61,14 @@ def attach(
     whole(None, seed=seed)
     refuse_backbone(backbone)
     found = find_classifier(backbone, classifier)
-    sites = find_sites(backbone, format, targets, found)
+    if output is not None and not callable(output):
+        raise ValueError(f"output={output!r}: allowed are a function of what the backbone returns, and None")
+    left_out: dict[str, str] = {}
+    sites = find_sites(backbone, format, targets, found, left_out)
+    if left_out:
+        note_left_out(left_out, format, targets)
     named = {"head", "body"} & {*patterns(targets), *(format if isinstance(format, Mapping) else ())}
     certain = classifier != "auto" or bool(named)
-    return AttachedModel(shared_copy(backbone), sites, norm, preprocess, found, certain, seed)
+    return AttachedModel(
+        shared_copy(backbone), sites, norm, preprocess, found, certain, seed, output=output, left_out=left_out
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -15,7 +16,7 @@ from metapeft.updates import inputs
 from metapeft.updates.batched import BatchedBackbone
 from metapeft.updates.formats.format import Factors
 from metapeft.updates.formats.site import Site
-from metapeft.updates.inputs import Preprocess
+from metapeft.updates.inputs import Output, Preprocess
 from metapeft.updates.layers.call import Call, Statistics
 from metapeft.updates.layers.masks import Masks
 from metapeft.updates.layers.recording import Recording, Replay
@@ -52,6 +53,9 @@ class AttachedModel(BatchedBackbone):
         preprocess: what turns uint8 inputs into floats; None: `x / 255`.
         classifier: name of the classifier layer, or None.
         dropout: whether it runs in train mode, with the masks that a run is given; merged modules never do.
+        output: takes the tensor from what the forward gives; None: its `logits`, or its first tensor.
+        like: a tensor of the backbone's type and device; an empty one where it has none.
+        left_out: what carries no update because it cannot: parameter -> why.
 
     Example:
         >>> import metapeft as mp
@@ -70,16 +74,24 @@ class AttachedModel(BatchedBackbone):
         classifier_is_certain: bool,
         seed: int,
         dropout: bool = False,
+        output: Output | None = None,
+        left_out: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(module, sites, classifier, classifier_is_certain, seed, dropout)
+        super().__init__(module, sites, classifier, classifier_is_certain, seed, dropout, output)
+        self.left_out = dict(left_out or {})
         self.norm, self.preprocess = norm, preprocess
         self._state: dict[str, Tensor] = dict(self.parameters)
         self._state.update(module.named_buffers(remove_duplicate=False))
         floats = [value for value in self._state.values() if value.is_floating_point()]
-        self._like = floats[0] if floats else torch.empty(0)
-        self._dtypes = {value.dtype for value in floats} or {self._like.dtype}
+        self.like = floats[0] if floats else torch.empty(0)
+        self._dtypes = {value.dtype for value in floats} or {self.like.dtype}
         self._ran_on: str | None = None
         self._records = False
+        self._hooked = ", ".join(
+            f"{name or 'the backbone'} ({type(part).__name__})"
+            for name, part in module.named_modules()
+            if part._forward_hooks or part._forward_pre_hooks
+        )
 
     def __repr__(self) -> str:
         formats = Counter(str(site.format) for site in self.sites.values())
@@ -95,7 +107,7 @@ class AttachedModel(BatchedBackbone):
         """It is copied and pickled by what it was made of: a skeleton knows its leaf modules by closures."""
         made_of = (
             self.module, self.sites, self.norm, self.preprocess, self.classifier, self.classifier_is_certain, self.seed,
-            self.dropout,
+            self.dropout, self.output, self.left_out,
         )  # fmt: skip
         return AttachedModel, made_of
 
@@ -110,7 +122,8 @@ class AttachedModel(BatchedBackbone):
                 True for inputs that count.
             options: `weights=`, `mask=`, `statistics=`, `masks=`, `recording=`, as in `Options`.
 
-        Returns: the backbone's output, `(T, B, ...)`; of a transformers output its `.logits`.
+        Returns: the backbone's output, `(T, B, ...)`; of a transformers output or a dict its `logits`, else its first
+        tensor, or what `output=` takes.
 
         Raises:
             ValueError: inputs, factors or weights of the wrong names, shapes or dtypes, a support set that is
@@ -124,7 +137,7 @@ class AttachedModel(BatchedBackbone):
 
     def prepared(self, x: Any, name: str = "x") -> Any:
         """An input on the backbone's device, its uint8 leaves `(T, B, ...)` as floats; see `__call__`."""
-        return inputs.prepared(x, self._like, self._dtypes, self.preprocess, name)
+        return inputs.prepared(x, self.like, self._dtypes, self.preprocess, name)
 
     def merged(
         self,
@@ -192,9 +205,9 @@ class AttachedModel(BatchedBackbone):
         if recording is not None and not self._records:
             let_record(self.backbone, self.users, self.holder)
             self._records = True
-        with inputs.explained(x, self._ran_on):
+        with inputs.explained(x, self._ran_on, self._hooked):
             if self._ran_on is None:
-                with torch.autocast(self._like.device.type, enabled=False):  # a check needs digits
+                with torch.autocast(self.like.device.type, enabled=False):  # a check needs digits
                     check.first_batch(self, x, call)
                 self._ran_on = inputs.kind(x)
             output = self.execute(x, call, weights)

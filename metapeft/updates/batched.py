@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from metapeft.updates import inputs
 from metapeft.updates.formats.site import Site
+from metapeft.updates.inputs import Output
 from metapeft.updates.layers.call import Call, Holder
 from metapeft.updates.layers.dropout import Dropping
+from metapeft.updates.layers.per_task import Tracing, per_task
 from metapeft.updates.layers.slots import Slots
+from metapeft.updates.layers.twice import Twice
 from metapeft.updates.skeleton import build
 
 
@@ -25,11 +28,12 @@ class BatchedBackbone:
         module: the user's own.
         backbone: its skeleton, which shares every parameter and buffer with it.
         sites: parameter name -> its format and geometry.
-        users: parameter name -> the leaf modules that use it.
+        users: parameter name -> the leaf modules that use it. loose: parameters with an update that no layer owns.
         slots: where the skeleton's tensors stand.
         parameters: the module's, by name, tied ones under each of theirs.
         classifier: name of the classifier layer, or None; `classifier_is_certain` where it was not guessed.
         dropout: whether it runs in train mode, with the masks that a run is given.
+        output: takes the tensor from what the forward gives; None: `inputs.output_tensor`.
     """
 
     def __init__(
@@ -40,11 +44,13 @@ class BatchedBackbone:
         classifier_is_certain: bool,
         seed: int,
         dropout: bool,
+        output: Output | None = None,
     ) -> None:
         self.module, self.sites, self.seed, self.dropout = module, sites, seed, dropout
         self.classifier, self.classifier_is_certain = classifier, classifier_is_certain
+        self.output = output
         self.holder = Holder(classifier)
-        self.backbone, self._loose, self.users = build(module, sites, self.holder, dropout)
+        self.backbone, self.loose, self.users = build(module, sites, self.holder, dropout)
         self.slots = Slots(self.backbone)
         self.parameters: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
 
@@ -80,13 +86,21 @@ class BatchedBackbone:
             raise RuntimeError("an attached backbone cannot run inside itself")
         args, kwargs = inputs.flattened(x, call.rows)
         values = dict(weights or {})
-        for name in self._loose:
-            if name in call.updates:  # a parameter with a first axis of 1 gets one row an input
+        if self.holder.steps is not None and call.tracing is None:
+            per_input = any(update.per_input for update in call.updates.values())
+            call.tracing = Tracing(call.rows if per_input else call.tasks, call.rows, self.holder.steps)
+        for name in self.loose:
+            if call.tracing is not None and call.tracing.learning:
+                own = values.get(name, self.parameters[name]).unsqueeze(0)
+                values[name] = per_task(own, call.tracing, (-1, self.loose.index(name)))
+            elif name in call.updates:
                 own = values.get(name, self.parameters[name]) + call.updates[name].delta(call.rows)
-                values[name] = own.flatten(0, 1).repeat_interleave(call.items, 0)
+                values[name] = self._of_tasks(own, call)
         self.holder.call, self.holder.running = call, []
+        learning = call.shapes is not None
+        twice = Twice(self.holder.once) if learning or self.holder.once else nullcontext()
         try:
-            with inputs.exact_attention(), Dropping(self.holder) if self.dropout else nullcontext():
+            with inputs.exact_attention(), Dropping(self.holder) if self.dropout else nullcontext(), twice:
                 if values:
                     given = self.slots.filled(values)
                     output = torch.func.functional_call(self.backbone, given, args, kwargs, tie_weights=False)
@@ -94,7 +108,40 @@ class BatchedBackbone:
                     output = self.backbone(*args, **kwargs)
         finally:
             self.holder.call = None
-        return inputs.output_tensor(output, call.rows)
+            self.forget()
+        return self.output_rows(output, call.rows)
+
+    def output_rows(self, output: Any, rows: int) -> Tensor:
+        """The tensor `(rows, ...)` of what the backbone's forward gives; see `inputs.output_tensor`."""
+        return inputs.output_tensor(output, rows, self.output)
+
+    def differentiated_once(self) -> list[str]:
+        """The modules that call functions without a second derivative, as the first batch showed."""
+        names = {id(module): name for name, module in self.backbone.named_modules()}
+        return [
+            f"{names.get(id(module)) or 'the backbone'} calls {function}"
+            for function, module in self.holder.once.items()
+        ]
+
+    def forget(self, module: nn.Module | None = None) -> None:
+        """Put back what modules would keep for the next forward; `module`: of a copy of the backbone."""
+        if self.holder.kept:
+            modules = dict((module or self.backbone).named_modules())
+            for kept in self.holder.kept:
+                kept.put_back(modules)
+
+    def _of_tasks(self, own: Tensor, call: Call) -> Tensor:
+        """A loose parameter `(T, ...)` as the forward reads it; one with a first axis of 1 gets one row an input."""
+        if call.tracing is None:
+            return own.flatten(0, 1).repeat_interleave(call.items, 0)
+        return per_task(own.repeat_interleave(call.tracing.parts // own.shape[0], 0), call.tracing)
+
+    @property
+    def rows_suffice(self) -> bool:
+        """Whether rows of the batch are enough for what no layer owns: it has a first axis of 1."""
+        return all(
+            self.sites[name].format.dense and self.parameters[name].shape[:1] == (1,) for name in self.loose
+        )
 
     def forget_classifier(self) -> None:
         """The first batch showed that the guessed classifier does not make the backbone's output.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.formats.site import Site
+from metapeft.updates.module_copies import own_copy
 
 
 def copied(
@@ -35,8 +36,11 @@ def copied(
                 f"{name!r} is {value.dtype}, and complex weights cannot be trained: keep real and imaginary part "
                 "as two (torch.view_as_real), or freeze it, requires_grad_(False)"
             )
-    module = copy.deepcopy(model.module).to(device=device, dtype=dtype)
-    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
+    module = own_copy(model.module).to(device=device, dtype=dtype)
+    held: list[Tensor] = [*module.parameters(), *module.buffers()]
+    for value in held:
+        if value.dim() == 4:  # two-dimensional convolutions are faster so
+            value.data = value.data.to(memory_format=torch.channels_last)
     dropped = (
         set()
         if keep_classifier or model.classifier is None
@@ -57,6 +61,8 @@ def copied(
         model.classifier,
         model.classifier_is_certain,
         model.seed,
+        output=model.output,
+        left_out=model.left_out,
     )
     return other, trainable
 
@@ -96,6 +102,8 @@ def viewed(
         model.classifier_is_certain,
         model.seed,
         dropout,
+        model.output,
+        model.left_out,
     )
 
 

@@ -18,8 +18,8 @@ from metapeft.updates.first_batch_gradients import (
     gradients_alone,
     gradients_at_once,
 )
+from metapeft.updates.first_batch_layouts import first_tasks, learn_layouts, learn_steps, module_of, of_tasks
 from metapeft.updates.layers.call import Call
-from metapeft.updates.layers.layout import Shapes, compare
 from metapeft.updates.merge import with_updates
 
 
@@ -28,36 +28,63 @@ from metapeft.updates.merge import with_updates
 def first_batch(model: BatchedBackbone, x: Any, call: Call) -> None:
     """Learn where the leaf modules have their batch axes, then run two tasks at once and merged, and compare.
 
-    Outputs are compared, and the gradients of the first few inputs.
+    Outputs are compared, and the gradients of the first few inputs. Where they differ, or where an update needs it, the
+    values that have no batch axis are kept as each task's own (`layers/per_task.py`).
 
     Args:
         x: leaves `(T, B, ...)`; the first two tasks are taken (one task is taken twice).
         call: the run that is about to start.
 
     Raises:
-        ValueError: NaN or infinity in the input; a parameter with an update that is not used; outputs or gradients
-            that differ, because some module can't take several tasks in one batch. With dropout also: a backbone that
-            drops nothing, or whose train mode does more than to drop.
+        ValueError: NaN or infinity in the input; a named parameter with an update that is not used; outputs or
+            gradients that differ, because some module can't take several tasks in one batch. With dropout also: a
+            backbone that drops nothing, or whose train mode does more than to drop.
     """
     for value in tree_leaves(x):
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"x of shape {tuple(value.shape)} has NaN or infinity in it")
     buffers = {name: value.clone() for name, value in model.module.named_buffers()} if model.dropout else {}
-    without = _learn_layouts(model, x, call)
+    two = first_tasks(x, 2)
+    without, idle = learn_layouts(model, x, call)
     if model.dropout:
         _check_train_mode(model, buffers)
+    failed: ValueError | None = None
+    if model.rows_suffice and not idle:
+        try:
+            return _check(model, two, call, without)
+        except ValueError as error:
+            failed = error
+    loose = model.loose
+    model.loose = [*loose, *idle]
+    try:
+        learn_steps(model, x, call)
+        _check(model, two, call, without)
+    except ValueError as error:
+        nothing_own = not model.holder.steps
+        model.holder.steps, model.loose = None, loose
+        if failed is not None and nothing_own:
+            raise failed from error
+        raise
+
+
+def _check(model: BatchedBackbone, two: Any, call: Call, without: Tensor) -> None:
+    """Raise ValueError where two tasks at once differ from the two alone.
+
+    Args:
+        two: leaves `(2, B, ...)`. call: the run that is about to start. without: the output without updates.
+    """
     noise = _noise(model)
     updates = _factors.updates_of(model.sites, noise, model.parameters, 2, call.items)
-    trial = Call(2, call.items, updates, call.reference, _tasks(call.mask, 2))
-    two = _first_tasks(x, 2)
+    trial = Call(2, call.items, updates, call.reference, of_tasks(call.mask, 2))
     try:
         output = model.execute(two, trial)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError, TypeError) as error:
         if is_out_of_memory(error):
             raise
         raise ValueError(
-            f"the backbone runs, but not with one update per task ({str(error).splitlines()[0]}): some "
-            "module with an update takes another axis than the first for the batch; leave it out of targets"
+            f"{module_of(model.backbone, error)} runs, but not with one update per task "
+            f"({(str(error).splitlines() or [''])[0]}): some module with an update takes another axis than the first "
+            "for the batch, or rows of it by index; leave it out of targets"
         ) from error
     _check_classifier(model, trial, output)
     slopes = gradients_at_once(model, two, noise, trial) if noise else None
@@ -72,44 +99,13 @@ def first_batch(model: BatchedBackbone, x: Any, call: Call) -> None:
         rows = mapped(two, lambda value, task=task: value[task : task + 1])  # type: ignore[misc]
         args, kwargs = inputs.flattened(rows, call.items)
         with inputs.exact_attention():
-            alone = inputs.output_tensor(plain(*args, **kwargs), call.items)
+            alone = model.output_rows(plain(*args, **kwargs), call.items)
         _compare(together, alone, before)
         if slopes is not None:
             alone_slopes.append(gradients_alone(model, plain, rows, own, trial))
     known = [value for value in alone_slopes if value is not None]
     if slopes is not None and len(known) == 2:
         compare_gradients(slopes, known)
-
-
-def _first_tasks(x: Any, count: int) -> Any:
-    """The first tasks of an input; a task that is missing is the first one again."""
-    return mapped(x, lambda value: value[[i if i < value.shape[0] else 0 for i in range(count)]])
-
-
-def _tasks(mask: Tensor | None, count: int) -> Tensor | None:
-    return None if mask is None else mask[[i if i < mask.shape[0] else 0 for i in range(count)]]
-
-
-def _learn_layouts(model: BatchedBackbone, x: Any, call: Call) -> Tensor:
-    """Run one task and two without updates, note the batch axes; returns the output of two."""
-    shapes: list[Shapes] = []
-    output = torch.empty(0)
-    for count in (1, 2):
-        run = Call(count, call.items, {}, call.reference, _tasks(call.mask, count), shapes={})
-        output = model.execute(_first_tasks(x, count), run)
-        shapes.append(run.shapes or {})
-        idle = [name for name, users in model.users.items() if not any(run.visits[user] for user in users)]
-        if idle:
-            raise ValueError(
-                f"{', '.join(idle[:5])}: the backbone's forward never runs the layer, so an update there "
-                "has no effect; leave it out of targets"
-            )
-    model.holder.layouts = compare(*shapes)
-    if not output.isfinite().all():
-        raise ValueError(
-            "the backbone's output is not finite on a finite input: NaN or infinity in its weights?"
-        )
-    return output
 
 
 def _check_train_mode(model: BatchedBackbone, before: dict[str, Tensor]) -> None:

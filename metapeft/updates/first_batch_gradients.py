@@ -54,6 +54,7 @@ def gradients_alone(
         x: leaves `(1, B, ...)`. factors: `(1, ...)`. call: the run of the values.
     """
     slots = Slots(plain)
+    model.forget(plain)
     for module in plain.modules():
         if is_batch_norm(module):
             module.train(call.reference is not None)
@@ -69,7 +70,7 @@ def gradients_alone(
         args, kwargs = inputs.flattened(few, items)
         with inputs.exact_attention():
             output = torch.func.functional_call(plain, slots.filled(values), args, kwargs, tie_weights=False)
-        return inputs.output_tensor(output, items)
+        return model.output_rows(output, items)
 
     return _gradients(run, x, factors)
 
@@ -114,7 +115,9 @@ def _gradients(
     Returns: by name; None where the backbone has no derivative, of which whoever asks for one is told by torch.
     """
     tasks, items = inputs.sizes(x)
-    items = min(items, _ITEMS)
+    taken = list(range(min(items, _ITEMS)))
+    taken = taken if len(taken) > 1 else [0, 0]  # torch's batch norm has wrong gradients of a single image
+    items = len(taken)
 
     def total(own: Gradients) -> Tensor:
         output = run(few, own, items)
@@ -125,7 +128,7 @@ def _gradients(
 
     try:
         with torch.enable_grad():
-            few = mapped(x, lambda value: value[:, :items].clone())
+            few = mapped(x, lambda value: value[:, taken].clone())
             own = {name: value.clone() for name, value in factors.items()}
             if transforms_are_active():  # where no tensor may be made a leaf
                 found: Gradients = torch.func.grad(total)(own)

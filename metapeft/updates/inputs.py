@@ -14,6 +14,7 @@ from metapeft.base.machine.memory import is_out_of_memory
 from metapeft.base.trees import mapped, tree_leaves
 
 Preprocess = Callable[[Tensor], Tensor]
+Output = Callable[[Any], Tensor]
 
 
 def sizes(x: Any, name: str = "x") -> tuple[int, int]:
@@ -75,24 +76,31 @@ def flattened(x: Any, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def explained(x: Any, taken: str | None) -> Iterator[None]:
+def explained(x: Any, taken: str | None, hooked: str = "") -> Iterator[None]:
     """Say on which inputs a backbone's forward could not run, where it raises.
 
     Args:
         x: leaves `(T, B, ...)`.
         taken: what `kind` said of inputs on which it ran before; None: there were none.
+        hooked: a module with hooks of the user's own, which may know the original module only.
 
     Raises:
         ValueError: in place of what the forward raised; memory that does not suffice stays what it is.
     """
     try:
         yield
-    except (RuntimeError, IndexError, TypeError) as error:
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
         before = "" if taken in (None, kind(x)) else f" (it ran on {taken})"
+        closed = isinstance(error, LookupError | AttributeError) and hooked
+        hook = (
+            f" (a hook of {hooked} may write into the module that was attached, not into its copy)"
+            if closed
+            else ""
+        )
         raise ValueError(
-            f"the backbone does not run on {kind(x)}{before}: {(str(error).splitlines() or [''])[0]}"
+            f"the backbone does not run on {kind(x)}{before}: {(str(error).splitlines() or [''])[0]}{hook}"
         ) from error
 
 
@@ -162,14 +170,23 @@ def checked_weights(weights: Mapping[str, Tensor] | None, own: Mapping[str, Tens
     return dict(weights or {})
 
 
-def output_tensor(output: Any, rows: int) -> Tensor:
-    """The tensor of a backbone's output, with its row axis checked."""
-    value = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
-        value = value[0]
+def output_tensor(output: Any, rows: int, take: Output | None = None) -> Tensor:
+    """The tensor of a backbone's output, with its row axis checked.
+
+    Of a transformers output or a dict it is `logits`, else the first tensor; of a tuple the first entry.
+
+    Args:
+        take: a function of the user's own that gives it instead.
+
+    Raises:
+        ValueError: no tensor, several that are called logits, or another first axis than the batch's `rows`.
+    """
+    value = _taken(output) if take is None else take(output)
     if not isinstance(value, Tensor):
+        said = "" if take is None else f", of which output= takes {type(value).__name__}"
         raise ValueError(
-            f"the backbone returned {type(output).__name__}: a tensor, or an output with .logits, is needed"
+            f"the backbone returned {type(output).__name__}{said}: a tensor is needed, or an output with .logits; "
+            "attach(..., output=) is a function that takes the tensor from what the backbone returns"
         )
     if value.dim() == 0 or value.shape[0] != rows:
         raise ValueError(
@@ -177,6 +194,26 @@ def output_tensor(output: Any, rows: int) -> Tensor:
             "its first axis must be the batch"
         )
     return value
+
+
+def _taken(output: Any) -> Any:
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        return output[0]
+    if isinstance(output, Mapping):
+        named = {name: value for name, value in output.items() if isinstance(value, Tensor)}
+    elif isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    else:
+        return output
+    if "logits" in named:
+        return named["logits"]
+    several = [name for name in named if "logits" in name]
+    if len(several) > 1:
+        raise ValueError(
+            f"the backbone returned {', '.join(several)}: say which, or how they go together, by attach(..., output=), "
+            f"such as output=lambda found: found[{several[0]!r}]"
+        )
+    return next(iter(named.values()), output)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_LISTS = (nn.ParameterList, nn.ParameterDict, parametrize.ParametrizationList)
+_Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,11 @@ class LeafModule:
 
     @property
     def is_layer(self) -> bool:
-        """False for a module that owns a loose parameter beside layers of its own (a ViT and its tokens)."""
+        """False where other code than its forward reads them: beside layers (a token), in lists, parametrised."""
+        if isinstance(self.module, _LISTS) or parametrize.is_parametrized(self.module):
+            return False
+        if computed_tensors(self.module):
+            return False
         return sum(1 for _ in self.module.parameters()) == len(set(map(id, self.parameters.values())))
 
 
@@ -36,11 +44,20 @@ def leaf_modules(backbone: nn.Module) -> Iterator[LeafModule]:
             yield LeafModule(name, module, own)
 
 
+def computed_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a hook of the module computes from its parameters: weight_norm, spectral_norm, pruning."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and {f"{name}_g", f"{name}_orig"} & module._parameters.keys()
+    }
+
+
 def is_gpt2_linear(module: nn.Module) -> bool:
     """Whether the module is the `Conv1D` of transformers' GPT-2: a linear layer that stores `(in, out)`."""
     return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the module stores its weight `(in, out)`: an `Embedding`, GPT-2's `Conv1D`."""
-    return isinstance(module, nn.Embedding) or is_gpt2_linear(module)
+    """Whether the module stores its weight `(in, out)`: an `Embedding`, GPT-2's `Conv1D`, a transposed convolution."""
+    return isinstance(module, nn.Embedding | _Transposed) or is_gpt2_linear(module)

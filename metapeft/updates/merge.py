@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -14,6 +13,7 @@ from metapeft.updates.formats.modulation import Modulation
 from metapeft.updates.layers.call import Statistics
 from metapeft.updates.layers.normalization import is_batch_norm
 from metapeft.updates.leaf import is_transposed
+from metapeft.updates.module_copies import own_copy
 
 
 @torch.no_grad()
@@ -30,7 +30,8 @@ def with_updates(
         weights: parameters and buffers in place of the backbone's own.
         statistics: of batch norms, `(1, C)`; empty to keep the buffers.
     """
-    plain = copy.deepcopy(model.module).eval()
+    plain = own_copy(model.module).eval()
+    model.forget(plain)
     state = {
         **dict(plain.named_buffers(remove_duplicate=False)),
         **dict(plain.named_parameters(remove_duplicate=False)),

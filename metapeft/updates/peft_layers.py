@@ -56,6 +56,11 @@ def adapters(
             raise ValueError(
                 f"{parameter!r} has a Full update, which PEFT's LoRA cannot say: use LoRA, CP or TensorRing"
             )
+        if parameter in model.loose:
+            raise ValueError(
+                f"{parameter!r} is read by other code than a layer of its own, and PEFT's LoRA acts on layers: leave "
+                "it out of targets to export"
+            )
         if site.format.terms == 0:
             rank_zero.append(parameter)
             continue

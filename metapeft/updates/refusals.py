@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from metapeft.updates.formats.format import Format
 from metapeft.updates.leaf import LeafModule, is_gpt2_linear
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def refuse_backbone(backbone: nn.Module) -> None:
@@ -43,25 +40,6 @@ def _why_not_run(module: nn.Module) -> str:
     return ""
 
 
-def refuse_update(name: str, parameter: nn.Parameter, leaf: LeafModule, format: Format, named: bool) -> None:
-    """Raise ValueError for a parameter that cannot carry this update.
-
-    Args:
-        name: the parameter's. leaf: the module that owns it. format: of the update.
-        named: whether the user named this parameter or module, without a wildcard.
-    """
-    why = _why_no_update(parameter, leaf.module, format)
-    if not why and not leaf.is_layer and (parameter.shape[:1] != (1,) or (named and not format.dense)):
-        why = (
-            "it is no layer's own, and there only Full on a first axis of 1 can act, "
-            f"not on shape {tuple(parameter.shape)}; leave it out of targets, or give it a module of its own"
-        )
-    if why:
-        raise ValueError(
-            f"{type(format).__name__} cannot act on {name!r} ({type(leaf.module).__name__}): {why}"
-        )
-
-
 def why_not_modulated(leaf: LeafModule, local: str, tied: bool) -> str:
     """Why a layer's output cannot be shifted and gated beside an update of that parameter; empty where it can."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -70,22 +48,16 @@ def why_not_modulated(leaf: LeafModule, local: str, tied: bool) -> str:
     return "its weight is that of another layer too, whose output is another" if tied else ""
 
 
-def _why_no_update(parameter: nn.Parameter, module: nn.Module, format: Format) -> str:
+def why_no_update(parameter: nn.Parameter, module: nn.Module, format: Format) -> str:
+    """Why a parameter of a module cannot carry an update of this format; empty where it can."""
     if not parameter.is_floating_point():
         return (
             f"its dtype is {parameter.dtype}, updates need floating-point weights (is the model quantised?)"
         )
-    if parametrize.is_parametrized(module) or isinstance(module, parametrize.ParametrizationList):
-        return "its module is parametrised: torch.nn.utils.parametrize.remove_parametrizations first"
-    state = {*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))}
-    if "weight" not in state and isinstance(getattr(module, "weight", None), torch.Tensor):
-        return "its module computes its weight in a hook (weight_norm, spectral_norm): remove that first"
-    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (
+        module.max_norm is not None or module.scale_grad_by_freq
+    ):
         return "an Embedding with max_norm or scale_grad_by_freq changes its weight or gradient on its own"
-    if isinstance(module, nn.Embedding) and module.sparse:
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
         return "sparse gradients have no second derivative: use sparse=False"
-    if isinstance(module, _TRANSPOSED) and not format.dense:
-        return "a transposed convolution is stored (in, out, *kernel); only Full acts on it"
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return "recurrent layers have no batched form with a weight per task"
     return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import Any
 
@@ -10,14 +9,16 @@ from torch import Tensor, nn
 
 from metapeft.updates.chains import Chain, chains
 from metapeft.updates.formats.site import Site
-from metapeft.updates.layers import by_kind
+from metapeft.updates.layers import by_kind, shared_input
 from metapeft.updates.layers.call import Call, Holder
 from metapeft.updates.layers.dropout import announce, in_training
 from metapeft.updates.layers.layout import Key, Layout, spread
+from metapeft.updates.layers.nests import arguments, tensors
 from metapeft.updates.layers.normalization import batch_norm, is_batch_norm
 from metapeft.updates.layers.slots import Slots
 from metapeft.updates.layers.vectorized import own_forward
 from metapeft.updates.leaf import LeafModule, is_gpt2_linear, leaf_modules
+from metapeft.updates.module_copies import shared_copy
 
 _EXACT: dict[type[nn.Module], by_kind.Run] = {
     nn.Linear: by_kind.linear,
@@ -30,25 +31,9 @@ _EXACT: dict[type[nn.Module], by_kind.Run] = {
 }
 
 
-def shared_copy(module: nn.Module) -> nn.Module:
-    """A copy of a module's structure with the same parameter and buffer objects inside.
-
-    Raises:
-        ValueError: the module holds what cannot be copied.
-    """
-    memo: dict[int, Any] = {id(value): value for value in (*module.parameters(), *module.buffers())}
-    try:
-        return copy.deepcopy(module, memo)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"the structure of {type(module).__name__} cannot be copied ({error}): does a module hold a "
-            "computed tensor (weight_norm), an open file or a lock? Remove it first"
-        ) from error
-
-
 def build(
     module: nn.Module, sites: dict[str, Site], holder: Holder, dropout: bool = False
-) -> tuple[nn.Module, set[str], dict[str, list[str]]]:
+) -> tuple[nn.Module, list[str], dict[str, list[str]]]:
     """Copy a backbone's skeleton and give each leaf module that needs it a forward of its own.
 
     Returns: the skeleton in eval mode, or with `dropout` in train mode but for its norms; the names of parameters
@@ -58,14 +43,14 @@ def build(
     if dropout:
         in_training(skeleton)
     by_parameter = {id(parameter): name for name, parameter in module.named_parameters()}
-    loose: set[str] = set()
+    loose: list[str] = []
     users: dict[str, list[str]] = {}
     in_layers = {p for leaf in leaf_modules(skeleton) if leaf.is_layer for p in leaf.parameters.values()}
     for leaf in leaf_modules(skeleton):
         full = {name: by_parameter[id(parameter)] for name, parameter in leaf.parameters.items()}
         local = {name: parameter for name, parameter in full.items() if parameter in sites}
         if not leaf.is_layer:
-            loose.update(local[name] for name in local if leaf.parameters[name] not in in_layers)
+            loose += [own for name, own in local.items() if leaf.parameters[name] not in in_layers]
             continue
         for parameter in local.values():
             users.setdefault(parameter, []).append(leaf.name)
@@ -147,13 +132,15 @@ def _teach(leaf: LeafModule, local: dict[str, str], holder: Holder) -> None:
     plain, channels = module.forward, 1 if isinstance(module, nn.Conv1d | nn.Conv2d) else -1
 
     def updated(call: Call, visit: tuple[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if call.tracing is not None and call.tracing.learning and local:
+            return shared_input.noted(plain, call.tracing, holder.layouts, visit, args, kwargs)
         updates = {name: call.updates[full] for name, full in local.items() if full in call.updates}
         if is_batch_norm(module):
             return batch_norm(module, clone, call, updates, leaf.name, _first(args, kwargs))
         if not updates:
             return plain(*args, **kwargs)
         if run is None:
-            return own_forward(clone, slots, module, call, updates, holder.layouts, visit, args, kwargs)
+            return own_forward(clone, slots, module, call, updates, holder, visit, args, kwargs)
 
         def modulated(y: Tensor) -> Tensor:
             own = updates["weight"].modulation if "weight" in updates else None
@@ -163,9 +150,16 @@ def _teach(leaf: LeafModule, local: dict[str, str], holder: Holder) -> None:
         layout = holder.layouts.get(
             (*visit, 0 if args else next(iter(kwargs))), Layout(0, x.dim(), x.shape[0])
         )
-        axis = layout.locate(x, call.rows)
+        axis = layout.locate(x, call.rows, call.tracing is not None)
         if axis:
             return modulated(run(module, call, updates, x.movedim(axis, 0))).movedim(0, axis)
+        if axis is None and call.tracing is not None:
+            if any(update.modulation is not None for update in updates.values()):
+                raise ValueError(
+                    f"{leaf.name}: its input has no batch axis, so its output cannot be shifted or gated by task; "
+                    "take a format without shift and gate there"
+                )
+            return shared_input.shared(run, module, call, call.tracing, updates, x)
         return modulated(run(module, call, updates, x if axis == 0 else spread(x, call.rows)))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -191,7 +185,6 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _shapes(
     visit: tuple[str, int], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> dict[Key, tuple[int, ...]]:
-    values: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-    for index, value in enumerate(result if isinstance(result, tuple) else (result,)):
-        values["output", index] = value
-    return {(*visit, key): tuple(value.shape) for key, value in values.items() if isinstance(value, Tensor)}
+    values: dict[Any, Tensor] = {**arguments(args, kwargs)}
+    values.update({("output", index): value for index, value in enumerate(tensors(result))})
+    return {(*visit, key): tuple(value.shape) for key, value in values.items()}

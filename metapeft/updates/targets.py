@@ -15,7 +15,7 @@ from metapeft.base.suggestions import did_you_mean
 from metapeft.updates.formats.format import Format, Geometry
 from metapeft.updates.formats.site import Site
 from metapeft.updates.leaf import LeafModule, is_transposed, leaf_modules
-from metapeft.updates.refusals import refuse_update, why_not_modulated
+from metapeft.updates.refusals import why_no_update, why_not_modulated
 
 log = logging.getLogger("metapeft")
 
@@ -28,6 +28,8 @@ Targets = Pattern | Sequence[Pattern]
 class Rule:
     """One pattern and its format; `matched`, `frozen` and `used` count parameters it met, left out and updates.
 
+    `refused`: why a parameter that it met carries no update, by name.
+
     `is_name` says that some parameter or module is called so: then it is no glob, whatever is in it (`[a]`, `x?`).
     """
 
@@ -37,6 +39,7 @@ class Rule:
     matched: int = field(default=0)
     frozen: int = field(default=0)
     used: int = field(default=0)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def names(self, name: str, leaf: LeafModule, classifier: str | None) -> bool | None:
         """None where the pattern doesn't match; else whether it names it without a wildcard."""
@@ -70,7 +73,11 @@ def find_classifier(backbone: nn.Module, classifier: str | None) -> str | None:
 
 
 def find_sites(
-    backbone: nn.Module, formats: Formats, targets: Targets, classifier: str | None
+    backbone: nn.Module,
+    formats: Formats,
+    targets: Targets,
+    classifier: str | None,
+    left_out: dict[str, str] | None = None,
 ) -> dict[str, Site]:
     """Choose each parameter's format; a rank that is cut to what a layer can have is logged as a warning.
 
@@ -81,12 +88,13 @@ def find_sites(
         targets: `"all"`, `"head"` (the classifier), `"body"` (all but it), a glob over parameter or module
             names, a module type, or several of these.
         classifier: the classifier's name, or None.
+        left_out: receives what cannot carry the update and is not named: parameter -> why.
 
     Returns: sites by parameter name; a tied parameter stands once, under its first name.
 
     Raises:
-        ValueError: a pattern that matches nothing, a rank above the layer's, a parameter that cannot carry
-            the update; each names it.
+        ValueError: a pattern that matches nothing, or only what cannot carry the update; a parameter or layer that
+            is named and cannot, a rank above a named layer's; each names it.
     """
     rules = _rules(formats, targets)
     called = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
@@ -97,11 +105,12 @@ def find_sites(
     found: dict[str, Site] = {}
     cuts: dict[str, int] = {}
     first_names = {parameter: name for name, parameter in backbone.named_parameters()}
-    in_layers = {p for leaf in leaf_modules(backbone) if leaf.is_layer for p in leaf.parameters.values()}
+    leaves = list(leaf_modules(backbone))
+    in_layers = {p for leaf in leaves if leaf.is_layer for p in leaf.parameters.values()}
     decided: set[nn.Parameter] = set()
-    owners = Counter(parameter for leaf in leaf_modules(backbone) for parameter in leaf.parameters.values())
+    owners = Counter(parameter for leaf in leaves for parameter in leaf.parameters.values())
     plain: list[str] = []
-    for leaf in leaf_modules(backbone):
+    for leaf in leaves:
         for local, parameter in leaf.parameters.items():
             if parameter in decided or (parameter in in_layers and not leaf.is_layer):
                 continue  # a tied parameter belongs to the first layer that has it and that a pattern matches
@@ -115,7 +124,7 @@ def find_sites(
                 if some_are_trained and _stays_frozen(parameter, rule):
                     rule.frozen += 1
                     break
-                site = None if rule.format is None else _site(name, leaf, parameter, rule.format, named, cuts)
+                site = None if rule.format is None else _site(name, leaf, parameter, rule, named, cuts)
                 if site is not None and (site.format.shift or site.format.gate):
                     site = _modulated(site, leaf, local, named, owners[parameter] > 1, plain)
                 if site is not None:
@@ -124,6 +133,8 @@ def find_sites(
                 break
     for rule in rules:
         _refuse_unused(backbone, rule, classifier)
+        if left_out is not None:
+            left_out.update(rule.refused)
     if cuts:
         shown = ", ".join(f"{name} to {rank}" for name, rank in cuts.items())
         log.warning("ranks cut to the largest that the layer can have: %s", shown)
@@ -143,6 +154,17 @@ def patterns(targets: Targets) -> list[Pattern]:
                 f"targets={target!r}: allowed are names, globs, module types, 'all', 'head', 'body', lists"
             )
     return several
+
+
+def note_left_out(left_out: Mapping[str, str], formats: Formats, targets: Targets) -> None:
+    """Say once what carries no update, why, and which dictionary of formats says the same."""
+    same: dict[Any, Any] = dict.fromkeys(left_out)
+    same.update(formats if isinstance(formats, Mapping) else dict.fromkeys(patterns(targets), formats))
+    log.warning(
+        "without an update are: %s; attach(backbone, {%s}) says the same",
+        "; ".join(dict.fromkeys(left_out.values())),
+        ", ".join(f"{pattern!r}: {format}" for pattern, format in same.items()),
+    )
 
 
 def _rules(formats: Formats, targets: Targets) -> list[Rule]:
@@ -166,18 +188,32 @@ def _stays_frozen(parameter: nn.Parameter, rule: Rule) -> bool:
 
 
 def _site(
-    name: str, leaf: LeafModule, parameter: nn.Parameter, format: Format, named: bool, cuts: dict[str, int]
+    name: str, leaf: LeafModule, parameter: nn.Parameter, rule: Rule, named: bool, cuts: dict[str, int]
 ) -> Site | None:
-    """The site of one matched parameter; None where the format does not act on parameters of its kind."""
-    geometry = Geometry(tuple(parameter.shape), is_transposed(leaf.module) and parameter.dim() == 2)
+    """The site of one matched parameter; None where the format does not act on parameters of its kind, or cannot.
+
+    Raises:
+        ValueError: it cannot, and the user named it.
+    """
+    format = rule.format
+    if format is None:
+        return None
+    stored_in_out = is_transposed(leaf.module) and parameter.dim() >= 2
+    geometry = Geometry(tuple(parameter.shape), stored_in_out)
     normalisation = isinstance(leaf.module, nn.LayerNorm | nn.RMSNorm)  # whose weights may have several axes
     if not format.fits(geometry) or (normalisation and not format.dense):
         return None
-    refuse_update(name, parameter, leaf, format, named)
-    if not leaf.is_layer and not format.dense:
+    if not (leaf.is_layer or format.dense or named) and (geometry.limit < 2 or parameter.shape[0] == 1):
+        return None  # a token or a scale, no matrix
+    why = why_no_update(parameter, leaf.module, format)
+    if why:
+        said = f"{type(format).__name__} cannot act on {name!r} ({type(leaf.module).__name__}): {why}"
+        if named:
+            raise ValueError(said)
+        rule.refused[name] = said
         return None
     if format.dense:
-        return Site(name, format, geometry)
+        return Site(name, format, geometry, named)
     cut = format.cut(geometry.limit)
     if cut != format:
         if named:
@@ -185,7 +221,7 @@ def _site(
                 f"{format} on {name!r} of shape {geometry.shape}: its largest rank is {geometry.limit}"
             )
         cuts[name] = geometry.limit
-    return Site(name, cut, geometry)
+    return Site(name, cut, geometry, named)
 
 
 def _modulated(site: Site, leaf: LeafModule, local: str, named: bool, tied: bool, plain: list[str]) -> Site:
@@ -203,6 +239,8 @@ def _refuse_unused(backbone: nn.Module, rule: Rule, classifier: str | None) -> N
     """Raise ValueError for a pattern without effect, with the nearest name."""
     if rule.used or (rule.pattern == "all" and rule.format is None):
         return
+    if rule.refused:
+        raise ValueError(next(iter(rule.refused.values())))
     if rule.frozen:
         raise ValueError(
             f"target {rule.pattern!r} matches no parameter that Full may move: {rule.frozen} are frozen "

@@ -28,12 +28,6 @@ class Checkpointed(nn.Module):
         self.layer = nn.Linear(4, 3)
 
 
-def weight_norm() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3)))
-
-
 def compiled_to_script() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -54,17 +48,6 @@ def integers() -> nn.Module:
     return layer
 
 
-class Bare(nn.Module):
-    """A loose parameter without a batch axis, beside a layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale, self.layer = nn.Parameter(torch.ones(4)), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x * self.scale)
-
-
 BACKBONES: dict[str, tuple[Callable[[], Any], Any, str]] = {
     "no module": (lambda: "resnet", mp.LoRA(1), "backbone=str"),
     "compiled": (lambda: nn.Sequential(torch.compile(nn.Linear(4, 3))), mp.LoRA(1), "0 .* is compiled"),
@@ -74,18 +57,8 @@ BACKBONES: dict[str, tuple[Callable[[], Any], Any, str]] = {
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), mp.LoRA(1), "0 .*lazy"),
     "quantised": (quantised, mp.Full(), "0 .*quantised"),
     "integers": (integers, mp.LoRA(1), "'weight'.*int8"),
-    "parametrised": (
-        lambda: nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(3, 3))),
-        mp.Full(),
-        "'0.*parametrised",
-    ),
-    "weight norm": (weight_norm, mp.LoRA(1), "'0.weight_g'.*hook"),
-    "recurrent": (lambda: nn.LSTM(4, 3), mp.LoRA(1), "'weight_ih_l0' .LSTM.*recurrent"),
-    "recurrent cell": (lambda: nn.GRUCell(4, 3), mp.Full(), "'weight_ih' .GRUCell.*recurrent"),
-    "transposed": (lambda: nn.ConvTranspose2d(4, 3, 2), mp.LoRA(1), "'weight'.*only Full"),
     "sparse": (lambda: nn.Embedding(4, 3, sparse=True), mp.LoRA(1), "'weight'.*sparse"),
     "max norm": (lambda: nn.Embedding(4, 3, max_norm=1.0), mp.Full(), "'weight'.*max_norm"),
-    "loose": (Bare, mp.Full(), "'scale' .Bare.*a module of its own"),
     "no copy": (lambda: nn.Sequential(Holding(), nn.Linear(4, 3)), mp.LoRA(1), "cannot be copied"),
 }
 
@@ -214,7 +187,6 @@ class Broken(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        ("idle", "idle.weight.*never runs the layer"),
         ("mixes inputs", "tasks run at once differ"),
         ("skips its layer", "tasks run at once differ"),
         ("turns the batch inside", "tasks run at once differ|not with one update per task"),
@@ -232,6 +204,39 @@ def test_first_batch(kind: str, match: str | None) -> None:
             continue
         with pytest.raises(ValueError, match=match):
             model(randn(2, 3, 4), model.factors())
+
+
+def test_a_layer_that_never_runs(caplog: pytest.LogCaptureFixture) -> None:
+    """Under "all" it is said; named, it is refused."""
+    x = randn(2, 3, 4)
+    with caplog.at_level(logging.WARNING):
+        model = mp.attach(randomised(Broken("idle")), mp.LoRA(2), classifier=None)
+        model(x, model.factors())
+        model(x, model.factors())
+    assert caplog.text.count("reads none of idle.weight") == 1
+    named = mp.attach(randomised(Broken("idle")), mp.LoRA(2), targets=["layer", "idle"], classifier=None)
+    with pytest.raises(ValueError, match=r"idle.weight.*never runs the layer"):
+        named(x, named.factors())
+
+
+def test_all_leaves_out_what_cannot_and_says_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The dictionary that the warning has gives the same without a warning; a layer that is named is refused."""
+    net = nn.Sequential(nn.Linear(4, 5), integers(), nn.Embedding(4, 3, sparse=True))
+    with caplog.at_level(logging.WARNING):
+        model = mp.attach(net, mp.LoRA(1))
+    assert list(model.sites) == ["0.weight"]
+    assert sorted(model.left_out) == ["1.weight", "2.weight"]
+    assert len(caplog.records) == 1
+    assert (
+        "attach(backbone, {'1.weight': None, '2.weight': None, 'all': LoRA(rank=1, alpha=None)})"
+        in caplog.text
+    )
+    caplog.clear()
+    same = mp.attach(net, {"1.weight": None, "2.weight": None, "all": mp.LoRA(1)})
+    assert list(same.sites) == list(model.sites)
+    assert not caplog.records
+    with pytest.raises(ValueError, match=r"LoRA cannot act on '2.weight' .Embedding.*sparse"):
+        mp.attach(net, mp.LoRA(1), targets=["0", "2"])
 
 
 class CheckpointedInside(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from metapeft.learner.learner import Learner
 from metapeft.training.runs import kept_inner
 from metapeft.training.runs.run import Run
 from metapeft.updates.attach_model import attach
+from metapeft.updates.copying import viewed
 
 
 def load(
@@ -29,6 +31,7 @@ def load(
     backbone: nn.Module | None = None,
     loss: Callable[..., Any] | None = None,
     preprocess: Callable[..., Any] | None = None,
+    output: Callable[..., Any] | None = None,
     generator: Any = None,
     inner: Any = None,
     hypergradient: Any = None,
@@ -73,11 +76,13 @@ def load(
         state = _state(folder, checkpoint)
     parts = {
         "inner": inner, "hypergradient": hypergradient, "head": head, "generator": generator, "selection": selection,
-        "preprocess": preprocess,
+        "preprocess": preprocess, "output": output,
     }  # fmt: skip
     with stored_in(Path(run) / "config.json"):
         body = _backbone(stored["backbone"], backbone)
-        parts = {part: settings.given_or_built(part, stored[part], given) for part, given in parts.items()}
+        parts = {
+            part: settings.given_or_built(part, stored.get(part), given) for part, given in parts.items()
+        }
         chosen = formats
         if formats is None:
             chosen = {name: settings.built(spec, "formats") for name, spec in stored["formats"].items()}
@@ -88,7 +93,10 @@ def load(
         norm=stored["norm"],
         preprocess=parts.pop("preprocess"),
         classifier=stored["classifier"],
+        output=parts.pop("output"),
     )
+    unnamed = {name: replace(site, named=False) for name, site in model.sites.items()}
+    model = viewed(model, unnamed)  # whoever made the run need not have named them
     given = {name: settings.of(model.sites[name].format) for name in stored["formats"] if name in model.sites}
     refuse_difference("formats", stored["formats"], as_json(given))
     learner = Learner(

@@ -12,12 +12,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metapeft.updates.formats.format import Factors, Format, Geometry, per_row
 from metapeft.updates.formats.modulation import Modulation
+from metapeft.updates.layers.kept_state import Kept
 from metapeft.updates.layers.layout import Layouts, Shapes
 from metapeft.updates.layers.masks import Masks
+from metapeft.updates.layers.per_task import Step, Tracing
 from metapeft.updates.layers.recording import Recording, Replay
 
 #: batch-norm layer -> mean and biased variance `(T, C)`, and the number of values behind them `(T,)`
@@ -79,7 +81,7 @@ class Call:
     them. While `shapes` is a dict, the leaf modules note the shapes of what they take and give.
     `masks` are those of dropout, None for none; `dropouts` counts it, and while a leaf module runs under vmap,
     `part` is the number of parts that the rows are cut into, and which of them it is.
-    `recording` takes down what modules give, or hands it back.
+    `recording` takes down what modules give, or hands it back. `tracing`: of values that each task has its own of.
     """
 
     tasks: int
@@ -96,6 +98,7 @@ class Call:
     dropouts: int = 0
     part: tuple[int, Tensor] | None = None
     recording: Recording | Replay | None = None
+    tracing: Tracing | None = None
 
     def run(self, name: str, parameters: Collection[str], work: Callable[[], Any]) -> Any:
         """The forward of a module, of which `parameters` carry updates, recorded or handed back where the run is to."""
@@ -125,6 +128,14 @@ class Holder:
         self.call: Call | None = None
         self.classifier = classifier
         self.layouts: Layouts = {}
+        self.steps: tuple[Step, ...] | None = (
+            None  # where values that each task has its own of are kept as such
+        )
+        self.once: dict[
+            str, nn.Module | None
+        ] = {}  # functions that torch differentiates once only, and who calls them
+        self.in_turn: set[str] = set()  # leaf modules that run task by task
+        self.kept: list[Kept] = []  # tensors that modules keep from one forward to the next
         self.running: list[str] = []  # the modules that run, outermost first, where somebody asks
 
     def current(self) -> Call:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-#: the leaf module's name, which of its calls in a run, and the argument: position, keyword, or ("output", position)
-Key = tuple[str, int, int | str | tuple[str, int]]
+from metapeft.updates.layers.nests import Argument
+
+#: the leaf module's name, which of its calls in a run, and the argument or ("output", which)
+Key = tuple[str, int, Argument]
 Shapes = dict[Key, tuple[int, ...]]
 
 
@@ -23,9 +25,9 @@ class Layout:
     dim: int
     first: int
 
-    def locate(self, x: Tensor, rows: int) -> int | None:
-        """The axis of `x` that has the rows; an earlier module may have given a shared tensor one."""
-        if self.axis is not None:
+    def locate(self, x: Tensor, rows: int, certain: bool = False) -> int | None:
+        """The axis of `x` that has the rows; an earlier module may have given a shared tensor one, unless `certain`."""
+        if self.axis is not None or certain:
             return self.axis
         expanded = x.dim() > self.dim or (self.first == 1 and x.dim() > 0 and x.shape[0] == rows)
         return 0 if expanded else None

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from metapeft.updates.layers.per_task import PerTask, Tracing
+
 Visits = Counter[str]
 Work = Callable[[], Any]
 
@@ -23,10 +25,11 @@ class MovingLayerReached(BaseException):
 
 
 class Counting(Protocol):
-    """What a run counts: how often each leaf module ran, and dropout."""
+    """What a run counts: how often each leaf module ran, dropout, and steps on values that each task has its own of."""
 
     visits: Visits
     dropouts: int
+    tracing: Tracing | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Place:
     modules: Visits
     leaf_modules: Visits
     dropouts: int
+    steps: int
 
 
 class Recording:
@@ -59,9 +63,12 @@ class Recording:
         before, inside = self.modules[name], len(self.places)
         self.modules[name] += 1
         output = work()
-        if isinstance(output, Tensor) and output.is_floating_point():
+        if isinstance(output, Tensor) and output.is_floating_point() and not isinstance(output, PerTask):
             del self.places[inside:], self.outputs[inside:]
-            self.places.append(Place(name, before, self.modules.copy(), call.visits.copy(), call.dropouts))
+            steps = 0 if call.tracing is None else call.tracing.done
+            self.places.append(
+                Place(name, before, self.modules.copy(), call.visits.copy(), call.dropouts, steps)
+            )
             self.outputs.append(output)
         return output
 
@@ -85,4 +92,6 @@ class Replay:
         place, output = found
         self.modules, call.visits = place.modules.copy(), place.leaf_modules.copy()
         call.dropouts = place.dropouts
+        if call.tracing is not None:
+            call.tracing.done = place.steps
         return output

@@ -5,48 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from metapeft.updates.layers.call import Call, Update
-from metapeft.updates.layers.layout import Layouts, spread
+from metapeft.updates.layers.call import Call, Holder, Update
+from metapeft.updates.layers.layout import spread
+from metapeft.updates.layers.nests import Argument, arguments, refilled, replaced, tensors
+from metapeft.updates.layers.per_task import PerTask, own_rows, per_task
 from metapeft.updates.layers.slots import Slots
-
-
-class PaddedEmbedding(TorchFunctionMode):
-    """While it is active, an embedding's padding row receives no gradient in any task.
-
-    Under `torch.vmap`, torch masks the gradient of the padding row of the first task only.
-
-    Example:
-        >>> tables = torch.ones(2, 3, 1, requires_grad=True)
-        >>> look_up = lambda table: F.embedding(torch.tensor([0, 1]), table, padding_idx=0)
-        >>> with PaddedEmbedding():
-        ...     rows = torch.func.vmap(look_up)(tables)
-        >>> torch.autograd.grad(rows.sum(), tables)[0].squeeze(-1)
-        tensor([[0., 1., 0.],
-                [0., 1., 0.]])
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.embedding:
-            names, unpadded = ("input", "weight", "padding_idx"), None
-        elif func is torch.embedding:
-            names, unpadded = ("weight", "indices", "padding_idx"), -1
-        else:
-            return func(*args, **(kwargs or {}))
-        given = {**dict(zip(names, args)), **(kwargs or {})}
-        padding = given.pop("padding_idx", unpadded)
-        weight, index = given.pop("weight"), given.pop("input" if func is F.embedding else "indices")
-        first = (index, weight) if func is F.embedding else (weight, index)
-        rows = func(*first, unpadded, *args[3:], **given)
-        if padding == unpadded:
-            return rows
-        padding = padding + weight.shape[0] if padding < 0 else padding
-        return torch.where((index == padding).unsqueeze(-1), rows.detach(), rows)
+from metapeft.updates.layers.task_by_task import each_task
 
 
 def own_forward(
@@ -55,7 +21,7 @@ def own_forward(
     module: nn.Module,
     call: Call,
     updates: dict[str, Update],
-    layouts: Layouts,
+    holder: Holder,
     visit: tuple[str, int],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -66,54 +32,68 @@ def own_forward(
         clone: a copy of the module with the class's own forward. slots: its slots.
         module: the leaf module, whose parameters are the current ones.
         updates: by name inside it.
-        layouts: where the batch axes of its arguments and outputs are.
-        visit: its name and which of its calls this is, the first two entries of a key of `layouts`.
+        holder: where the batch axes of its arguments and outputs are found.
+        visit: its name and which of its calls this is, the first two entries of a key of the layouts.
         args, kwargs: as it was called.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
     own = {name: parameters[name] + update.delta(call.rows) for name, update in updates.items()}
     parts = max(value.shape[0] for value in own.values())  # tasks, or rows where a seed is per input
+    parts = parts if call.tracing is None else call.tracing.parts
     own = {name: value.repeat_interleave(parts // value.shape[0], 0) for name, value in own.items()}
     state = {**parameters, **dict(module.named_buffers(remove_duplicate=False))}
     shared = {name: state[name] for name in slots.first}
 
-    values: dict[int | str, Any] = dict(enumerate(args))
-    values.update(kwargs)
-    mapped: dict[int | str, Tensor] = {}
-    axes: dict[int | str, int] = {}
+    values = arguments(args, kwargs)
+    mapped: dict[Argument, Tensor] = {}
+    axes: dict[Argument, int] = {}
     for key, value in values.items():
-        layout = layouts.get((*visit, key))
-        axis = layout.locate(value, call.rows) if layout is not None and isinstance(value, Tensor) else None
+        if isinstance(value, PerTask):
+            mapped[key], axes[key] = value.value, 0
+            continue
+        layout = holder.layouts.get((*visit, key))
+        axis = layout.locate(value, call.rows, call.tracing is not None) if layout is not None else None
         if axis is not None:
             mapped[key], axes[key] = torch.unflatten(value, axis, (parts, -1)), axis
 
-    empty: list[bool] = []  # which outputs are None (attention's weights): vmap returns tensors only
+    given_back: list[Any] = []  # vmap returns tensors only
 
-    def one(own: dict[str, Tensor], mapped: dict[int | str, Tensor], which: Tensor) -> Any:
-        full = {**values, **mapped}
-        given = tuple(full[i] for i in range(len(args))), {key: full[key] for key in kwargs}
+    def one(own: dict[str, Tensor], mapped: dict[Argument, Tensor], which: Tensor) -> Any:
+        given = refilled(args, kwargs, {**values, **mapped})
         call.part = (parts, which)
         filled = slots.filled({**shared, **own})
         output = torch.func.functional_call(clone, filled, *given, tie_weights=False)
         call.part = None
-        if not isinstance(output, tuple):
-            return output
-        empty[:] = [value is None for value in output]
-        return tuple(value for value in output if value is not None)
+        given_back[:] = [output]
+        return tuple(tensors(output))
 
     each = torch.arange(parts, device=next(iter(own.values())).device)
-    with PaddedEmbedding():
-        result = torch.func.vmap(one, in_dims=(0, axes, 0), randomness="different")(own, mapped, each)
+    names, keys = list(own), list(mapped)
+
+    def flat(*tensors: Tensor) -> Any:
+        first, second = tensors[: len(names)], tensors[len(names) : -1]
+        return one(dict(zip(names, first)), dict(zip(keys, second)), tensors[-1])
+
+    result, in_turn = each_task(
+        flat,
+        [*own.values(), *mapped.values(), each],
+        [*(0 for _ in own), *axes.values(), 0],
+        visit[0] in holder.in_turn,
+    )
+    if in_turn:
+        holder.in_turn.add(visit[0])
 
     def joined(value: Tensor, index: int) -> Tensor:
         """`(parts, ...)` to rows along the output's batch axis."""
+        layout = holder.layouts.get((*visit, ("output", index)))
+        if call.tracing is not None and (layout is None or layout.axis is None):
+            return per_task(value, call.tracing)
+        if not axes and layout is not None and layout.axis is not None:
+            return own_rows(value, layout.axis)  # it was told how many
         if not axes:
             return torch.cat([spread(output, call.rows // parts) for output in value])
-        layout = layouts.get((*visit, ("output", index)))
         axis = 0 if layout is None or layout.axis is None else layout.axis
         return value.movedim(0, axis).flatten(axis, axis + 1)
 
-    if isinstance(result, tuple):
-        full = iter(result)
-        return tuple(None if none else joined(next(full), index) for index, none in enumerate(empty))
-    return joined(result, 0)
+    found = iter([joined(value, index) for index, value in enumerate(result)])
+    return replaced(given_back[0], lambda _: next(found))

@@ -1,0 +1,1 @@
+"""Real architectures under updates: which of them run, each against plain torch."""
