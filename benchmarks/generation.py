@@ -45,7 +45,7 @@ def make(
     """The learner of a row; without inner steps nothing adapts. `formats`: of each parameter, in place of the row's."""
     generator = row.generator()
     preprocess = getattr(family.splits(seed)["train"].dataset, "preprocess", None)
-    targets = {"targets": family.targets} if formats is None else {}
+    targets: Any = {"targets": family.targets} if formats is None else {}
     model = mp.attach(
         family.backbone(seed), formats or row.format, preprocess=preprocess, seed=seed, **targets
     )

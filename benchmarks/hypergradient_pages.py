@@ -29,21 +29,22 @@ def by_engine(found: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Time and peak memory of each engine at each K, and the growth of memory."""
+    """Time, then peak memory and its growth, of each engine at each K."""
     engines = by_engine(found)
     counts = sorted({row["steps"] for row in found["rows"]})
     first, last = counts[0], counts[-1]
-    heads = [*(f"s, K = {k}" for k in counts), *(f"MiB, K = {k}" for k in counts)]
-    lines = [
-        f"| engine | {' | '.join(heads)} | MiB, K = {last} over {first} |",
-        f"| --- |{' ---: |' * (2 * len(counts) + 1)}",
+    times = [f"| seconds | {' | '.join(f'K = {k}' for k in counts)} |", f"| --- |{' ---: |' * len(counts)}"]
+    peaks = [
+        f"| MiB | {' | '.join(f'K = {k}' for k in counts)} | K = {last} over {first} |",
+        f"| --- |{' ---: |' * (len(counts) + 1)}",
     ]
     for name, rows in engines.items():
         seconds = [f"{rows[k]['seconds']:.2f}" if k in rows else "" for k in counts]
         memory = [f"{rows[k]['bytes'] / 2**20:.1f}" if k in rows else "" for k in counts]
         both = first in rows and last in rows
         growth = f"{rows[last]['bytes'] / rows[first]['bytes']:.2f}" if both else ""
-        lines.append(f"| `{name}` | {' | '.join([*seconds, *memory, growth])} |")
+        times.append(f"| `{name}` | {' | '.join(seconds)} |")
+        peaks.append(f"| `{name}` | {' | '.join([*memory, growth])} |")
     where = found["environment"]
     note = (
         f"{found['problem']}. Time: of the processor, one thread. Memory: {found['memory']}. Commit "
@@ -51,14 +52,14 @@ def table(found: dict[str, Any]) -> str:
         f"`benchmarks/results/{RESULT.name}`, by `python -m benchmarks.hypergradients run`. `finite-difference` is "
         "defined for one inner step, `direct` for none."
     )
-    return "\n".join([*lines, "", note, "", distances(found)])
+    return "\n".join([*times, "", *peaks, "", note, "", distances(found)])
 
 
 def distances(found: dict[str, Any]) -> str:
     """Cosine with the exact gradient, and its norm relative to that, on both problems."""
     counts = sorted({row["steps"] for row in found["distances"]})
     lines = [
-        f"| problem | engine | {' | '.join(f'cosine (norm), K = {k}' for k in counts)} |",
+        f"| problem | cosine (norm) | {' | '.join(f'K = {k}' for k in counts)} |",
         f"| --- | --- |{' ---: |' * len(counts)}",
     ]
     for setting, values in found["settings"].items():

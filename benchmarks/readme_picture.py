@@ -23,7 +23,7 @@ ROWS = {
     "constant": ("the same update for every task", "#7a7a7a"),
     "blind": ("generated, but blind", "#d55e00"),
 }
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "metapeft", "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": "#9aa0a6",
 }  # fmt: skip
