@@ -86,8 +86,8 @@ def planted(found: dict[str, Any]) -> str:
     note = (
         f"Teachers: {counts}; {layers} layers of width {widths}, planted ranks 0 to 8. Within 1: share of all layers. "
         "Test loss: geometric mean over teachers of the mean squared error to outputs without noise, of an update "
-        "trained anew at a rule's ranks. Terms: of all, by the true total. Random and shuffled: means over two draws a "
-        f"teacher. {settings['steps']} steps of AdamW, batches of {settings['batch_size']}. Median seconds of a search, "
+        "trained anew at a rule's ranks. Terms: of all, by the true total. Random and shuffled: means over two draws "
+        f"a teacher. {settings['steps']} steps of AdamW, batches of {settings['batch_size']}. Median seconds a search, "
         f"the machine doing other things too: {spent}. Commit {str(where['commit'])[:9]}, {where['cpu']}, "
         f"{where['threads']} thread; from `benchmarks/results/planted_ranks.json`."
     )

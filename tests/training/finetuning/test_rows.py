@@ -129,3 +129,19 @@ def test_a_metric_chooses_the_best_state() -> None:
     logged = [row["validation_largest"] for row in fitted.log if "validation_largest" in row]
     assert fitted.evaluate(rows(9, 1))["largest"] == max(logged)
     assert 0 <= fitted.evaluate(rows(9, 1))["accuracy"] <= 1
+
+
+def test_a_hugging_face_table_goes_in_as_it_is() -> None:
+    datasets = pytest.importorskip("datasets", reason="a table of Hugging Face, pip install datasets")
+    items = sentences(9, 0)
+    table = datasets.Dataset.from_list(items)
+    options: dict[str, Any] = {
+        "format": mp.LoRA(2),
+        "targets": ["*query", "*value"],
+        "steps": 4,
+        "batch_size": 4,
+    }
+    expected = mp.finetune(bert(), Listed(items), **options).factors
+    for data in (table, table.with_format("torch")):
+        found = mp.finetune(bert(), data, **options).factors
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
