@@ -260,7 +260,7 @@ def every(
 
 @app.command
 def ceiling(family: str, threads: int = 1) -> None:
-    """What is had without meta-learning: on pairs by a rule that knows of the halves, on functions by a ridge regression.
+    """What is had without meta-learning: on pairs by a rule that knows the halves, on functions by a ridge regression.
 
     Args:
         family: which. threads: of torch.

@@ -80,7 +80,7 @@ PENALTY = 1e-2
 
 
 def ridge_of(family: Family) -> dict[str, Any]:
-    """Error of each test task by a ridge regression on the cubic monomials of its own points, each at most 1 in size."""
+    """Error of each test task by a ridge regression on the cubic monomials of its own points, each scaled to 1."""
     batch = family.splits(0)["test"].batch(0, family.episodes)
     support, query = (_monomials(x.double()) for x in (batch.support_x, batch.query_x))
     size = support.abs().amax((0, 1))

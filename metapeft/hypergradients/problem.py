@@ -37,6 +37,7 @@ class Problem:
         optional: names of outer variables that no loss need reach; where none does, the result has no gradient of them.
 
     Example:
+        >>> import torch
         >>> square = lambda u, w: (w["x"] - u["c"]).square()
         >>> Problem(square, square, {"c": torch.tensor(1.0)}, {"x": torch.tensor(0.0)}).method
         'unroll'
@@ -97,6 +98,7 @@ class Result:
         aux: what the outer objective returned beside its value.
 
     Example:
+        >>> import torch
         >>> Result(torch.tensor(0.5), {}, {}).residual is None
         True
     """

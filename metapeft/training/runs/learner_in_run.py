@@ -80,9 +80,8 @@ def load(
     }  # fmt: skip
     with stored_in(Path(run) / "config.json"):
         body = _backbone(stored["backbone"], backbone)
-        parts = {
-            part: settings.given_or_built(part, stored.get(part), given) for part, given in parts.items()
-        }
+        said = {"output": None, **stored}  # runs of before there was any do not say it
+        parts = {part: settings.given_or_built(part, said[part], given) for part, given in parts.items()}
         chosen = formats
         if formats is None:
             chosen = {name: settings.built(spec, "formats") for name, spec in stored["formats"].items()}
