@@ -125,7 +125,7 @@ def peft(updates: int, bfloat16: bool = False) -> Step:
 
 
 def timed(sides: dict[str, Step], count: int) -> dict[str, Any]:
-    """Median processor seconds of each side's steps, taken in turn after one that warms up, and the losses of the last."""
+    """Median processor seconds of each side's steps, in turn after one that warms up, and the losses of the last."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses = {name: step() for name, step in sides.items()}
     for _ in range(count):
