@@ -3,7 +3,8 @@
 BERT of MiniLM's shape (6 layers of 384) with random weights, LoRA of rank 8 on query and value, the classifier trained
 whole, 32 sentences of 64 tokens, AdamW, clipping. Both sides start alike and draw their batches from the same tensors,
 and the losses of the last step say that they did the same. Eight updates at once against as many steps of PEFT, one
-after the other. Times are medians of steps in turn; memory is the peak of a process of its own.
+after the other. Times are medians of steps in turn, in seconds of the processor, which other programs do not lengthen
+much; memory is the peak of a process of its own.
 """
 
 from __future__ import annotations
@@ -124,14 +125,14 @@ def peft(updates: int, bfloat16: bool = False) -> Step:
 
 
 def timed(sides: dict[str, Step], count: int) -> dict[str, Any]:
-    """Median seconds of each side's steps, taken in turn after one that warms up, and the losses of the last."""
+    """Median processor seconds of each side's steps, in turn after one that warms up, and the losses of the last."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses = {name: step() for name, step in sides.items()}
     for _ in range(count):
         for name, step in sides.items():
-            begun = time.perf_counter()
+            begun = time.process_time()
             losses[name] = step()
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(time.process_time() - begun)
     return {
         "seconds": {n: statistics.median(v) for n, v in seconds.items()},
         "losses": losses,
@@ -169,8 +170,12 @@ def main(*, steps: int = 7, many: int = 8, out: Path = RESULT) -> None:
             row["peak_mib"] = {"metapeft": peak("metapeft", updates), "peft": peak("peft", updates)}
         found.append({"case": name, **row})
         print(json.dumps(found[-1]), flush=True)
-    said = {"shape": f"{BATCH} x {TOKENS} tokens, rank {RANK}", "environment": environment(), "rows": found}
-    write_atomically(out, f"{json.dumps(said, indent=1)}\n".encode())
+        said = {
+            "shape": f"{BATCH} x {TOKENS} tokens, rank {RANK}",
+            "environment": environment(),
+            "rows": found,
+        }
+        write_atomically(out, f"{json.dumps(said, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -144,7 +144,8 @@ def speed(found: dict[str, Any]) -> str:
     where = found["environment"]
     note = (
         f"BERT of MiniLM's shape, {found['shape']} an update, LoRA on query and value, the classifier whole; medians "
-        "of steps taken in turn; several updates against as many models of PEFT one after the other, all in memory. "
+        "of steps taken in turn, processor seconds; several updates against as many models of PEFT in turn, "
+        "all of them in memory. "
         f"Commit {str(where['commit'])[:9]}, {where['cpu']}, {where['threads']} thread; from "
         "`benchmarks/results/finetune_speed.json`."
     )

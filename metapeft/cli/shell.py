@@ -26,7 +26,7 @@ _COMMANDS = {
     "predict": "Say what images of your own are, from a few labelled examples.",
     "bench": "Ablations of the whole method: generator, selection and inner loop switched off one at a time.",
     "sweep": "Train several methods with several seeds, a job each, on a SLURM cluster or here.",
-    "ranks": "Round a run's selection variables to ranks.",
+    "ranks": "Search the ranks of a model, or round a run's selection variables to ranks.",
     "data": "Look at a data set: counts, classes, hash; build its store.",
     "episodes": "Write or check the index lists of a protocol.",
     "export": "Adapt a run to one task and write it as an adapter that PEFT loads.",

@@ -62,6 +62,7 @@ def search_ranks(
     autocast: torch.dtype | None = None,
     device: torch.device | str | None = None,
     run_dir: str | Path | None = None,
+    progress: bool = False,
     seed: int = 0,
 ) -> RankSearch:
     """Choose a rank for every layer: train at one rank everywhere, and find out which terms are worth it.
@@ -75,6 +76,7 @@ def search_ranks(
         steps, epochs, batch_size, micro_batch, optimizer, lr, schedule, warmup, options, clip, loss, bucket, pad_id,
             autocast, device, seed: of the training, as `mp.finetune` takes them.
         run_dir: a folder for the search's trainings; a search that is there goes on, to the same end, bit for bit.
+        progress: a bar of each training.
 
     Returns: a `RankSearch`: `.ranks .scores .curve .factors .seconds .formats() .lora_config() .export_peft(folder)`.
 
@@ -114,7 +116,7 @@ def search_ranks(
         raise ValueError('method="fisher" needs total= or parameters=; method="prune" chooses how many terms')
     folder = None if run_dir is None else Path(run_dir)
     before = _seconds_before(folder)
-    fitting = Fitting(attached, train, validation, given, folder)
+    fitting = Fitting(attached, train, validation, {**given, "progress": progress}, folder)
     if isinstance(chosen, AutoLoRARanks):
         found = _autolora(fitting, chosen, budget, settings)
     elif isinstance(chosen, PruneRanks):
