@@ -47,11 +47,12 @@ def bert() -> torch.nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, num_labels=2
-    )
-    net: torch.nn.Module = BertForSequenceClassification(config).eval()
-    return net
+    shape: Any = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "num_labels": 2}
+    shape["intermediate_size"] = 1536
+    net: Any = BertForSequenceClassification(BertConfig(**shape))
+    net.eval()
+    found: torch.nn.Module = net
+    return found
 
 
 def rows(seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -77,7 +78,7 @@ def ours(updates: int, bfloat16: bool = False) -> Step:
 
     def step() -> float:
         joint(adapters)
-        return sum(one.averages.read()["loss"] for one in adapters) / updates
+        return float(sum(one.averages.read()["loss"] for one in adapters)) / updates
 
     return step
 

@@ -109,7 +109,8 @@ class FixedPointImplicit(Engine):
 
     def _step(self, problem: Problem, u: Tensors, w: Tensors, start: Tensors) -> Tensors:
         """One more step from w, with its graph, on the last batch."""
-        solver, batches, last = problem.solver, problem.batches, max(problem.solver.steps - 1, 0)
+        solver: Solver = problem.solver
+        batches, last = problem.batches, max(solver.steps - 1, 0)
         state = solver.init(u, start)
         if solver.reads == "batch":
             moved, after = solver.step(last, u, w, batches.batch(last), state)
@@ -153,7 +154,10 @@ class FixedPointImplicit(Engine):
         """q `(T, n)`, its relative residual `(T,)`, and the number of iterations."""
         eps = torch.finfo(g.dtype).eps
         tolerance = self.tolerance if self.tolerance is not None else 1e-10 if eps < 1e-10 else 1e-5
-        transposed = lambda v: v - products.transposed(v)  # noqa: E731
+
+        def transposed(v: Tensor) -> Tensor:
+            return v - products.transposed(v)
+
         if self.linear == "gmres":
             q, iterations = gmres(transposed, g, self.iterations, tolerance)
         elif self.linear == "normal":

@@ -38,9 +38,9 @@ def copied(
             )
     module = own_copy(model.module).to(device=device, dtype=dtype)
     held: list[Tensor] = [*module.parameters(), *module.buffers()]
-    for value in held:
-        if value.dim() == 4:  # two-dimensional convolutions are faster so
-            value.data = value.data.to(memory_format=torch.channels_last)
+    for tensor in held:
+        if tensor.dim() == 4:  # two-dimensional convolutions are faster so
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     dropped = (
         set()
         if keep_classifier or model.classifier is None
