@@ -36,7 +36,8 @@ class Adam(Descent):
     Args:
         steps, lr, rates, proximal, weight_decay, clip: as in `SGD` (the decay is part of the gradient).
         betas: b1 and b2, in [0, 1).
-        eps: above 0.
+        eps: above 0. eps_root: added under the root, `m_hat / (sqrt(v_hat + eps_root) + eps)`, where derivatives through
+            small gradients are to stay small, as in optax and TorchOpt.
 
     Example:
         >>> from metapeft.inner import solve
@@ -51,6 +52,7 @@ class Adam(Descent):
         betas: tuple[float, float] = (0.9, 0.999),
         *,
         eps: float = 1e-8,
+        eps_root: float = 0.0,
         rates: Per | None = None,
         proximal: Setting = 0.0,
         weight_decay: Setting = 0.0,
@@ -62,7 +64,8 @@ class Adam(Descent):
         given: dict[str, Any] = {"betas[0]": betas[0], "betas[1]": betas[1]}
         number(0, 1, **given)
         number(above=True, eps=eps)
-        self.betas, self.eps = (betas[0], betas[1]), eps
+        number(eps_root=eps_root)
+        self.betas, self.eps, self.eps_root = (betas[0], betas[1]), eps, eps_root
 
     def init(self, u: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> dict[str, Any]:
         zeros = {name: torch.zeros_like(value, requires_grad=False) for name, value in w.items()}
@@ -79,7 +82,11 @@ class Adam(Descent):
         v = {name: torch.addcmul(b2 * state["v"][name], g, g, value=1 - b2) for name, g in grads.items()}
         count = state["before"] + k + 1
         first, second = 1 - b1**count, math.sqrt(1 - b2**count)
-        direction = {name: (m[name] / first) / (safe_sqrt(v[name]) / second + self.eps) for name in grads}
+        if self.eps_root:
+            roots = {name: (value / second**2 + self.eps_root).sqrt() for name, value in v.items()}
+        else:
+            roots = {name: safe_sqrt(value) / second for name, value in v.items()}
+        direction = {name: (m[name] / first) / (roots[name] + self.eps) for name in grads}
         return direction, {**state, "m": m, "v": v}
 
 
@@ -104,13 +111,22 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         *,
         eps: float = 1e-8,
+        eps_root: float = 0.0,
         rates: Per | None = None,
         proximal: Setting = 0.0,
         weight_decay: Setting = 1e-2,
         clip: float | None = None,
     ) -> None:
         super().__init__(
-            steps, lr, betas, eps=eps, rates=rates, proximal=proximal, weight_decay=weight_decay, clip=clip
+            steps,
+            lr,
+            betas,
+            eps=eps,
+            eps_root=eps_root,
+            rates=rates,
+            proximal=proximal,
+            weight_decay=weight_decay,
+            clip=clip,
         )
 
     def direction(

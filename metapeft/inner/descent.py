@@ -13,6 +13,7 @@ from metapeft.inner.solver import Bound, Solver, Tensors
 
 Setting = float | Tensor | Callable[[Mapping[str, Tensor]], Any]
 Per = Literal["step", "element"]
+_UNSAID = (("clip", None), ("eps_root", 0.0))
 
 
 def value_of(setting: Setting, u: Mapping[str, Tensor]) -> Any:
@@ -103,9 +104,8 @@ class Descent(Solver):
     def settings(self) -> dict[str, Any]:
         found = {("rates" if name == "rates_per" else name): value for name, value in vars(self).items()}
         found.pop("task_axis", None)
-        if self.clip is None:  # as runs of before there was any have it
-            found.pop("clip", None)
-        return found
+        # as runs of before there was any have it
+        return {name: value for name, value in found.items() if (name, value) not in _UNSAID}
 
     def with_task_axis(self, task_axis: bool) -> Self:
         if task_axis == self.task_axis or (self.clip is None and not type(self).needs_task_axis):

@@ -54,7 +54,7 @@ STEPPING: dict[str, list[mi.Solver]] = {
     "SGD": [mi.SGD(3, 0.2, clip=0.5), mi.SGD(3, 0.2, proximal=0.5, weight_decay=0.1)],
     "Momentum": [mi.Momentum(3, 0.1, 0.9, clip=0.3), mi.Momentum(3, 0.1, 0.9, proximal=0.3)],
     "Nesterov": [mi.Nesterov(3, 0.1)],
-    "Adam": [mi.Adam(3, 0.1)],
+    "Adam": [mi.Adam(3, 0.1), mi.Adam(3, 0.1, eps_root=1e-3)],
     "AdamW": [mi.AdamW(3, 0.1, weight_decay=0.3)],
     "LBFGS": [mi.LBFGS(4, 0.5, memory=2)],
     "Proximal": [

@@ -193,3 +193,23 @@ def test_clipping_at_rest_and_in_settings():
     assert mi.SGD(**mi.SGD(3, 0.5, clip=1.0).settings()).clip == 1.0
     with pytest.raises(ValueError, match="clip"):
         mi.SGD(3, 0.5, clip=0.0)
+
+
+def test_a_root_that_is_kept_from_zero():
+    """By its formula in a loop; without it nothing changes, also in settings."""
+    inner, _, u, start = curved(seed=3)
+    solver = mi.Adam(4, 0.1, eps_root=1e-3)
+    w, m, v = dict(start), dict.fromkeys(start, 0.0), dict.fromkeys(start, 0.0)
+    for k in range(1, 5):
+        leaves = {name: value.clone().requires_grad_() for name, value in w.items()}
+        grads = dict(zip(leaves, torch.autograd.grad(inner(u, leaves), list(leaves.values()))))
+        for name, grad in grads.items():
+            m[name], v[name] = 0.9 * m[name] + 0.1 * grad, 0.999 * v[name] + 0.001 * grad**2
+            root = (v[name] / (1 - 0.999**k) + 1e-3).sqrt()
+            w[name] = w[name] - 0.1 * (m[name] / (1 - 0.9**k)) / (root + 1e-8)
+    for name, value in mi.solve(inner, u, start, solver).items():
+        torch.testing.assert_close(value, w[name], rtol=1e-10, atol=1e-12)
+    assert solver.settings()["eps_root"] == 1e-3
+    assert "eps_root" not in mi.Adam(4, 0.1).settings()
+    with pytest.raises(ValueError, match="eps_root"):
+        mi.Adam(4, 0.1, eps_root=-1.0)
