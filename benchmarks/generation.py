@@ -117,11 +117,13 @@ def rate_of(family: str, row: str, inner_steps: int) -> float | None:
 
 
 @app.command
-def choose(family: str, inner_steps: tuple[int, ...] = (1, 5), threads: int = 1) -> None:
+def choose(
+    family: str, inner_steps: tuple[int, ...] = (1, 5), rows: tuple[str, ...] = (), threads: int = 1
+) -> None:
     """Choose the inner rate that each row begins with: the same trials for each, on 100 validation tasks.
 
     Args:
-        family: which. inner_steps: numbers of inner steps. threads: of torch.
+        family: which. inner_steps: numbers of inner steps. rows: some only. threads: of torch.
     """
     torch.set_num_threads(threads)
     one, path = FAMILIES[family], RESULTS / f"{family}-chosen.json"
@@ -129,7 +131,7 @@ def choose(family: str, inner_steps: tuple[int, ...] = (1, 5), threads: int = 1)
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, row in rows_of(family).items():
         for steps in inner_steps:
-            if f"{name}-{steps}" in found or not adapts(name, row):
+            if f"{name}-{steps}" in found or not adapts(name, row) or (rows and name not in rows):
                 continue
             trials = {}
             for rate in one.rates:

@@ -36,7 +36,7 @@ class Adam(Descent):
     Args:
         steps, lr, rates, proximal, weight_decay, clip: as in `SGD` (the decay is part of the gradient).
         betas: b1 and b2, in [0, 1).
-        eps: above 0. eps_root: added under the root, `m_hat / (sqrt(v_hat + eps_root) + eps)`, where derivatives through
+        eps: above 0. eps_root: added under the root, `m_hat / (sqrt(v_hat + eps_root) + eps)`, where derivatives by
             small gradients are to stay small, as in optax and TorchOpt.
 
     Example:
