@@ -42,6 +42,7 @@ EXTRAS = {
 TESTED_EXTRAS = ("data", "higher", "transformers", "peft", "tensorboard", "slurm", "metrics")
 EXTRAS["test"] = ["pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.100"]
 EXTRAS["test"] += [requirement for extra in TESTED_EXTRAS for requirement in EXTRAS[extra]]
+EXTRAS["docs"] = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0", "black>=25.1"]
 EXTRAS["lint"] = ["ruff>=0.9", "mypy>=1.14", "pre-commit>=4.0"]
 
 setup(
