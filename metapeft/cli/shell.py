@@ -33,7 +33,9 @@ _COMMANDS = {
     "report": "Write a run's report again.",
 }
 for _name, _help in _COMMANDS.items():
-    app.command(f"metapeft.cli.{_name}:{'app' if _name == 'episodes' else _name}", name=_name, help=_help)
+    app.command(
+        f"metapeft.cli.{_name}:{'app' if _name in ('data', 'episodes') else _name}", name=_name, help=_help
+    )
 app.command("theory.cli:app", name="theory", help="The linear theory: check the theorems, draw the figures.")
 
 

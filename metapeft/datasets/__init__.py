@@ -9,11 +9,13 @@ from metapeft.datasets.table import registry
 if TYPE_CHECKING:
     from metapeft.datasets.by_name import load_dataset
     from metapeft.datasets.coloured_glyphs import read_coloured_glyphs
+    from metapeft.datasets.few_shot_sets import read_cifar_fs, read_cub, read_fc100, read_tieredimagenet
     from metapeft.datasets.folder import read_folder
     from metapeft.datasets.functions import Functions, read_functions
     from metapeft.datasets.glyph_pairs import read_glyph_pairs
     from metapeft.datasets.glyphs import read_glyphs
     from metapeft.datasets.images import ImageData, Preprocess
+    from metapeft.datasets.importing import import_dataset
     from metapeft.datasets.miniimagenet import read_miniimagenet
     from metapeft.datasets.omniglot import read_omniglot
     from metapeft.datasets.omniglot_pairs import read_omniglot_pairs
@@ -37,8 +39,12 @@ __all__ = [
     "Rotated",
     "Sinusoid",
     "SupportImages",
+    "import_dataset",
     "load_dataset",
+    "read_cifar_fs",
     "read_coloured_glyphs",
+    "read_cub",
+    "read_fc100",
     "read_folder",
     "read_functions",
     "read_glyph_pairs",
@@ -49,5 +55,6 @@ __all__ = [
     "read_omniglot_pairs",
     "read_sinusoid",
     "read_support",
+    "read_tieredimagenet",
     "registry",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 from pathlib import Path
 
@@ -16,21 +17,23 @@ _log = logging.getLogger("metapeft")
 GROUNDS = ("white", "black")  # on which transparent pictures can be put
 
 
-def decoded(file: Path, size: int, channels: int, ground: str = "white") -> Images:
+def decoded(
+    file: Path, size: int, channels: int, ground: str = "white", content: bytes | None = None
+) -> Images:
     """The pixels of a file as uint8 `(channels, size, size)`, grey or RGB; 16 bits a pixel are scaled to 8.
 
     It is turned as its EXIF orientation says. What is transparent shows the ground, which the log says once.
 
     Args:
         file: in any format that Pillow reads. size: pixels, to which others are scaled bilinearly.
-        channels: 1 or 3. ground: `"white"` or `"black"`.
+        channels: 1 or 3. ground: `"white"` or `"black"`. content: of the file, which is then only named.
 
     Raises:
         DataError: a file that is no whole image, is too large to be one, or has pixels of other kinds.
     """
     mode = "RGB" if channels == 3 else "L"
     try:
-        with Image.open(file) as image:
+        with Image.open(file if content is None else io.BytesIO(content)) as image:
             image.load()
             kind = image.mode
             # Pillow reads portable grey maps of 16 bits as 32

@@ -11,14 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metapeft.base import counter
 from metapeft.base.arguments import whole
 from metapeft.base.errors import DataError
 from metapeft.datasets.decoding import GROUNDS, decoded
+from metapeft.datasets.folder_splits import described, drawn_split, given_split, more_classes
+from metapeft.datasets.forms.class_folders import (
+    SUFFIXES,
+    check_disjoint,
+    is_image,
+    split_folders,
+    subfolders,
+)
 from metapeft.datasets.images import SPLITS, ImageData, check_split, statistics
 from metapeft.datasets.store import Images, cached_images, progress, signature
 
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _CHUNK = 200
 _log = logging.getLogger("metapeft")
 
@@ -30,21 +36,27 @@ def read_folder(
     size: int = 84,
     channels: int = 3,
     classes: Mapping[str, Sequence[str]] | None = None,
-    fractions: Sequence[float] = (0.64, 0.16, 0.2),
+    fractions: Sequence[float] | None = None,
     seed: int = 0,
     ground: str = "white",
+    ways: int = 5,
+    broken: str = "refuse",
 ) -> ImageData:
     """`root/class/image.jpg` as uint8 `(images, channels, size, size)`, decoded once into the cache folder.
 
     Args:
-        root: the folder that holds one folder a class; must be given.
+        root: the folder that holds one folder a class, or `train/`, `val/` (`valid/`, `validation/`) and `test/`, which
+            hold them; must be given.
         split: `"train"`, `"val"` or `"test"`.
         size: height and width in pixels; images are squeezed to it, with antialiasing.
         channels: 3 for colour, 1 for grey.
         classes: split -> names of its class folders, for a split of your own; None draws one.
-        fractions: shares of the classes in train, val and test, if the split is drawn.
+        fractions: shares of the classes in train, val and test, if the split is drawn; None: 0.64, 0.16 and 0.2, but
+            at least `ways` classes in each where there are three times as many.
         seed: of that draw.
         ground: `"white"` or `"black"`: what transparent images stand on.
+        ways: classes that an episode needs.
+        broken: `"refuse"` names the first image that cannot be read; `"skip"` leaves them out and says which.
 
     Raises:
         DataError: for a folder that is missing or empty, and for files that are no images.
@@ -64,16 +76,16 @@ def read_folder(
     whole(8, size=size)
     if ground not in GROUNDS:
         raise ValueError(f"ground={ground!r}: allowed are {' and '.join(map(repr, GROUNDS))}")
-    found = class_files(Path(root))
-    parts = (
-        _drawn_split(sorted(found), fractions, seed)
-        if classes is None
-        else _given_split(found, classes, root)
-    )
+    whole(ways=ways)
+    if broken not in ("refuse", "skip"):
+        raise ValueError(f"broken={broken!r}: allowed are 'refuse' and 'skip'")
+    found, parts = _classes(Path(root), classes, fractions, seed, ways)
     if not parts[split]:
         raise ValueError(
-            f"the {split} split of {root} has no classes: {len(found)} classes, {_described(parts)}"
+            f"the {split} split of {root} has no classes: {len(found)} classes, {described(parts)}"
         )
+    if broken == "skip":
+        _skip_broken(found, size, channels, ground)
     names = parts[split]
     images = _stored([file for name in names for file in found[name]], size, channels, ground, str(root))
     labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(found[name]) for name in names]))
@@ -84,7 +96,10 @@ def read_folder(
         )
     mean, deviation = statistics(training)
     title = Path(root).resolve().name
-    return ImageData(images, labels, names, split, name=title, mean=mean, deviation=deviation)
+    data = ImageData(images, labels, names, split, name=title, mean=mean, deviation=deviation)
+    if classes is None and not split_folders(Path(root)):
+        data.more_classes = more_classes(len(found))
+    return data
 
 
 def _stored(files: Sequence[Path], size: int, channels: int, ground: str, title: str) -> Tensor:
@@ -97,14 +112,76 @@ def _stored(files: Sequence[Path], size: int, channels: int, ground: str, title:
     return torch.from_numpy(cached_images(f"folder-{size}-{ground}", signature(files), shape, chunks))
 
 
-def class_files(root: Path) -> dict[str, list[Path]]:
-    """The image files of each folder in `root`, both in the order of their names; DataError where there are none."""
+def _classes(
+    root: Path,
+    classes: Mapping[str, Sequence[str]] | None,
+    fractions: Sequence[float] | None,
+    seed: int,
+    ways: int,
+) -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
+    """The files of each class, and the classes of each split."""
     if not root.is_dir():
         raise DataError(f"there is no folder {root}: root must hold one folder of images a class")
-    folders = sorted(filter(_is_shown, filter(Path.is_dir, root.iterdir())))
-    found = {folder.name: sorted(filter(_is_image, folder.iterdir())) for folder in folders}
+    split = {} if classes is not None else split_folders(root)
+    if split:
+        if fractions is not None:
+            raise ValueError(
+                f"fractions has no effect on {root}, which holds {', '.join(split)}: leave it out"
+            )
+        check_disjoint(split)
+        below = {part: class_files(folder) for part, folder in split.items()}
+        found = {name: files for one in below.values() for name, files in one.items()}
+        return found, {part: sorted(below.get(part, ())) for part in SPLITS}
+    found = class_files(root)
+    if classes is not None:
+        return found, given_split(found, classes, root)
+    _say_if_one_split(root)
+    return found, drawn_split(sorted(found), fractions, seed, ways)
+
+
+def _say_if_one_split(root: Path) -> None:
+    """`root/train` beside `root/test` is one split, and its classes are about to be split again."""
+    beside = split_folders(root.resolve().parent)
+    if root.resolve() in {folder.resolve() for folder in beside.values()}:
+        _log.warning(
+            "%s is one of the splits of %s: its own classes are split again; root=%s takes the splits as they are",
+            root, root.parent, root.parent,
+        )  # fmt: skip
+
+
+def _skip_broken(found: dict[str, list[Path]], size: int, channels: int, ground: str) -> None:
+    """Leave out the images that cannot be read, and say which; which they are is kept in the cache."""
+    files = [file for own in found.values() for file in own]
+
+    def read(file: Path) -> bool:
+        try:
+            decoded(file, size, channels, ground)
+        except DataError:
+            return False
+        return True
+
+    def chunks() -> Iterator[Images]:
+        whole_ones = [read(file) for file in progress(files, "looking for broken images", len(files))]
+        yield np.array(whole_ones, dtype=np.uint8).reshape(-1, 1, 1, 1)
+
+    kept = cached_images("folder-whole", signature(files), (len(files), 1, 1, 1), chunks).ravel()
+    skipped = {file for file, one in zip(files, kept) if not one}
+    if skipped:
+        names = ", ".join(str(file) for file in sorted(skipped)[:5])
+        _log.warning("%d of %d images cannot be read and are left out: %s", len(skipped), len(files), names)
+    for name, own in found.items():
+        left = [file for file in own if file not in skipped]
+        if not left:
+            raise DataError(f"class {name} has no image that can be read: {own[0]} is its first")
+        found[name] = left
+
+
+def class_files(root: Path) -> dict[str, list[Path]]:
+    """The image files of each folder in `root`, both in the order of their names; DataError where there are none."""
+    folders = subfolders(root)
+    found = {folder.name: sorted(filter(is_image, folder.iterdir())) for folder in folders}
     for folder in folders:
-        below = [file for file in folder.rglob("*") if _is_image(file) and file.parent != folder]
+        below = [file for file in folder.rglob("*") if is_image(file) and file.parent != folder]
         if below:
             _log.warning(
                 "%s: %d images in folders below it are left out, such as %s; a class is the images right in its folder",
@@ -114,50 +191,5 @@ def class_files(root: Path) -> dict[str, list[Path]]:
         raise DataError(f"{root} holds no folders: root must hold one folder of images a class")
     empty = [name for name, files in found.items() if not files]
     if empty:
-        raise DataError(f"class folder {root / empty[0]} holds no images ({', '.join(sorted(_SUFFIXES))})")
+        raise DataError(f"class folder {root / empty[0]} holds no images ({', '.join(sorted(SUFFIXES))})")
     return found
-
-
-def _is_shown(path: Path) -> bool:
-    """Not one of the hidden files and folders that systems and editors leave, such as `.ipynb_checkpoints`."""
-    return not path.name.startswith(".")
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and _is_shown(path)
-
-
-def _drawn_split(names: Sequence[str], fractions: Sequence[float], seed: int) -> dict[str, list[str]]:
-    if (
-        len(fractions) != 3
-        or not all(share >= 0 for share in fractions)
-        or not abs(sum(fractions) - 1) < 1e-6
-    ):
-        raise ValueError(f"fractions must be three numbers of at least 0 with sum 1, not {fractions!r}")
-    order = counter.draw(counter.root(seed), np.array([len(names)]), len(names))[0]
-    ends = [round(len(names) * share) for share in np.cumsum(fractions)]
-    pieces = np.split(order, ends[:2])
-    return {split: sorted(names[place] for place in piece) for split, piece in zip(SPLITS, pieces)}
-
-
-def _given_split(
-    found: Mapping[str, object], classes: Mapping[str, Sequence[str]], root: object
-) -> dict[str, list[str]]:
-    unknown = set(classes) - set(SPLITS)
-    if unknown:
-        raise ValueError(f"classes has the split {sorted(unknown)[0]!r}: splits are {', '.join(SPLITS)}")
-    taken: dict[str, str] = {}
-    for split, names in classes.items():
-        for name in names:
-            if name not in found:
-                raise DataError(f"class {name!r} of the {split} split has no folder in {root}")
-            if name in taken:
-                raise ValueError(
-                    f"class {name!r} stands twice in classes ({taken[name]} and {split}): splits share none"
-                )
-            taken[name] = split
-    return {split: sorted(classes.get(split, ())) for split in SPLITS}
-
-
-def _described(parts: Mapping[str, Sequence[str]]) -> str:
-    return ", ".join(f"{len(names)} in {split}" for split, names in parts.items())

@@ -89,6 +89,9 @@ class ImageData:
         (4, 'train', torch.Size([1, 2, 1, 8, 8]))
     """
 
+    more_classes = ""
+    """What to do where a split has fewer classes than an episode needs: the end of a sentence."""
+
     def __init__(
         self,
         images: Tensor,

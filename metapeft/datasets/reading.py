@@ -93,6 +93,8 @@ def read_support(
         >>> read_support("examples", like=learner).classes  # doctest: +SKIP
         ('cat', 'dog')
     """
+    if not Path(folder).is_dir():
+        raise DataError(f"there is no folder {folder}: a support set is one folder of images a class")
     found = class_files(Path(folder))
     if len(found) < 2:
         raise DataError(

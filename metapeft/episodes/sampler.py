@@ -188,7 +188,7 @@ class EpisodeSampler(Numbered):
         if ways > len(self._counts):
             raise ValueError(
                 f"ways={self.ways} needs {ways} classes, but {self.dataset.name} has {len(self._counts)} "
-                f"in its {self.dataset.split} split"
+                f"in its {self.dataset.split} split{getattr(self.dataset, 'more_classes', '')}"
             )
         least = int(self._counts.argmin())
         if each > self._counts[least]:

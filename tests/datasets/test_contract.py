@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,16 @@ from metapeft.datasets import miniimagenet, omniglot
 from metapeft.datasets.table import registry
 from metapeft.episodes.settings import of_data
 from tests.datasets import test_miniimagenet, test_omniglot
+from tests.datasets.forms import test_few_shot_sets
 from tests.datasets.test_loading import make_folder
 
 SPLITS = ("train", "val", "test")
+
+
+def few_shot(name: str, root: Path) -> dict[str, Any]:
+    return {"root": test_few_shot_sets.MADE[name](root / name), "size": 8, "complete": False}
+
+
 #: every data set of the table -> its options, from a folder in which its files may be made
 GRID: dict[str, Callable[[Path], dict[str, Any]]] = {
     "omniglot": lambda root: {"root": test_omniglot.as_folders(root / "o"), "size": 20},
@@ -25,6 +33,7 @@ GRID: dict[str, Callable[[Path], dict[str, Any]]] = {
         "size": 16,
         "per_class": 4,
     },
+    **{name: functools.partial(few_shot, name) for name in test_few_shot_sets.MADE},
     "folder": lambda root: {"root": make_folder(root / "f"), "size": 12},
     "glyphs": lambda root: {"per_class": 3, "size": 16, "seed": 4},
     "glyph-pairs": lambda root: {"per_class": 3, "size": 16, "seed": 4},

@@ -73,3 +73,71 @@ def test_glyphs_under_another_default_type() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(plain.images, again.images)
+
+
+DRAWN = [(14, 5, [9, 2, 3]), (15, 5, [5, 5, 5]), (16, 5, [6, 5, 5]), (14, 4, [6, 4, 4]), (40, 5, [26, 6, 8])]
+
+
+@pytest.mark.parametrize(("classes", "ways", "parts"), DRAWN)
+def test_a_drawn_split_has_the_classes_that_episodes_need(
+    classes: int, ways: int, parts: list[int], tmp_path: Path
+) -> None:
+    for k in range(classes):
+        picture(tmp_path / f"c{k:02d}" / "0.png", k)
+    found = [
+        mp.load_dataset("folder", tmp_path, split, size=8, ways=ways) for split in ("train", "val", "test")
+    ]
+    assert [len(data.classes) for data in found] == parts
+    assert len({name for data in found for name in data.classes}) == classes
+    if min(parts) < ways:
+        with pytest.raises(ValueError, match=r"ways=5 needs 5 classes, but .* has 2 in its val split; its 14 classes "
+                           "give three splits of at most 4 each: take ways=4 or fewer"):  # fmt: skip
+            mp.EpisodeSampler(found[1], ways=ways, queries=1)
+
+
+def split_root(root: Path) -> Path:
+    for grey, name in enumerate(("train/a", "train/b", "valid/c", "test/d")):
+        picture(root / name / "0.png", grey)
+    return root
+
+
+def test_splits_that_the_folder_has_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = split_root(tmp_path / "root")
+    found = {
+        split: mp.load_dataset("folder", root, split, size=8).classes for split in ("train", "val", "test")
+    }
+    assert found == {"train": ("a", "b"), "val": ("c",), "test": ("d",)}
+    assert caplog.text == ""
+    with pytest.raises(ValueError, match=r"fractions has no effect on .*root, which holds train, val, test"):
+        mp.load_dataset("folder", root, fractions=(1, 0, 0), size=8)
+    picture(root / "test" / "a" / "0.png", 3)
+    with pytest.raises(
+        mp.DataError, match=r"class a stands in .*train and in .*test: few-shot splits share no class; "
+    ):
+        mp.load_dataset("folder", root, size=8)
+
+
+def test_one_split_is_not_split_again_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = split_root(tmp_path / "root")
+    assert len(mp.load_dataset("folder", root / "train", **ALL).classes) == 2
+    assert "is one of the splits of" in caplog.text
+    assert f"root={root} takes the splits as they are" in caplog.text
+
+
+def test_a_broken_image_is_named_and_skipped_when_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder(tmp_path / "root")
+    (root / "a" / "1.png").write_bytes(b"no image")
+    with pytest.raises(mp.DataError, match=r"1.png is no whole image"):
+        mp.load_dataset("folder", root, **ALL)
+    for _ in range(2):  # the second time from the cache
+        data = mp.load_dataset("folder", root, broken="skip", **ALL)
+        assert data.labels.tolist() == [0, 1, 1]
+        assert f"1 of 4 images cannot be read and are left out: {root / 'a' / '1.png'}" in caplog.text
+        caplog.clear()
+    (root / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(mp.DataError, match="class a has no image that can be read"):
+        mp.load_dataset("folder", root, broken="skip", **ALL)
+    with pytest.raises(ValueError, match="broken='ignore': allowed are 'refuse' and 'skip'"):
+        mp.load_dataset("folder", root, broken="ignore", **ALL)
