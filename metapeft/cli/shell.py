@@ -20,9 +20,9 @@ app = App(
     help_format="plaintext",
 )
 _COMMANDS = {
-    "train": "Meta-train and compare methods on few-shot episodes; without options the main job on glyphs.",
+    "train": "Meta-train and compare methods on few-shot episodes; without options the main job on pairs of glyphs.",
     "evaluate": "Evaluate a trained run on episodes.",
-    "bench": "Ablations of the whole method: generator, selection and inner loop switched off one at a time.",
+    "bench": "Compare methods, ablations and controls on plain and shifted glyphs.",
     "sweep": "Train several methods with several seeds, a job each, on a SLURM cluster or here.",
     "ranks": "Round a run's selection variables to ranks.",
     "data": "Look at a data set: counts, classes, hash; build its store.",
