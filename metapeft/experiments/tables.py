@@ -40,14 +40,14 @@ def apart(difference: Interval | None) -> str:
     return "-" if difference is None else percent(difference[0], difference[1], sign=True)
 
 
-def error(value: Interval, sign: bool = False) -> str:
-    """A mean squared error, or a difference of two, with its interval.
+def error(value: Interval | None, sign: bool = False) -> str:
+    """A mean squared error, or a difference of two, with its interval; `-` without numbers.
 
     Example:
         >>> error((0.5, 0.01))
         '0.500 ± 0.010'
     """
-    return f"{value[0]:{'+' if sign else ''}.3f} ± {value[1]:.3f}"
+    return "-" if value is None else f"{value[0]:{'+' if sign else ''}.3f} ± {value[1]:.3f}"
 
 
 def inner_steps(row: Row) -> str:
@@ -104,17 +104,14 @@ def tables(found: Results) -> list[Table]:
 
 def error_rows(found: Regression) -> tuple[list[str], list[list[str]]]:
     """Titles and cells of a regression: errors by number of inner steps, and differences to the whole method."""
-    counts = list(next(iter(found.rows.values())))
-    titles = [f"{count} steps" for count in counts]
-    titles += [f"{count} steps, minus metapeft" for count in counts if found.differences]
-    cells = [
-        [
-            name, *[error(row[count]) for count in counts],
-            *[error(found.differences[name][count], sign=True) if name in found.differences else "-"
-              for count in counts if found.differences],
-        ]
-        for name, row in found.rows.items()
-    ]  # fmt: skip
+    counts = list(dict.fromkeys(count for row in found.rows.values() for count in row))
+    paired = counts if found.differences else []
+    titles = [f"{count} steps" for count in counts] + [f"{count} steps, minus metapeft" for count in paired]
+    cells = []
+    for name, row in found.rows.items():
+        apart_by = found.differences.get(name, {})
+        own = [error(row.get(count)) for count in counts]
+        cells.append([name, *own, *[error(apart_by.get(count), sign=True) for count in paired]])
     return ["method", *titles], cells
 
 

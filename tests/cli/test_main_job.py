@@ -15,8 +15,8 @@ from metapeft.experiments.compared_methods import METHODS
 from tests.training.runs.killing import contents, last_step, wait_for
 
 
-def options(pretrain, steps, sinusoid):
-    sizes = ("--pretrain-steps", str(pretrain), "--steps", str(steps), "--sinusoid-steps", str(sinusoid))
+def options(pretrain, steps, functions):
+    sizes = ("--pretrain-steps", str(pretrain), "--steps", str(steps), "--function-steps", str(functions))
     return [
         *("--width", "4", "--tasks-per-step", "1", "--episodes", "2", "--validation-episodes", "2"),
         *("--queries", "2", "--inner-lrs", "0.01", "--inner-steps", "1", *sizes, "--quiet"),
@@ -64,7 +64,7 @@ def test_a_job_killed_ten_times_ends_the_same(tmp_path):
     assert whole.returncode == 0, whole.stderr
     found = contents(folder)
     latest = "checkpoints/latest.safetensors"
-    assert {f"{stage}/{latest}" for stage in ("sr/run", "metapeft", "sinusoid/maml")} <= set(found)
+    assert {f"{stage}/{latest}" for stage in ("sr/run", "metapeft", "functions/metapeft")} <= set(found)
     assert found == contents(tmp_path / "whole")
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
     for timed in ("seconds", "environment"):
@@ -90,7 +90,7 @@ def test_the_main_job_end_to_end(tmp_path):
     assert ranks.returncode == 0, ranks.stderr
     baseline = shell("evaluate", str(tmp_path / "whole" / "sr+lora"), "--episodes", "2", "--queries", "2")
     assert baseline.returncode == 0, baseline.stderr
-    regression = shell("evaluate", str(tmp_path / "whole" / "sinusoid" / "maml"), "--episodes", "2")
+    regression = shell("evaluate", str(tmp_path / "whole" / "functions" / "metapeft"), "--episodes", "2")
     assert regression.returncode == 0, regression.stderr
     above = shell("evaluate", str(tmp_path / "whole"))
     assert above.returncode == 2
