@@ -187,7 +187,7 @@ class PairsConfig(TrainConfig):
     weights_lr: float = 6e-3
     inner_lrs: tuple[float, ...] = (0.01, 0.1)
     inner_steps: tuple[Whole, ...] = (0, 1, 5)
-    function_steps: Whole = 600
+    function_steps: Whole = 1000
 
 
 @dataclass(frozen=True)

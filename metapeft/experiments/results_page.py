@@ -141,7 +141,7 @@ def _regression(found: Regression) -> Section:
     else:
         about = (
             "Functions of five kinds, of which a task shows 10 noisy points: the same recipes with a squared error, "
-            "and an encoder of points."
+            "and an encoder of points. Where a cell has no number, adapting diverged in a test task."
         )
         caption = (
             "A test task of each kind. Before: the constant update, which knows nothing of the task; after: metapeft, "
