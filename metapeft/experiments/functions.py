@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,17 @@ def run(
     }
     return Regression(
         {name: {k: (one.loss, one.ci95) for k, one in row.items()} for name, row in found.items()},
-        str(found["constant"]["0"].protocol),
+        _protocol(own),
         pictures(made, seed),
         "functions",
         {name: {k: (pair.difference, pair.ci95) for k, pair in row.items()} for name, row in pairs.items()},
     )
+
+
+def _protocol(row: Mapping[str, Evaluation]) -> str:
+    """What all numbers of the table share."""
+    found = next((one.protocol for one in row.values() if one.protocol is not None), None)
+    return "" if found is None else str(dataclasses.replace(found, inner_steps=None))
 
 
 def evaluations(learner: Learner, sampler: EpisodeSampler) -> dict[str, Evaluation]:

@@ -106,7 +106,8 @@ def error_rows(found: Regression) -> tuple[list[str], list[list[str]]]:
     """Titles and cells of a regression: errors by number of inner steps, and differences to the whole method."""
     counts = list(dict.fromkeys(count for row in found.rows.values() for count in row))
     paired = counts if found.differences else []
-    titles = [f"{count} steps" for count in counts] + [f"{count} steps, minus metapeft" for count in paired]
+    said = {count: f"{count} step{'s' * (count != '1')}" for count in counts}
+    titles = [*said.values(), *(f"{said[count]}, minus metapeft" for count in paired)]
     cells = []
     for name, row in found.rows.items():
         apart_by = found.differences.get(name, {})
