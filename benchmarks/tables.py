@@ -37,7 +37,8 @@ def main_job(path: Path) -> str:
         ]
         for name, row in found.rows.items()
     ]  # fmt: skip
-    command = "bench" if "inner-off" in found.rows else "train"
+    data = found.config["data"]
+    command = "bench" if "inner-off" in found.rows else "train" if data == "glyph-pairs" else f"train --data {data}"
     where = found.environment
     note = (
         f"Accuracy in %, mean ± half-width of the 95 % t-interval; {protocol_line(found)}. Differences in points, "

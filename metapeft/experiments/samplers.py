@@ -76,7 +76,9 @@ def samplers(config: TrainConfig) -> Samplers:
     if pairs is None:
         columns = [column("plain", False), column("shifted", True)]
     else:
-        columns = [column(f"{steps} step{'s' * (steps != 1)}", pairs, steps) for steps in config.inner_steps]
+        # none among them always: what has no inner loop stands there
+        counts = dict.fromkeys([0, *config.inner_steps])
+        columns = [column(f"{steps} step{'s' * (steps != 1)}", pairs, steps) for steps in counts]
     return Samplers(data, train, tuple(columns))
 
 

@@ -109,7 +109,10 @@ def test_every_method_of_the_table_runs(tmp_path):
     assert list(rows) == list(METHODS)
     for row in rows.values():
         assert {len(found["values"]) for found in row["columns"].values()} == {2}
+    assert rows["other-kind"]["columns"]["0 steps"]["protocol"]["shown"] == "another kind"
+    assert list(rows["lora-ml"]["columns"]) == ["0 steps", "1 step"]
+    assert list(rows["protonet"]["columns"]) == ["0 steps"]
     heads = {
-        name: rows[name]["columns"]["plain"]["protocol"]["head"] for name in ("anil", "boil", "protonet")
+        name: rows[name]["columns"]["0 steps"]["protocol"]["head"] for name in ("anil", "boil", "protonet")
     }
     assert heads == {"anil": "prototype-init", "boil": "prototypes", "protonet": "prototypes"}
