@@ -16,7 +16,8 @@ from benchmarks.start_tables import of_starts
 from metapeft.base.intervals import mean_interval
 from metapeft.episodes.protocol import Protocol
 from metapeft.experiments.results import read
-from metapeft.experiments.tables import accuracy, percent, protocol_line
+from metapeft.experiments.tables import accuracy, apart, error_rows, percent, protocol_line
+from metapeft.experiments.verdict import verdict
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -25,20 +26,22 @@ app = App(help=__doc__, version_flags=[])
 
 
 def main_job(path: Path) -> str:
-    """The table of one main job, as Markdown."""
+    """The tables of one main job, as Markdown: its sentence, accuracies with differences, and the regression."""
     found = read(path)
-    columns = list(next(iter(found.rows.values())).columns)
-    references = list(found.differences)
-    paired = [(reference, column) for reference in references for column in columns]
-    titles = [*columns, *(f"{column}, minus {reference}" for reference, column in paired)]
-    lines = [f"| method | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
-    for name, row in found.rows.items():
-        cells = [accuracy(row.columns[c]) for c in columns]
-        for reference, column in paired:
-            own = found.differences[reference].get(name)
-            cells.append(percent(own[column][0], own[column][1], sign=True) if own else "-")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    command = "bench" if "generator-off" in found.rows else "train"
+    columns = found.columns
+    paired = [(reference, column) for reference in found.differences for column in columns]
+    titles = ["method", *columns, *(f"{column}, minus {reference}" for reference, column in paired)]
+    rows = [
+        [
+            name, *[accuracy(row.columns.get(column)) for column in columns],
+            *[apart(found.differences[reference].get(name, {}).get(column)) for reference, column in paired],
+        ]
+        for name, row in found.rows.items()
+    ]  # fmt: skip
+    data = found.config["data"]
+    command = (
+        "bench" if "inner-off" in found.rows else "train" if data == "glyph-pairs" else f"train --data {data}"
+    )
     where = found.environment
     note = (
         f"Accuracy in %, mean ± half-width of the 95 % t-interval; {protocol_line(found)}. Differences in points, "
@@ -46,7 +49,28 @@ def main_job(path: Path) -> str:
         f"{str(where['commit'])[:9]}, {where['cpu']}, {where['threads']} threads, {found.seconds:.0f} s. "
         f"From `benchmarks/results/{path.name}`."
     )
-    return "\n".join([*lines, "", note])
+    said = verdict(found)
+    parts = [*([] if said is None else [said]), markdown(titles, rows), note]
+    regression = found.regression
+    if regression is not None and regression.differences:
+        about = (
+            f"Regression of {regression.name} by the same command: mean squared error; {regression.protocol}."
+        )
+        parts += [markdown(*error_rows(regression)), about]
+    return "\n\n".join(parts)
+
+
+def markdown(titles: list[str], rows: list[list[str]]) -> str:
+    """A table.
+
+    Example:
+        >>> print(markdown(["a", "b"], [["1", "2"]]))
+        | a | b |
+        | --- | --- |
+        | 1 | 2 |
+    """
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def few_shot(paths: list[Path]) -> str:
@@ -97,10 +121,8 @@ def minus(row: dict[str, Any], base: dict[str, Any] | None) -> str:
     """
     if base is None or base is row or len(base["values"]) != len(row["values"]):
         return "-"
-    apart = torch.tensor(row["values"], dtype=torch.float64) - torch.tensor(
-        base["values"], dtype=torch.float64
-    )
-    return percent(*mean_interval(apart), sign=True)
+    ours, theirs = (torch.tensor(one["values"], dtype=torch.float64) for one in (row, base))
+    return percent(*mean_interval(ours - theirs), sign=True)
 
 
 def bridge(path: Path) -> str:

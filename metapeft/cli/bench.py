@@ -1,4 +1,4 @@
-"""`metapeft bench`: the main job with the ablations of the whole method as its rows."""
+"""`metapeft bench`: plain and shifted episodes, with the ablations of the whole method and its controls as rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bench(
     resume: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Switch generator, selection and inner loop off one at a time, and retrain at rounded ranks with their controls.
+    """Compare methods, ablations and controls on plain and shifted glyphs, and retrain at rounded ranks.
 
     Parameters
     ----------

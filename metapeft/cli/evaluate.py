@@ -50,7 +50,7 @@ def evaluate(
     steps
         Inner steps; default those that the main job chose on validation episodes, else those of the learner.
     shift
-        Episodes in the styles of the split.
+        Episodes in the styles of the split; without it those of pairs swap the halves of every other episode.
     seed
         Of the episodes.
     checkpoint
@@ -66,12 +66,13 @@ def evaluate(
     """
     from metapeft.cli.trained_run import chosen_steps, data_and_sizes, loaded
     from metapeft.episodes.sampler import EpisodeSampler
+    from metapeft.experiments.samplers import swaps
     from metapeft.training.evaluation import evaluate as measure
     from metapeft.updates.layers.compiled.switch import compiled_used
 
     learner = loaded(run, checkpoint, device, dtype, autocast)
     found, (own_ways, own_shots) = data_and_sizes(run, data, root, split, ways, shots)
-    sampler = EpisodeSampler(found, own_ways, own_shots, queries, seed=seed, shift=shift)
+    sampler = EpisodeSampler(found, own_ways, own_shots, queries, seed=seed, shift=shift or swaps(found.name))
     if steps is None:
         steps = chosen_steps(run, shift)
     with compiled_used(compiled):

@@ -61,13 +61,14 @@ def export(
     """
     from metapeft.cli.trained_run import chosen_steps, data_and_sizes, loaded
     from metapeft.episodes.sampler import EpisodeSampler
+    from metapeft.experiments.samplers import swaps
     from metapeft.updates.peft_export import new_folder
 
     whole(0, episode=episode)
     new_folder(folder)  # before anything is loaded
     learner = loaded(run, checkpoint, device, dtype, autocast)
     found, (own_ways, own_shots) = data_and_sizes(run, data, root, split, ways, shots)
-    task = EpisodeSampler(found, own_ways, own_shots, 1, seed=seed)[episode]
+    task = EpisodeSampler(found, own_ways, own_shots, 1, seed=seed, shift=swaps(found.name))[episode]
     if steps is None:
         steps = chosen_steps(run, shift=False)
     learner.adapt(task.support_x, task.support_y, steps).export_peft(folder)

@@ -20,6 +20,7 @@ def report(run: Path) -> int:
     from metapeft.experiments import results, results_page
     from metapeft.experiments.samplers import samplers
     from metapeft.experiments.tables import tables
+    from metapeft.experiments.verdict import verdict
     from metapeft.training.runs.run import Run
 
     with Run.open(run, writable=False) as opened:
@@ -30,10 +31,12 @@ def report(run: Path) -> int:
         found = results.read(path)
         episodes = samplers(config)
         with stored_in(path):
-            if not found.rows:
-                raise KeyError("row")
+            if not any(row.columns for row in found.rows.values()):
+                raise KeyError("columns")
             page = results_page.write(opened.folder, config, opened.environment, found, episodes)
-            shown = tables(found)
+            shown, said = tables(found), verdict(found)
+    if said is not None:
+        Console(soft_wrap=True).print(f"\n{said}\n", markup=False, highlight=False)
     for table in shown:
         Console().print(table)
     print(f"report: {page}")

@@ -21,10 +21,10 @@ app = App(
     suppress_keyboard_interrupt=False,  # its own way ends without a word
 )
 _COMMANDS = {
-    "train": "Meta-train and compare methods on few-shot episodes; without options the main job on glyphs.",
+    "train": "Meta-train and compare methods on few-shot episodes; without options the main job on pairs of glyphs.",
     "evaluate": "Evaluate a trained run on episodes.",
     "predict": "Say what images of your own are, from a few labelled examples.",
-    "bench": "Ablations of the whole method: generator, selection and inner loop switched off one at a time.",
+    "bench": "Compare methods, ablations and controls on plain and shifted glyphs.",
     "sweep": "Train several methods with several seeds, a job each, on a SLURM cluster or here.",
     "ranks": "Search the ranks of a model, or round a run's selection variables to ranks.",
     "data": "Look at a data set: counts, classes, hash; build its store.",

@@ -13,14 +13,14 @@ from cyclopts import Parameter
 from metapeft.base.whole_numbers import Whole
 from metapeft.cli import named_options as named
 from metapeft.cli.sweep_jobs import Place
-from metapeft.experiments.config import SweepConfig, TrainConfig, plain_config
+from metapeft.experiments.config import TrainConfig, following_data, plain_config
 
-_DEFAULT, _HERE = SweepConfig(), Place()
+_DEFAULT, _HERE = TrainConfig(), Place()
 
 
 def sweep(
     *,
-    config: Annotated[SweepConfig, Parameter(name="*")] = _DEFAULT,
+    config: Annotated[TrainConfig, Parameter(name="*")] = _DEFAULT,
     place: Annotated[Place, Parameter(name="*")] = _HERE,
     seeds: tuple[Whole, ...] = (0, 1, 2),
     out: Path,
@@ -50,6 +50,7 @@ def sweep(
             raise ValueError(f"{option}: a sweep takes {instead} in its place")
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(f"seeds={seeds}: each once, and at least one")
+    config = following_data(config, named.options())
     console = Console(soft_wrap=True)
     tasks = {
         f"{method}-{seed}": (method, _options(config, place, method, seed))
@@ -164,19 +165,22 @@ def _summary(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, di
     return {m: {column: one(values) for column, values in columns.items()} for m, columns in found.items()}
 
 
+def _shown(cell: dict[str, Any] | None) -> str:
+    from metapeft.experiments.tables import percent
+
+    if cell is None:  # a method without inner loop has no column of inner steps
+        return "-"
+    return f"{100 * cell['mean']:.2f}" if cell["ci95"] is None else percent(cell["mean"], cell["ci95"])
+
+
 def _table(summary: dict[str, dict[str, Any]], seeds: int) -> Any:
     from rich.table import Table
 
-    from metapeft.experiments.tables import percent
-
     result = Table(title=f"accuracy in %, mean over {seeds} seed(s) ± half-width of its 95 % t-interval")
-    columns = list(next(iter(summary.values())))
+    columns = list(dict.fromkeys(column for cells in summary.values() for column in cells))
     for column in ("method", *columns):
         result.add_column(column, justify="left" if column == "method" else "right")
     for method, cells in summary.items():
-        shown = [
-            f"{100 * cell['mean']:.2f}" if cell["ci95"] is None else percent(cell["mean"], cell["ci95"])
-            for cell in cells.values()
-        ]
+        shown = [_shown(cells.get(column)) for column in columns]
         result.add_row(method, *shown)
     return result

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from metapeft.cli import named_options as named
-from metapeft.experiments.config import BenchConfig, TrainConfig, plain_config
+from metapeft.experiments.config import (
+    BenchConfig,
+    PairsConfig,
+    TrainConfig,
+    following_data,
+    plain_config,
+    usual,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,19 +28,20 @@ if TYPE_CHECKING:
     from metapeft.experiments.samplers import Samplers
     from metapeft.training.runs.run import Run
 
-_DEFAULT = TrainConfig()
+_DEFAULT, _BASE = PairsConfig(), TrainConfig()
+_RENAMED = {"sinusoid_steps": "function_steps"}  # since version 0.2
 _MEANT = {"device": "cpu", "dtype": "float32"}
 
 
 def train(
     *,
-    config: Annotated[TrainConfig, Parameter(name="*")] = _DEFAULT,
+    config: Annotated[PairsConfig, Parameter(name="*")] = _DEFAULT,
     out: Path | None = None,
     resume: bool = False,
     list: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Meta-train and compare methods on few-shot episodes; without options the main job on glyphs.
+    """Meta-train and compare methods on few-shot episodes; without options the main job on pairs of glyphs.
 
     Parameters
     ----------
@@ -58,7 +66,7 @@ def start(
 ) -> int:
     """Run the main job in a new folder, or go on with the one in `out`.
 
-    `given` are the settings that the call named, also those at their default.
+    `given` are the settings that the call named, also those at their default; the others follow the data.
     Started by torchrun, all its processes do it together; what torchrun starts again goes on by itself.
     """
     if resume and out is None:
@@ -77,6 +85,7 @@ def start(
         raise ValueError("--max-restarts needs --out, the run folder to go on with after a restart")
     if out is None:
         out = Path(together.decided(lambda: str(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))))
+    config = following_data(config, given)
     settings = plain_config(config)
     console = Console(soft_wrap=True, quiet=not together.main)
     try:
@@ -121,12 +130,14 @@ def configured(
     from metapeft.base.errors import RunError
 
     names = {field.name for field in dataclasses.fields(TrainConfig)}
+    if isinstance(stored, dict):
+        stored = {_RENAMED.get(name, name): value for name, value in stored.items()}
     if not isinstance(stored, dict) or not set(stored) <= names:
         raise RunError(
             "this is no run folder of metapeft train or bench of this version; the folder of one method lies in one"
         )
     if wanted is not None:
-        default = plain_config(type(wanted)())
+        default = usual(wanted)
         for name, value in plain_config(wanted).items():
             before = stored.get(name, default[name])
             said = _MEANT.get(name) if before is None else None  # what leaving it out means
@@ -138,10 +149,10 @@ def configured(
         name: tuple(value) if isinstance(value, builtins.list) else value for name, value in stored.items()
     }
     for name, value in fields.items():
-        usual = getattr(_DEFAULT, name)
-        kinds = (int, float) if isinstance(usual, float) else type(usual)
-        truth = isinstance(value, bool) != isinstance(usual, bool)
-        if usual is not None and (truth or not isinstance(value, kinds)):
+        own = getattr(_BASE, name)
+        kinds = (int, float) if isinstance(own, float) else type(own)
+        truth = isinstance(value, bool) != isinstance(own, bool)
+        if own is not None and (truth or not isinstance(value, kinds)):
             raise RunError(f"the run's config.json holds {name}={value!r}: was it changed?")
     if fields.get("root") is not None:
         fields["root"] = Path(fields["root"])
@@ -168,9 +179,10 @@ def _run(
     import torch
 
     from metapeft.base.machine.freed_memory import keep_freed_memory
-    from metapeft.experiments import main_job, results, results_page, sinusoids
+    from metapeft.experiments import functions, main_job, results, results_page
     from metapeft.experiments.job import Job
     from metapeft.experiments.tables import tables
+    from metapeft.experiments.verdict import verdict
 
     keep_freed_memory()
     if config.threads:
@@ -181,23 +193,25 @@ def _run(
 
     job = Job(config, samplers, run.folder, together, progress=not quiet)
     found = main_job.run(job, say)
-    if config.sinusoid_steps:
-        say("sinusoid regression by the same recipes")
-        regression = sinusoids.run(
-            config.sinusoid_steps,
+    if config.function_steps:
+        say("regression of functions by the same recipes")
+        regression = functions.run(
+            config.function_steps,
             config.seed,
-            run.folder / "sinusoid",
+            run.folder / "functions",
             job.progress,
             config.memory,
             **job.place,
         )
-        found = dataclasses.replace(found, sinusoid=regression)
+        found = dataclasses.replace(found, regression=regression)
     if not together.main:
         return 0
     seconds = round(time.monotonic() - begun, 1)
     found = dataclasses.replace(found, seconds=seconds, environment=run.environment)
     results.write(run.folder / "results.json", found)
     page = results_page.write(run.folder, config, run.environment, found, samplers)
+    if (said := verdict(found)) is not None:
+        console.print(f"\n{said}\n", markup=False, highlight=False)
     for shown in tables(found):
         console.print(shown)
     say(f"report: {page}")

@@ -8,35 +8,42 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from metapeft.base.suggestions import did_you_mean
+from metapeft.experiments.config import TrainConfig
+from metapeft.generators.control import Blind, Control, OtherTask
 from metapeft.learner.learner import Learner
 from metapeft.methods import recipes
+from metapeft.training.evaluation import Shown
 from metapeft.updates.formats.cp import CP
 from metapeft.updates.formats.ranking import ranks
 
 
-def no_rank(rank: int) -> dict[str, Any]:
+def unsized(config: TrainConfig) -> dict[str, Any]:
     """Full updates, or none."""
     return {}
 
 
-def of_rank(rank: int) -> dict[str, Any]:
+def of_rank(config: TrainConfig) -> dict[str, Any]:
     """The recipe has a format of its own."""
-    return {"rank": rank}
+    return {"rank": config.rank, **_on(config)}
 
 
-def cp_of_rank(rank: int) -> dict[str, Any]:
+def cp_of_rank(config: TrainConfig) -> dict[str, Any]:
     """The recipe takes any format, here CP."""
-    return {"format": CP(rank)}
+    return {"format": CP(config.rank, shift=config.modulated, gate=config.modulated), **_on(config)}
 
 
-def ring_of_rank(rank: int) -> dict[str, Any]:
+def ring_of_rank(config: TrainConfig) -> dict[str, Any]:
     """As many parameters as CP of rank^2.
 
     Example:
-        >>> ring_of_rank(4)
+        >>> ring_of_rank(TrainConfig(rank=4))
         {'rank': 2}
     """
-    return {"rank": max(1, math.isqrt(rank))}
+    return {"rank": max(1, math.isqrt(config.rank)), **_on(config)}
+
+
+def _on(config: TrainConfig) -> dict[str, Any]:
+    return {} if config.targets is None else {"targets": config.targets}
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,14 @@ class Method:
     """A row of the table.
 
     Attributes:
-        make: recipe. about: one line. options: of the recipe. sized: the job's rank -> further options of it.
+        make: recipe. about: one line. options: of the recipe. sized: the job's settings -> its format, as options.
         trains: whether it is meta-trained from the common start; else it gets the continued retraining.
         adapts: whether it has inner steps to choose. adapts_head: whether they move the head too, from a
             nearest-centroid one; else that is in closed form.
         learns_rates: whether its inner rates, one a tensor and step, are trained.
+        control: what its generator is put into, so that it is shown something else than its task.
         control_of: a trained method whose weights it takes, only evaluated otherwise.
+        shown: what the generator is shown at test in place of the task's support set, as `mp.evaluate` takes it.
         ranks_from: a trained method whose selection variables, rounded by `rule`, are the ranks that it is trained
             at, anew.
     """
@@ -57,12 +66,14 @@ class Method:
     make: Callable[..., Learner]
     about: str
     options: dict[str, Any] = field(default_factory=dict)
-    sized: Callable[[int], dict[str, Any]] = no_rank
+    sized: Callable[[TrainConfig], dict[str, Any]] = unsized
     trains: bool = True
     adapts: bool = True
     adapts_head: bool = True
     learns_rates: bool = True
+    control: type[Control] | None = None
     control_of: str | None = None
+    shown: Shown | None = None
     ranks_from: str | None = None
     rule: str = ""
 
@@ -72,6 +83,7 @@ class Method:
         return self.control_of or self.ranks_from
 
 
+OWN = "metapeft"  # the row that all controls are about
 WHOLE = Method(
     recipes.metapeft,
     "CP: generated, selected, adapted; W0, generator, selection and rates trained",
@@ -83,10 +95,11 @@ METALORA = Method(
     sized=of_rank,
     adapts=False,
 )
+CONSTANT = replace(WHOLE, about="metapeft with a constant seed, no generator", options={"generator": None})
 RUNNING: dict[str, Any] = {"options": {"norm": "running"}, "learns_rates": False}
 
 METHODS = {
-    "metapeft": WHOLE,
+    OWN: WHOLE,
     "lora-ml": Method(recipes.lora_ml, "LoRA adapted; W0, starts and rates trained through it", sized=of_rank),
     "sr+lora": Method(
         recipes.sr_lora, "continued retraining, then LoRA and head fitted at test", sized=of_rank, trains=False
@@ -106,19 +119,28 @@ METHODS = {
         recipes.boil, "all but the head adapted, nearest centroids, W0 trained", adapts_head=False, **RUNNING
     ),
     "protonet": Method(recipes.protonet, "nothing adapts, W0 trained episodically", adapts=False),
-    "generator-off": replace(WHOLE, about="metapeft with a constant seed", options={"generator": None}),
+    "constant": CONSTANT,
+    "generator-off": CONSTANT,  # its name before there were other controls
+    "blind": replace(
+        WHOLE, about="metapeft, its generator trained and tested on one fixed support set", control=Blind
+    ),
+    "other-kind": replace(
+        WHOLE, about="metapeft, its generator shown a task of another kind at test", control_of=OWN,
+        shown="another kind",
+    ),
     "selection-off": replace(WHOLE, about="metapeft without selection variables", options={"selection": None}),
     "inner-off": replace(
         METALORA, about="metapeft without inner loop: W0, factors and generator trained",
         options={"outer": ("weights", "factors", "generator")},
     ),
     "other-task": replace(
-        WHOLE, about="metapeft, its generator fed another task's support set at test", control_of="metapeft"
+        WHOLE, about="metapeft, its generator fed another task's support set at test", control=OtherTask,
+        control_of=OWN,
     ),
     **{
         f"retrained-{rule}": replace(
             WHOLE, about=f"metapeft trained anew at ranks by the rule {rule!r}, no selection variables",
-            options={"selection": None}, ranks_from="metapeft", rule=rule,
+            options={"selection": None}, ranks_from=OWN, rule=rule,
         )
         for rule in ("threshold", "total", "uniform", "shuffled", "random")
     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,11 @@ BackboneName = Literal["conv4", "resnet12", "mixer", "vit"]
 DtypeName = Literal["float32", "float64"]
 AutocastName = Literal["bfloat16"]
 AutocastOrOff = Literal["bfloat16", "off"]  # off: not that of the run
+PAIRS = ("glyph-pairs", "omniglot-pairs")  # the episode decides which half of an image counts
+REGRESSIONS = {
+    "sinusoid": "metapeft trains such tasks from Python",
+    "functions": "the main job fits them by itself, at its end",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,9 @@ class TrainConfig:
     Parameters
     ----------
     data
-        Data set: glyphs and glyph-pairs (embedded, no download), omniglot, miniimagenet or folder.
+        Data set: glyph-pairs, glyphs and coloured-glyphs (embedded, no download), omniglot-pairs, omniglot,
+        miniimagenet or folder. On pairs the episode decides which half counts, methods are evaluated at the numbers of
+        inner steps of --inner-steps, and other settings have other defaults than on other data.
     root
         Where the data lies; default $METAPEFT_DATA.
     data_options
@@ -42,12 +49,22 @@ class TrainConfig:
         Backbone, with random weights.
     width
         Its width.
+    blocks
+        Blocks of a conv4; default 4.
+    neck
+        Features of a linear layer behind the blocks of a conv4; default no such layer.
     rank
         Rank of the updates.
+    targets
+        Parameters with updates of low rank, as a pattern; default all.
+    modulated
+        The whole method also generates shifts and gates of a layer's output.
     pretrain_steps
         Steps of standard retraining, 128 images each, that all methods start from.
     steps
         Outer steps of every method, the continued retraining of the baselines included.
+    direct
+        The share of them that the whole method and its variants make at the start without the inner loop.
     tasks_per_step
         Episodes an outer step.
     lr
@@ -57,13 +74,14 @@ class TrainConfig:
     inner_lrs
         Inner rates to choose from on validation classes.
     inner_steps
-        Numbers of inner steps to choose from on validation classes; training takes the one nearest to 5.
+        Numbers of inner steps to choose from on validation classes, or on pairs those to evaluate at; training takes
+        the one nearest to 5.
     episodes
         Test episodes of each column.
     validation_episodes
         Validation episodes for every choice.
-    sinusoid_steps
-        Outer steps of the sinusoid regression; 0 leaves it out.
+    function_steps
+        Outer steps of the regression of functions; 0 leaves it out.
     seed
         Seed of everything.
     threads
@@ -89,9 +107,14 @@ class TrainConfig:
     queries: Whole = 10
     backbone: BackboneName = "conv4"
     width: Whole = 32
+    blocks: Whole | None = None
+    neck: Whole | None = None
     rank: Whole = 4
+    targets: str | None = None
+    modulated: bool = False
     pretrain_steps: Whole = 250
     steps: Whole = 80
+    direct: float = 0.0
     tasks_per_step: Whole = 4
     lr: float = 1e-3
     weights_lr: float = 3e-4
@@ -99,7 +122,7 @@ class TrainConfig:
     inner_steps: tuple[Whole, ...] = (1, 3, 5, 10)
     episodes: Whole = 120
     validation_episodes: Whole = 24
-    sinusoid_steps: Whole = 800
+    function_steps: Whole = 0
     seed: Whole = 0
     threads: Whole = 0
     memory: str | None = None
@@ -111,16 +134,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         datasets.check(self.data)
         reader_options(self.data_options)
-        if self.data == "sinusoid":
-            raise ValueError(
-                "data='sinusoid' has no classes: the main job fits sinusoids by itself, at its end"
-            )
+        if self.data in REGRESSIONS:
+            raise ValueError(f"data={self.data!r} has no classes: {REGRESSIONS[self.data]}")
         positive = (
             "ways", "shots", "queries", "width", "rank", "pretrain_steps", "steps", "tasks_per_step", "episodes",
             "validation_episodes",
         )  # fmt: skip
         whole(**{name: getattr(self, name) for name in positive})
-        whole(0, sinusoid_steps=self.sinusoid_steps, seed=self.seed, threads=self.threads)
+        whole(0, function_steps=self.function_steps, seed=self.seed, threads=self.threads)
+        sizes = {"blocks": self.blocks, "neck": self.neck}
+        whole(**{name: value for name, value in sizes.items() if value is not None})
+        number(0, 1, direct=self.direct)
         number(lr=self.lr, weights_lr=self.weights_lr, above=True)
         if self.episodes < 2:
             raise ValueError("episodes=1: an interval needs 2 at least")
@@ -143,21 +167,72 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class BenchConfig(TrainConfig):
-    """The settings of the main job, with the ablations as methods and without sinusoids."""
+class PairsConfig(TrainConfig):
+    """The settings of the main job on pairs, where one has to read the support set."""
 
+    data: str = "glyph-pairs"
     methods: tuple[str, ...] = (
-        "metapeft", "generator-off", "other-task", "selection-off", "inner-off", "retrained-threshold",
-        "retrained-total", "retrained-uniform", "retrained-shuffled", "retrained-random", "sr+lora", "centroids",
+        "metapeft", "constant", "blind", "other-kind", "lora-ml", "sr+lora", "centroids",
     )  # fmt: skip
-    sinusoid_steps: Whole = 0
+    shots: Whole = 5
+    width: Whole = 16
+    blocks: Whole | None = 3
+    neck: Whole | None = 64
+    rank: Whole = 16
+    targets: str | None = "neck.weight"
+    modulated: bool = True
+    steps: Whole = 300
+    direct: float = 0.5
+    lr: float = 6e-3
+    weights_lr: float = 6e-3
+    inner_lrs: tuple[float, ...] = (0.01, 0.1)
+    inner_steps: tuple[Whole, ...] = (0, 1, 5)
+    function_steps: Whole = 1000
 
 
 @dataclass(frozen=True)
-class SweepConfig(TrainConfig):
-    """The settings of the main job without sinusoids."""
+class BenchConfig(TrainConfig):
+    """The settings of the job on plain and shifted episodes, with ablations and controls as further methods."""
 
-    sinusoid_steps: Whole = 0
+    methods: tuple[str, ...] = (
+        "metapeft", "constant", "blind", "other-task", "selection-off", "inner-off", "retrained-threshold",
+        "retrained-total", "retrained-uniform", "retrained-shuffled", "retrained-random", "lora-ml", "metalora-cp",
+        "sr+lora", "centroids",
+    )  # fmt: skip
+
+
+def following_data(config: TrainConfig, given: frozenset[str]) -> TrainConfig:
+    """The settings of a call in which those that it does not name follow the data, and the backbone.
+
+    Args:
+        config: with the defaults of its class, which keeps those that are its own. given: the names of those named.
+
+    Raises:
+        ValueError: sizes of a conv4 for another backbone.
+
+    Example:
+        >>> following_data(PairsConfig(data="glyphs"), frozenset({"data"})).shots
+        1
+        >>> following_data(TrainConfig(data="glyph-pairs", shots=2), frozenset({"data", "shots"})).rank
+        16
+    """
+    plain, pairs, own = TrainConfig(), PairsConfig(), type(config)()
+    wanted = pairs if config.data in PAIRS else plain
+    names = {one.name for one in fields(plain) if getattr(plain, one.name) != getattr(pairs, one.name)}
+    if not isinstance(own, PairsConfig):
+        names = {name for name in names if getattr(own, name) == getattr(plain, name)} - {"function_steps"}
+    values = {name: getattr(wanted, name) for name in names - given - {"data"}}
+    if config.backbone != "conv4":
+        for name in ("blocks", "neck"):
+            if name in given:
+                raise ValueError(f"{name} has no effect on backbone={config.backbone!r}: it is of a conv4")
+        values |= {name: None for name in ("blocks", "neck", "targets") if name not in given}
+    return replace(config, **values)
+
+
+def usual(config: TrainConfig) -> dict[str, Any]:
+    """What the same command would have where only the data is named, as JSON can say it."""
+    return plain_config(following_data(type(config)(data=config.data), frozenset({"data"})))
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from metapeft.backbones.table import registry as backbones
-from metapeft.experiments.compared_methods import METHODS, check_method
-from metapeft.experiments.config import TrainConfig, plain_config
+from metapeft.experiments.compared_methods import METHODS, OWN, check_method
+from metapeft.experiments.config import PAIRS, TrainConfig, plain_config
 from metapeft.experiments.job import Job, Start
 from metapeft.experiments.one_method import outcome_of
 from metapeft.experiments.outcome import Outcome, differences
@@ -22,6 +22,11 @@ from metapeft.training.tuning import calibrated_scale
 REFERENCES = ("sr+lora", "centroids")  # that all others are compared with
 
 
+def references(config: TrainConfig) -> tuple[str, ...]:
+    """The rows that all others are compared with: on pairs the whole method, for they are its controls."""
+    return (OWN,) if config.data in PAIRS else REFERENCES
+
+
 def checked_samplers(config: TrainConfig) -> Samplers:
     """The episodes of a job, with everything refused that can be before anything is written.
 
@@ -32,6 +37,12 @@ def checked_samplers(config: TrainConfig) -> Samplers:
     for name in config.methods:
         check_method(name, config.methods)
     found = samplers(config)
+    for name in config.methods:
+        if METHODS[name].shown is not None and not all(test.kinds for test in found.tests.values()):
+            raise ValueError(
+                f"methods has {name!r}, but the tasks of data={config.data!r} are of one kind: it is for "
+                f"{' and '.join(PAIRS)}"
+            )
     make_backbone(config, found.data["train"])
     return found
 
@@ -40,9 +51,11 @@ def make_backbone(config: TrainConfig, data: Any) -> nn.Module:
     """The configured backbone for images of the data's shape, with random weights."""
     channels, size = data.images.shape[1], data.images.shape[2]
     factory = backbones.resolve(config.backbone)
+    options = {"blocks": config.blocks, "neck": config.neck}
     module: nn.Module = factory(
-        config.ways, channels=channels, width=config.width, size=size, seed=config.seed
-    )
+        config.ways, channels=channels, width=config.width, size=size, seed=config.seed,
+        **{name: value for name, value in options.items() if value is not None},
+    )  # fmt: skip
     return module
 
 
@@ -74,7 +87,11 @@ def run(job: Job, say: Callable[[str], None] = print) -> Results:
     return Results(
         plain_config(config),
         {name: outcome.row(name) for name, outcome in outcomes.items()},
-        {reference: differences(outcomes, reference) for reference in REFERENCES if reference in outcomes},
+        {
+            reference: differences(outcomes, reference)
+            for reference in references(config)
+            if reference in outcomes
+        },
         sr_log,
     )
 
@@ -90,7 +107,7 @@ def _continued(job: Job, start: Start) -> Start:
 
 def _scale(job: Job, body: nn.Module) -> float:
     """The scale of nearest-centroid logits that suits a backbone, on validation episodes."""
-    episodes, budget = job.samplers.validation["shifted"], job.config.validation_episodes
+    episodes, budget = job.samplers.validation, job.config.validation_episodes
     scale: float = job.processes.decided(
         lambda: calibrated_scale(body, episodes, budget, preprocess=job.data.preprocess, **job.place)
     )

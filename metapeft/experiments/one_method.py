@@ -12,13 +12,13 @@ from metapeft.experiments.compared_methods import METHODS, Method, round_ranks
 from metapeft.experiments.config import TrainConfig
 from metapeft.experiments.job import Job, Start
 from metapeft.experiments.outcome import Outcome
-from metapeft.experiments.results import COLUMNS
-from metapeft.generators.control import OtherTask
+from metapeft.experiments.samplers import Column
 from metapeft.heads.centroids import PrototypeInit, Prototypes
 from metapeft.inner.descent import SGD
 from metapeft.learner.learner import Learner
+from metapeft.methods.common import encoder
 from metapeft.methods.recipes import metapeft
-from metapeft.training.evaluation import Evaluation, evaluate
+from metapeft.training.evaluation import evaluate
 from metapeft.training.runs.learner_in_run import is_saved, save
 from metapeft.training.trainer import BilevelTrainer
 from metapeft.training.tuning import Tuned, grid, inner_steps, tune
@@ -49,15 +49,16 @@ def outcome_of(name: str, job: Job, start: Start, done: Mapping[str, Outcome]) -
         settings = tuned.settings
     outcome = Outcome(make(**settings), chosen, ranks=ranks)
     if method.trains:
-        outcome.log = _trained(outcome.learner, job, job.folder / name)
+        outcome.log = _trained(outcome.learner, method, job, job.folder / name)
     elif together.main and not is_saved(job.folder / name):
         save(outcome.learner, job.folder / name, job.samplers.train)
     if outcome.learner.selection is not None:
         outcome.ranks = {rule: round_ranks(outcome.learner, rule) for rule in ("threshold", "total")}
     if together.main:  # what is only read is measured once
-        for column in COLUMNS:
-            steps = _chosen_steps(outcome, method, job, column) if method.adapts else None
-            outcome.evaluations[column] = _evaluation(outcome.learner, job, column, steps)
+        for column in job.samplers.columns:
+            if method.adapts and column.steps is None:
+                outcome.chosen[column.name] = _chosen_steps(outcome.learner, job, column)
+        _evaluate(outcome, method, job)
     return outcome
 
 
@@ -70,30 +71,49 @@ def _made(
     options = {
         **job.place,
         "head": head(start.scale),
-        **method.sized(job.config.rank),
+        **method.sized(job.config),
         **method.options,
         **more,
     }
+    if "format" in more:  # which names its targets
+        options.pop("targets", None)
     if method.make is metapeft:
         options.setdefault("shots", job.config.shots)
+    if method.control is not None and "generator" not in more:
+        options["generator"] = method.control(encoder(start.body, "default", None, job.config.shots))
     if method.adapts and lr is not None and steps is not None:
         options["inner"] = SGD(steps, lr, rates="step" if method.trains and method.learns_rates else None)
     return method.make(start.body, preprocess=job.data.preprocess, seed=job.config.seed, name=name, **options)
 
 
 def _control(name: str, job: Job, start: Start, original: Outcome) -> Outcome:
-    """A trained method, evaluated with its generator fed another task's support set."""
-    generator = original.learner.generator
-    if generator is None:
-        raise ValueError(f"{name!r} needs a generator, and {original.learner.name!r} has none")
-    learner = _made(name, job, start, inner=original.learner.inner, generator=OtherTask(generator))
-    learner.load_state(original.learner.state())
+    """A trained method, evaluated with its generator shown another task's support set."""
+    method, learner = METHODS[name], original.learner
+    if learner.generator is None:
+        raise ValueError(f"{name!r} needs a generator, and {learner.name!r} has none")
+    if method.control is not None:
+        shown_else = method.control(learner.generator)
+        learner = _made(name, job, start, inner=learner.inner, generator=shown_else)
+        learner.load_state(original.learner.state())
     outcome = Outcome(learner, original.chosen)
     if job.processes.main:
-        for column in COLUMNS:
-            steps = original.chosen[column]["steps"]
-            outcome.evaluations[column] = _evaluation(learner, job, column, steps)
+        _evaluate(outcome, method, job)
     return outcome
+
+
+def _evaluate(outcome: Outcome, method: Method, job: Job) -> None:
+    """Measure a learner on the test episodes of all columns that it has: without inner loop that of no inner steps."""
+    for column in job.samplers.columns:
+        if method.adapts or not column.steps:
+            steps = (
+                outcome.chosen[column.name]["steps"]
+                if column.steps is None and method.adapts
+                else column.steps
+            )
+            outcome.evaluations[column.name] = evaluate(
+                outcome.learner, column.test, job.config.episodes, steps=steps if method.adapts else None,
+                diverged="wrong", shown=method.shown,
+            )  # fmt: skip
 
 
 def _trials(config: TrainConfig) -> list[dict[str, Any]]:
@@ -104,29 +124,26 @@ def _trials(config: TrainConfig) -> list[dict[str, Any]]:
 
 def _validation(job: Job) -> tuple[Any, int]:
     """The episodes on which training settings are chosen, and how many of them."""
-    return job.samplers.validation["shifted"], job.config.validation_episodes
+    return job.samplers.validation, job.config.validation_episodes
 
 
-def _chosen_steps(outcome: Outcome, method: Method, job: Job, column: str) -> int:
-    """The number of inner steps that is best on the column's validation episodes; the outcome notes it."""
-    episodes, budget = job.samplers.validation[column], job.config.validation_episodes
-    steps, scores = inner_steps(outcome.learner, episodes, budget, job.config.inner_steps)
-    outcome.chosen[column] = {"steps": steps, "validation": scores}
-    return steps
+def _chosen_steps(learner: Learner, job: Job, column: Column) -> dict[str, Any]:
+    """The number of inner steps that is best on the column's validation episodes, and all that were tried."""
+    budget = job.config.validation_episodes
+    steps, scores = inner_steps(learner, column.validation, budget, job.config.inner_steps)
+    return {"steps": steps, "validation": scores}
 
 
-def _evaluation(learner: Learner, job: Job, column: str, steps: int | None) -> Evaluation:
-    return evaluate(learner, job.samplers.test[column], job.config.episodes, steps=steps, diverged="wrong")
-
-
-def _trained(learner: Learner, job: Job, folder: Path) -> list[dict[str, Any]]:
+def _trained(learner: Learner, method: Method, job: Job, folder: Path) -> list[dict[str, Any]]:
     """The training log; the learner ends with its best state on validation episodes, the start included."""
     config, (validation, budget) = job.config, _validation(job)
     rates = {"weights": config.weights_lr, "default": config.lr}
     lr = {group: rate for group, rate in rates.items() if group == "default" or group in learner.outer}
+    # an inner loop would starve a generator; the controls are trained in the same way
+    staged = method.make is metapeft and learner.inner is not None
     trainer = BilevelTrainer(
         learner, lr=lr, tasks_per_step=config.tasks_per_step, clip=10.0, schedule="cosine",
-        progress=job.progress, memory=config.memory,
+        progress=job.progress, memory=config.memory, direct_steps=round(config.direct * config.steps) if staged else 0,
     )  # fmt: skip
     if trainer.has_run(folder):
         return trainer.resume(folder, job.samplers.train, validation)

@@ -55,6 +55,7 @@ def differences(outcomes: Mapping[str, Outcome], reference: str) -> dict[str, di
     found: dict[str, dict[str, Interval]] = {}
     for name, outcome in outcomes.items():
         if name != reference:
-            pairs = {column: compare(own, base[column]) for column, own in outcome.evaluations.items()}
+            own = outcome.evaluations
+            pairs = {column: compare(own[column], base[column]) for column in own if column in base}
             found[name] = {column: (pair.difference, pair.ci95) for column, pair in pairs.items()}
     return found

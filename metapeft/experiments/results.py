@@ -14,7 +14,6 @@ from typing import Any
 from metapeft.base.errors import RunError, stored_in
 from metapeft.base.files import write_atomically
 
-COLUMNS = ("plain", "shifted")
 Interval = Sequence[float]  # a mean, and the half-width of its 95 % t-interval
 
 
@@ -64,12 +63,19 @@ class Row:
 
 
 @dataclass(frozen=True)
-class SinusoidResults:
-    """The regression: method -> number of inner steps -> mean squared error, and some fits to look at."""
+class Regression:
+    """A regression: method -> number of inner steps -> mean squared error, and some fits to look at.
+
+    Attributes:
+        name: of the data set; earlier versions knew one alone.
+        differences: method -> number of inner steps -> its error minus that of the whole method, paired.
+    """
 
     rows: dict[str, dict[str, Interval]]
     protocol: str
     fits: list[dict[str, list[float]]]
+    name: str = "sinusoid"
+    differences: dict[str, dict[str, Interval]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Results:
     Attributes:
         config: the settings of the run. rows: method -> what came out for it.
         differences: reference -> method -> column -> paired difference over the same episodes.
-        sr_log: of the standard retraining that all methods start from.
+        sr_log: of the standard retraining that all methods start from. regression: the functions.
         seconds: that the last call took. environment: what it ran on.
 
     Example:
@@ -92,24 +98,29 @@ class Results:
     rows: dict[str, Row] = field(default_factory=dict)
     differences: dict[str, dict[str, dict[str, Interval]]] = field(default_factory=dict)
     sr_log: list[dict[str, Any]] = field(default_factory=list)
-    sinusoid: SinusoidResults | None = None
+    regression: Regression | None = None
     seconds: float = 0.0
     environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns; a method may lack some."""
+        return list(dict.fromkeys(column for row in self.rows.values() for column in row.columns))
 
     def as_json(self) -> dict[str, Any]:
         """The content of `results.json`."""
         found = asdict(self)
-        if self.sinusoid is None:
-            del found["sinusoid"]
+        if self.regression is None:
+            del found["regression"]
         return found
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Results:
         """The results that a file holds; AttributeError, KeyError or TypeError for something else."""
         rows = {name: _row(row) for name, row in stored["rows"].items()}
-        sinusoid = stored.get("sinusoid")
-        regression = None if sinusoid is None else SinusoidResults(**_known(SinusoidResults, sinusoid))
-        return cls(**{**_known(cls, stored), "rows": rows, "sinusoid": regression})
+        kept = stored.get("regression", stored.get("sinusoid"))  # as earlier versions named it
+        regression = None if kept is None else Regression(**_known(Regression, kept))
+        return cls(**{**_known(cls, stored), "rows": rows, "regression": regression})
 
 
 def read(path: Path) -> Results:

@@ -13,9 +13,10 @@ from metapeft.experiments.report.line_plot import curves
 from metapeft.experiments.report.page import Figure, Section, Table, write_report
 from metapeft.experiments.report.pictures import episode_grid
 from metapeft.experiments.report.regression import fits
-from metapeft.experiments.results import COLUMNS, Results, SinusoidResults
+from metapeft.experiments.results import Regression, Results
 from metapeft.experiments.samplers import Samplers
-from metapeft.experiments.tables import accuracy, inner_steps, percent, protocol_line
+from metapeft.experiments.tables import accuracy_rows, apart, error_rows, protocol_line
+from metapeft.experiments.verdict import verdict
 
 
 def write(
@@ -32,8 +33,10 @@ def write(
         samplers: of whose test episodes the first are shown.
     """
     sections = [_accuracy(found), _training(found), *_ranks(found, config.rank), _episodes(samplers)]
-    if found.sinusoid is not None:
-        sections.append(_sinusoid(found.sinusoid))
+    if found.regression is not None:
+        sections.insert(2, _regression(found.regression))
+    if (said := verdict(found)) is not None:
+        sections.insert(0, Section("In one sentence", said))
     episodes = f"{config.ways}-way {config.shots}-shot"
     facts = {
         "data": f"{config.data}, {episodes}, {config.backbone} of width {config.width}",
@@ -57,44 +60,30 @@ def _machine(config: TrainConfig, environment: Mapping[str, Any]) -> str:
 
 
 def _accuracy(found: Results) -> Section:
+    columns = found.columns
     accuracies = {
         column: {
-            name: (row.columns[column].accuracy, row.columns[column].ci95) for name, row in found.rows.items()
-        }
-        for column in COLUMNS
-    }
-    table = Table(
-        ["method", *COLUMNS, "inner steps", "numbers a task"],
-        [
-            [
-                name,
-                *[accuracy(row.columns[column]) for column in COLUMNS],
-                inner_steps(row),
-                str(row.parameters),
-            ]
+            name: (row.columns[column].accuracy, row.columns[column].ci95)
             for name, row in found.rows.items()
-        ],
-        protocol_line(found),
-    )
+            if column in row.columns
+        }
+        for column in columns
+    }
     figures = [Figure(intervals(accuracies), "Accuracy on the same test episodes, with 95 % t-intervals.")]
-    tables = [table]
+    tables = [Table(*accuracy_rows(found), protocol_line(found))]
     for reference, others in found.differences.items():
-        if not others:
-            continue
-        tables.append(
-            Table(
-                [f"minus {reference}", *COLUMNS],
-                [
-                    [name, *[percent(cells[column][0], cells[column][1], sign=True) for column in COLUMNS]]
-                    for name, cells in others.items()
-                ],
-                "points, paired over the same episodes, 95 % t-intervals",
-            )
-        )
+        if others:
+            cells = [[name, *[apart(row.get(column)) for column in columns]] for name, row in others.items()]
+            note = "points, paired over the same episodes, 95 % t-intervals"
+            tables.append(Table([f"minus {reference}", *columns], cells, note))
     text = (
-        "All methods saw the same number of images in the same number of outer steps, from one start. Shifted: "
-        "each test episode draws one style that training never showed. Episodes in which adaptation diverged count "
-        "as wrong."
+        "All methods saw the same number of images in the same number of outer steps, from one start. "
+        + (
+            "Shifted: each test episode draws one style that training never showed. "
+            if "shifted" in columns
+            else ""
+        )
+        + "Episodes in which adaptation diverged count as wrong."
     )
     return Section("Accuracy", text, tables, figures, {name: row.about for name, row in found.rows.items()})
 
@@ -134,22 +123,28 @@ def _ranks(found: Results, largest: int) -> list[Section]:
 
 def _episodes(samplers: Samplers) -> Section:
     figures = []
-    for column in COLUMNS:
-        sampler = samplers.test[column]
+    for name, sampler in samplers.tests.items():
         episode = sampler[0]
         classes = sampler.dataset.classes
         names = None if episode.classes is None else [classes[i] for i in episode.classes.tolist()]
         grid = episode_grid(episode.support_x, episode.support_y, episode.query_x, episode.query_y, names)
-        figures.append(Figure(grid, f"The first test episode, {column}."))
+        figures.append(Figure(grid, f"The first test episode, {name}."))
     return Section("Episodes", figures=figures)
 
 
-def _sinusoid(found: SinusoidResults) -> Section:
-    rows = [
-        [name, *[f"{mean:.3f} ± {half:.3f}" for mean, half in row.values()]]
-        for name, row in found.rows.items()
-    ]
-    counts = list(next(iter(found.rows.values())))
-    table = Table(["mean squared error", *[f"{count} steps" for count in counts]], rows, found.protocol)
-    figure = Figure(fits(found.fits), "Test tasks before and after adaptation to 10 points (maml).")
-    return Section("Sinusoid regression", "The same recipes with a squared error.", [table], [figure])
+def _regression(found: Regression) -> Section:
+    titles, cells = error_rows(found)
+    table = Table(["mean squared error", *titles[1:]], cells, found.protocol)
+    if found.name == "sinusoid":
+        about = "The same recipes with a squared error."
+        caption = "Test tasks before and after adaptation to 10 points (maml)."
+    else:
+        about = (
+            "Functions of five kinds, of which a task shows 10 noisy points: the same recipes with a squared error, "
+            "and an encoder of points. Where a cell has no number, adapting diverged in a test task."
+        )
+        caption = (
+            "A test task of each kind. Before: the constant update, which knows nothing of the task; after: metapeft, "
+            "generated and adapted as in training."
+        )
+    return Section(f"Regression of {found.name}", about, [table], [Figure(fits(found.fits), caption)])

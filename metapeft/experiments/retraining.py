@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from metapeft.base.errors import RunError, stored_in
-from metapeft.episodes.shift import training_styles
 from metapeft.experiments.job import Job
 from metapeft.training.pretraining import pretrain
 from metapeft.training.runs.checkpoint import load, save
@@ -46,7 +45,7 @@ def retrained(
             return body, metadata["log"]
     trained, log = pretrain(
         body, job.data, steps, group=group, groups=groups, seed=job.config.seed + (softmax is not None),
-        softmax=softmax, shift=training_styles(), lr=2e-3 if softmax is None else 1e-3, run_dir=folder / "run",
+        softmax=softmax, shift=job.samplers.train.shift, lr=2e-3 if softmax is None else 1e-3, run_dir=folder / "run",
         resume=True, progress=job.progress, memory=job.config.memory, **place,
     )  # fmt: skip
     if job.processes.main:

@@ -8,9 +8,23 @@ from typing import Any
 from metapeft.datasets.by_name import load_dataset
 from metapeft.datasets.shell_options import reader_options
 from metapeft.episodes.sampler import EpisodeSampler
-from metapeft.episodes.shift import training_styles
-from metapeft.experiments.config import TrainConfig
-from metapeft.experiments.results import COLUMNS
+from metapeft.episodes.shift import Shift, training_styles
+from metapeft.experiments.config import PAIRS, TrainConfig
+
+
+@dataclass(frozen=True)
+class Column:
+    """What stands in one column of the table.
+
+    Attributes:
+        name: its title. validation, test: episodes.
+        steps: of the inner loop; None for as many as validation chooses.
+    """
+
+    name: str
+    validation: EpisodeSampler
+    test: EpisodeSampler
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -18,14 +32,26 @@ class Samplers:
     """Training, validation and test episodes, the same for all methods.
 
     Attributes:
-        data: split -> image data set. train: episodes, plain or in a training style.
-        validation, test: column -> episodes, plain ones, and shifted ones in the styles of their split.
+        data: split -> image data set. train: episodes of training.
+        columns: plain episodes, and shifted ones in the styles of their split; on pairs the same episodes at several
+            numbers of inner steps.
     """
 
     data: dict[str, Any]
     train: EpisodeSampler
-    validation: dict[str, EpisodeSampler]
-    test: dict[str, EpisodeSampler]
+    columns: tuple[Column, ...]
+
+    @property
+    def validation(self) -> EpisodeSampler:
+        """The episodes on which training settings are chosen."""
+        return self.columns[-1].validation
+
+    @property
+    def tests(self) -> dict[str, EpisodeSampler]:
+        """Name -> different test episodes."""
+        if self.columns[0].steps is None:
+            return {column.name: column.test for column in self.columns}
+        return {str(self.columns[0].test.shift.name): self.columns[0].test}
 
 
 def samplers(config: TrainConfig) -> Samplers:
@@ -37,12 +63,30 @@ def samplers(config: TrainConfig) -> Samplers:
     options = reader_options(config.data_options, config.root)
     data = {split: load_dataset(config.data, split=split, **options) for split in ("train", "val", "test")}
     sizes = (config.ways, config.shots, config.queries)
-    train = EpisodeSampler(data["train"], *sizes, seed=config.seed, shift=training_styles())
-    validation, test = (
-        {
-            column: EpisodeSampler(data[split], *sizes, seed=config.seed + offset, shift=shift)
-            for column, shift in zip(COLUMNS, (False, True))
-        }
-        for offset, split in enumerate(("val", "test"), 1)
-    )
-    return Samplers(data, train, validation, test)
+    pairs = swaps(config.data)
+    train = EpisodeSampler(data["train"], *sizes, seed=config.seed, shift=pairs or training_styles())
+
+    def column(name: str, shift: Any, steps: int | None = None) -> Column:
+        validation, test = (
+            EpisodeSampler(data[split], *sizes, seed=config.seed + offset, shift=shift)
+            for offset, split in enumerate(("val", "test"), 1)
+        )
+        return Column(name, validation, test, steps)
+
+    if pairs is None:
+        columns = [column("plain", False), column("shifted", True)]
+    else:
+        # none among them always: what has no inner loop stands there
+        counts = dict.fromkeys([0, *config.inner_steps])
+        columns = [column(f"{steps} step{'s' * (steps != 1)}", pairs, steps) for steps in counts]
+    return Samplers(data, train, tuple(columns))
+
+
+def swaps(data: str) -> Shift | None:
+    """What decides for each episode of pairs which half counts; None for other data.
+
+    Example:
+        >>> swaps("omniglot-pairs"), swaps("glyphs")
+        (Shift(['plain', 'swap']), None)
+    """
+    return Shift(["plain", "swap"]) if data in PAIRS else None

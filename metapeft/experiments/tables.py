@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from metapeft.episodes.protocol import Protocol
-from metapeft.experiments.results import Cell, Results, Row, SinusoidResults
+from metapeft.experiments.results import Cell, Interval, Regression, Results, Row
 
 
 def percent(value: float, half: float, sign: bool = False) -> str:
@@ -18,14 +18,36 @@ def percent(value: float, half: float, sign: bool = False) -> str:
     return f"{100 * value:{'+' if sign else ''}.2f} ± {100 * half:.2f}"
 
 
-def accuracy(cell: Cell) -> str:
-    """A cell of the accuracy table, with the number of episodes in which adaptation diverged.
+def accuracy(cell: Cell | None) -> str:
+    """A cell of the accuracy table, with the number of episodes in which adaptation diverged; `-` without numbers.
 
     Example:
         >>> accuracy(Cell(accuracy=0.9, ci95=0.01, diverged=2))
         '90.00 ± 1.00 (2 diverged)'
     """
+    if cell is None:
+        return "-"
     return percent(cell.accuracy, cell.ci95) + (f" ({cell.diverged} diverged)" if cell.diverged else "")
+
+
+def apart(difference: Interval | None) -> str:
+    """A paired difference in points; `-` without numbers.
+
+    Example:
+        >>> apart((-0.07, 0.01)), apart(None)
+        ('-7.00 ± 1.00', '-')
+    """
+    return "-" if difference is None else percent(difference[0], difference[1], sign=True)
+
+
+def error(value: Interval | None, sign: bool = False) -> str:
+    """A mean squared error, or a difference of two, with its interval; `-` without numbers.
+
+    Example:
+        >>> error((0.5, 0.01))
+        '0.500 ± 0.010'
+    """
+    return "-" if value is None else f"{value[0]:{'+' if sign else ''}.3f} ± {value[1]:.3f}"
 
 
 def inner_steps(row: Row) -> str:
@@ -42,56 +64,62 @@ def inner_steps(row: Row) -> str:
 
 
 def protocol_line(found: Results) -> str:
-    """The protocol that all numbers of the table share."""
-    row = next(iter(found.rows.values()))
-    stored = [cell.protocol or {} for cell in row.columns.values()]
-    return "; ".join(str(Protocol.from_dict({**one, "inner_steps": None, "head": None})) for one in stored)
+    """The protocols that the numbers of the table share."""
+    rows = found.rows.values()
+    stored = [next(row.columns[c] for row in rows if c in row.columns).protocol or {} for c in found.columns]
+    own = {"inner_steps": None, "head": None, "shown": None}
+    return "; ".join(dict.fromkeys(str(Protocol.from_dict({**one, **own})) for one in stored))
+
+
+def accuracy_rows(found: Results) -> tuple[list[str], list[list[str]]]:
+    """Titles and cells of the table of accuracies: method, columns, inner steps where chosen, numbers of a task."""
+    chosen = any(inner_steps(row) != "-" for row in found.rows.values())
+    titles = ["method", *found.columns, *(["inner steps"] if chosen else []), "numbers a task"]
+    cells = [
+        [
+            name, *[accuracy(row.columns.get(column)) for column in found.columns],
+            *([inner_steps(row)] if chosen else []), str(row.parameters),
+        ]
+        for name, row in found.rows.items()
+    ]  # fmt: skip
+    return titles, cells
 
 
 def tables(found: Results) -> list[Table]:
     """All tables of a run."""
-    shown = [
-        table(found),
-        *[differences_table(found, name) for name, rows in found.differences.items() if rows],
-    ]
-    return shown if found.sinusoid is None else [*shown, sinusoid_table(found.sinusoid)]
+    title = "accuracy in %, mean ± half-width of the 95 % t-interval"
+    shown = [_table(title, *accuracy_rows(found), protocol_line(found))]
+    for reference, rows in found.differences.items():
+        if rows:
+            cells = [
+                [name, *[apart(row.get(column)) for column in found.columns]] for name, row in rows.items()
+            ]
+            title = f"difference to {reference} in points, paired over the same episodes"
+            shown.append(_table(title, ["method", *found.columns], cells))
+    if found.regression is not None:
+        title = f"regression of {found.regression.name}: mean squared error"
+        shown.append(_table(title, *error_rows(found.regression), found.regression.protocol))
+    return shown
 
 
-def table(found: Results) -> Table:
-    """Accuracy by method and column, with inner steps and the numbers of a task."""
-    columns = list(next(iter(found.rows.values())).columns)
-    result = Table(
-        title="accuracy in %, mean ± half-width of the 95 % t-interval", caption=protocol_line(found)
-    )
-    result.add_column("method")
-    for column in columns:
-        result.add_column(column, justify="right")
-    result.add_column("inner steps", justify="right")
-    result.add_column("numbers a task", justify="right")
+def error_rows(found: Regression) -> tuple[list[str], list[list[str]]]:
+    """Titles and cells of a regression: errors by number of inner steps, and differences to the whole method."""
+    counts = list(dict.fromkeys(count for row in found.rows.values() for count in row))
+    paired = counts if found.differences else []
+    said = {count: f"{count} step{'s' * (count != '1')}" for count in counts}
+    titles = [*said.values(), *(f"{said[count]}, minus metapeft" for count in paired)]
+    cells = []
     for name, row in found.rows.items():
-        cells = [accuracy(row.columns[column]) for column in columns]
-        result.add_row(name, *cells, inner_steps(row), str(row.parameters))
-    return result
+        apart_by = found.differences.get(name, {})
+        own = [error(row.get(count)) for count in counts]
+        cells.append([name, *own, *[error(apart_by.get(count), sign=True) for count in paired]])
+    return ["method", *titles], cells
 
 
-def differences_table(found: Results, reference: str) -> Table:
-    """Paired differences against one method, in points."""
-    rows = found.differences[reference]
-    columns = list(next(iter(rows.values()))) if rows else []
-    result = Table(title=f"difference to {reference} in points, paired over the same episodes")
-    result.add_column("method")
-    for column in columns:
-        result.add_column(column, justify="right")
-    for name, cells in rows.items():
-        result.add_row(name, *[percent(cells[column][0], cells[column][1], sign=True) for column in columns])
-    return result
-
-
-def sinusoid_table(found: SinusoidResults) -> Table:
-    """Mean squared error before and after adaptation."""
-    result = Table(title="sinusoid regression: mean squared error", caption=found.protocol)
-    for column in ("method", "before", "after 1 step", "after 5 steps"):
-        result.add_column(column, justify="left" if column == "method" else "right")
-    for name, row in found.rows.items():
-        result.add_row(name, *[f"{row[steps][0]:.3f} ± {row[steps][1]:.3f}" for steps in ("0", "1", "5")])
+def _table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> Table:
+    result = Table(title=title, caption=caption)
+    for place, column in enumerate(columns):
+        result.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        result.add_row(*row)
     return result

@@ -14,7 +14,7 @@ from metapeft.cli import run
 
 TINY = {
     "width": "4", "tasks-per-step": "1", "episodes": "2", "validation-episodes": "2", "queries": "2",
-    "inner-lrs": "0.01", "inner-steps": "1", "pretrain-steps": "2", "steps": "2", "sinusoid-steps": "0",
+    "inner-lrs": "0.01", "inner-steps": "1", "pretrain-steps": "2", "steps": "2", "function-steps": "0",
     "threads": "1", "methods": "metapeft",
 }  # fmt: skip
 EVALUATE = ("evaluate", "{}/metapeft", "--episodes", "2", "--queries", "2")

@@ -15,8 +15,8 @@ from metapeft.experiments.compared_methods import METHODS
 from tests.training.runs.killing import contents, last_step, wait_for
 
 
-def options(pretrain, steps, sinusoid):
-    sizes = ("--pretrain-steps", str(pretrain), "--steps", str(steps), "--sinusoid-steps", str(sinusoid))
+def options(pretrain, steps, functions):
+    sizes = ("--pretrain-steps", str(pretrain), "--steps", str(steps), "--function-steps", str(functions))
     return [
         *("--width", "4", "--tasks-per-step", "1", "--episodes", "2", "--validation-episodes", "2"),
         *("--queries", "2", "--inner-lrs", "0.01", "--inner-steps", "1", *sizes, "--quiet"),
@@ -64,7 +64,7 @@ def test_a_job_killed_ten_times_ends_the_same(tmp_path):
     assert whole.returncode == 0, whole.stderr
     found = contents(folder)
     latest = "checkpoints/latest.safetensors"
-    assert {f"{stage}/{latest}" for stage in ("sr/run", "metapeft", "sinusoid/maml")} <= set(found)
+    assert {f"{stage}/{latest}" for stage in ("sr/run", "metapeft", "functions/metapeft")} <= set(found)
     assert found == contents(tmp_path / "whole")
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
     for timed in ("seconds", "environment"):
@@ -90,7 +90,7 @@ def test_the_main_job_end_to_end(tmp_path):
     assert ranks.returncode == 0, ranks.stderr
     baseline = shell("evaluate", str(tmp_path / "whole" / "sr+lora"), "--episodes", "2", "--queries", "2")
     assert baseline.returncode == 0, baseline.stderr
-    regression = shell("evaluate", str(tmp_path / "whole" / "sinusoid" / "maml"), "--episodes", "2")
+    regression = shell("evaluate", str(tmp_path / "whole" / "functions" / "metapeft"), "--episodes", "2")
     assert regression.returncode == 0, regression.stderr
     above = shell("evaluate", str(tmp_path / "whole"))
     assert above.returncode == 2
@@ -109,7 +109,10 @@ def test_every_method_of_the_table_runs(tmp_path):
     assert list(rows) == list(METHODS)
     for row in rows.values():
         assert {len(found["values"]) for found in row["columns"].values()} == {2}
+    assert rows["other-kind"]["columns"]["0 steps"]["protocol"]["shown"] == "another kind"
+    assert list(rows["lora-ml"]["columns"]) == ["0 steps", "1 step"]
+    assert list(rows["protonet"]["columns"]) == ["0 steps"]
     heads = {
-        name: rows[name]["columns"]["plain"]["protocol"]["head"] for name in ("anil", "boil", "protonet")
+        name: rows[name]["columns"]["0 steps"]["protocol"]["head"] for name in ("anil", "boil", "protonet")
     }
     assert heads == {"anil": "prototype-init", "boil": "prototypes", "protonet": "prototypes"}

@@ -25,7 +25,7 @@ SMALL = [
     *(
         "--inner-steps",
         "1",
-        "--sinusoid-steps",
+        "--function-steps",
         "2",
         "--methods",
         "metapeft",
@@ -93,7 +93,7 @@ def test_the_main_job_in_float64_within_a_stated_memory(tmp_path: Path, capsys: 
     assert run(["train", *SMALL, *asked, "--out", str(folder)]) == 0, capsys.readouterr().err
     shown = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "norm running, float64, 95 % t" in shown
-    trained = ["sr/run", "sr-continued/run", "metapeft", "sinusoid/maml", "sinusoid/lora-ml"]
+    trained = ["sr/run", "sr-continued/run", "metapeft", "functions/metapeft", "functions/lora-ml"]
     for part in trained:
         assert dtypes(folder / part) == {torch.float64}, part
         with Run.open(folder / part, writable=False) as opened:
@@ -101,7 +101,7 @@ def test_the_main_job_in_float64_within_a_stated_memory(tmp_path: Path, capsys: 
     results = json.loads((folder / "results.json").read_text())
     cells = [cell for row in results["rows"].values() for cell in row["columns"].values()]
     assert {cell["protocol"]["precision"] for cell in cells} == {"float64"}
-    assert "float64" in results["sinusoid"]["protocol"]
+    assert "float64" in results["regression"]["protocol"]
     assert "float64" in (folder / "report.html").read_text()
     for other in (["--dtype", "float32"], ["--device", "cuda"], ["--autocast", "bfloat16"]):
         assert run(["train", "--out", str(folder), "--resume", *other]) == 2
@@ -140,7 +140,7 @@ def test_the_main_job_in_bfloat16_says_so(
     assert len(said) == 1
     assert "norm running, bfloat16 forwards, 95 % t" in re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "float32, forwards in bfloat16" in (folder / "report.html").read_text()
-    for part in ("sr/run", "metapeft", "sinusoid/maml"):
+    for part in ("sr/run", "metapeft", "functions/metapeft"):
         assert dtypes(folder / part) == {torch.float32}
     with Run.open(folder / "sr/run", writable=False) as opened:
         assert opened.config["learner"]["precision"] == "bfloat16 forwards"

@@ -57,6 +57,13 @@ def test_every_command_has_help_with_its_options(command, capsys):
         (["train", "--methods", "other-task"], "builds on 'metapeft'"),
         (["train", "--data", "miniimagnet"], "did you mean 'miniimagenet'"),
         (["train", "--data", "sinusoid"], "has no classes"),
+        (["train", "--data", "functions"], "the main job fits them by itself"),
+        (
+            ["train", "--data", "glyphs", "--methods", "metapeft", "--methods", "other-kind"],
+            "are of one kind",
+        ),
+        (["train", "--backbone", "resnet12", "--neck", "8"], "neck has no effect on backbone='resnet12'"),
+        (["train", "--direct", "1"], "direct=1.0: allowed is a finite number of at least 0 and below 1"),
         (["data", "sinusoid"], "no images"),
         (["data", "functions"], "no images"),
         (["data", "coloured-glyphs", "--data-options", "by=size"], "by='size': allowed are 'shape'"),
@@ -74,7 +81,7 @@ def test_every_command_has_help_with_its_options(command, capsys):
             "'size', which is given already",
         ),
         (["train", "--data-options", "sise=20"], "did you mean 'size'"),
-        (["train", "--data-options", "size=12"], "size=12: allowed is a whole number of at least 16"),
+        (["train", "--data", "glyphs", "--data-options", "size=12"], "size=12: allowed is a whole number of at least 16"),
         (
             ["data", "--data-options", "root=here"],
             "'root', which is given already or has an option of its own",
@@ -166,8 +173,8 @@ def test_evaluate_takes_the_steps_that_the_main_job_chose(tmp_path, monkeypatch,
 
 def test_the_settings_of_bench_keep_its_own_defaults() -> None:
     own = BenchConfig(seed=3)
-    assert "generator-off" in own.methods
-    assert own.sinusoid_steps == 0
+    assert "constant" in own.methods
+    assert own.function_steps == 0
     stored = plain_config(BenchConfig(seed=3, methods=("metapeft", "inner-off")))
     assert configured(stored, own).methods == ("metapeft", "inner-off")  # the default says nothing
     with pytest.raises(ValueError, match="methods="):

@@ -203,7 +203,7 @@ def test_the_main_job_under_torchrun(tmp_path: Path) -> None:
         ),
         *("--validation-episodes", "2", "--queries", "2", "--inner-lrs", "0.01", "--inner-steps", "1"),
         *(
-            "--sinusoid-steps",
+            "--function-steps",
             "0",
             "--quiet",
             "--methods",

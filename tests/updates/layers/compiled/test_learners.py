@@ -193,7 +193,7 @@ def test_the_benchmark_times_both() -> None:
 @pytest.mark.usefixtures("kernels")
 def test_the_main_job_of_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"width": 16, "tasks-per-step": 1, "episodes": 2, "validation-episodes": 2, "queries": 2}
-    steps = {"pretrain-steps": 2, "steps": 2, "sinusoid-steps": 0, "inner-steps": 1, "inner-lrs": 0.01}
+    steps = {"pretrain-steps": 2, "steps": 2, "function-steps": 0, "inner-steps": 1, "inner-lrs": 0.01}
     tiny = [word for name, value in (sizes | steps).items() for word in (f"--{name}", str(value))]
     folder = tmp_path / "run"
     assert shell(["train", "--out", str(folder), "--methods", "lora-ml", "--quiet", "--compiled", *tiny]) == 0
