@@ -6,10 +6,63 @@ import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.peer_imports import import_torchvision
+from tests.of_float32 import OF_FLOAT32
+
+# of the library's own calls, which a user may make inside `torch.no_grad()`; what a test computes stays outside
+_CALLS = {
+    "metapeft.hypergradients.problem": ("hypergradient", "Engine.__call__"),
+    "metapeft.inner.loop": ("solve",),
+    "metapeft.learner.learner": ("Learner.hypergradient", "Learner.adapt_many"),
+    "metapeft.training.calibration": ("calibrate",),
+    "metapeft.training.center": ("fit_center",),
+    "metapeft.training.evaluation": ("evaluate",),
+    "metapeft.training.pretraining": ("pretrain",),
+    "metapeft.training.trainer": ("BilevelTrainer.fit", "BilevelTrainer.resume"),
+    "metapeft.training.tuning": ("tune",),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """States of torch that belong to the whole process, and that a user may have changed: see `.ci/full`."""
+    group = parser.getgroup("torch's global state")
+    group.addoption("--default-dtype", help="a type by name, such as float64, for torch.set_default_dtype")
+    group.addoption(
+        "--no-grad", action="store_true", help="the library's calls happen inside torch.no_grad()"
+    )
+    group.addoption("--deterministic", action="store_true", help="torch.use_deterministic_algorithms(True)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--default-dtype"):
+        torch.set_default_dtype(getattr(torch, config.getoption("--default-dtype")))
+    if config.getoption("--deterministic"):
+        torch.use_deterministic_algorithms(True)
+    if config.getoption("--no-grad"):
+        for module, names in _CALLS.items():
+            for name in names:
+                owner: Any = importlib.import_module(module)
+                *path, last = name.split(".")
+                for part in path:
+                    owner = getattr(owner, part)
+                setattr(owner, last, torch.no_grad()(getattr(owner, last)))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--default-dtype"):
+        return
+    for item in items:
+        file = item.path.relative_to(config.rootpath).as_posix()
+        if (
+            getattr(item, "originalname", item.name) in OF_FLOAT32.get(file, ())
+            or file == "tests/test_global_state.py"
+        ):
+            item.add_marker(pytest.mark.skip(reason="about float32, or what is drawn in it"))
 
 
 def real_data(folder: str) -> Path:

@@ -58,8 +58,9 @@ def stored_in(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, KeyError, TypeError) as error:
-        what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+    except (AttributeError, LookupError, TypeError, RecursionError, OverflowError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        what = f"there is no {error}" if isinstance(error, KeyError) else first
         raise RunError(
             f"{os.fspath(path)} holds something else than a run stores there ({what}): was it changed, copied in from "
             "elsewhere, or written by another version?"

@@ -57,9 +57,17 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         >>> digest({"a": torch.zeros(2)}) == digest({"a": torch.zeros(2)}) != digest({"b": torch.zeros(2)})
         True
     """
+    return sha256(tensors)[:16]
+
+
+def sha256(tensors: Mapping[str, Tensor], *more: str) -> str:
+    """The SHA-256 of tensors and their names, in the order of the names, and of texts beside them."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return found.hexdigest()[:16]
+        if value.numel():
+            found.update(value.flatten().view(torch.uint8).numpy())
+    for text in more:
+        found.update(b"\0" + text.encode())
+    return found.hexdigest()

@@ -151,10 +151,10 @@ class Augment:
             )
         brightness, contrast = 1 + self.brightness * change[:, :1], 1 + self.contrast * change[:, 1:2]
         values = images.flatten(2).float()
-        colours = torch.eye(channels, device=images.device).expand(len(images), -1, -1)
+        colours = torch.eye(channels, dtype=torch.float32, device=images.device).expand(len(images), -1, -1)
         if self.saturation:
             distance = (1 + self.saturation * change[:, 2:])[..., None]
-            grey = torch.tensor(LUMA, device=images.device).expand(3, 3)
+            grey = torch.tensor(LUMA, dtype=torch.float32, device=images.device).expand(3, 3)
             colours = distance * colours + (1 - distance) * grey
         mean = torch.bmm(colours, values.mean(2, keepdim=True)).mean(1)
         offset = (mean * (brightness - contrast))[..., None].expand(-1, channels, 1)

@@ -149,15 +149,17 @@ def _between(images: Tensor, keys: counter.Words, *bounds: tuple[float, float]) 
 def _drawn(function: Callable[..., Tensor], images: Tensor, keys: counter.Words) -> Tensor:
     """A number a pixel, from a generator of its own for each task."""
     generators = [torch.Generator().manual_seed(seed) for seed in (keys >> np.uint64(1)).tolist()]
-    return torch.stack([function(images.shape[1:], generator=each) for each in generators]).to(images)
+    return torch.stack(
+        [function(images.shape[1:], dtype=torch.float32, generator=each) for each in generators]
+    ).to(images)
 
 
 def _places(images: Tensor) -> tuple[Tensor, Tensor]:
     """x `(W,)` and y `(H, 1)` of the pixels' centres, -1 .. 1 from edge to edge."""
     height, width = images.shape[-2:]
-    x = (2 * torch.arange(width, device=images.device) + 1) / width - 1
-    y = (2 * torch.arange(height, device=images.device) + 1) / height - 1
-    return x.to(images.dtype), y.to(images.dtype)[:, None]
+    x = (2 * torch.arange(width, dtype=images.dtype, device=images.device) + 1) / width - 1
+    y = (2 * torch.arange(height, dtype=images.dtype, device=images.device) + 1) / height - 1
+    return x, y[:, None]
 
 
 def _warped(images: Tensor, source: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:

@@ -53,11 +53,13 @@ class MappingNet(Generator):
 
     def start(self, seeds: Shapes, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         bound = math.sqrt(6.0 / size)  # He et al. 2015, for the ReLU that follows
-        weight = torch.empty(self.hidden, size).uniform_(-bound, bound, generator=generator)
-        parameters = {"hidden.weight": weight, "hidden.bias": torch.zeros(self.hidden)}
+        weight = torch.empty(self.hidden, size, dtype=torch.float32).uniform_(
+            -bound, bound, generator=generator
+        )
+        parameters = {"hidden.weight": weight, "hidden.bias": torch.zeros(self.hidden, dtype=torch.float32)}
         for name, shape in seeds.items():
-            parameters[f"{name}.weight"] = torch.zeros(math.prod(shape), self.hidden)
-            parameters[f"{name}.bias"] = torch.zeros(math.prod(shape))
+            parameters[f"{name}.weight"] = torch.zeros(math.prod(shape), self.hidden, dtype=torch.float32)
+            parameters[f"{name}.bias"] = torch.zeros(math.prod(shape), dtype=torch.float32)
         return parameters
 
     def __call__(

@@ -43,7 +43,7 @@ class Logistic(OnFeatures):
         number(above=True, penalty=self.penalty)
 
     def learned(self) -> dict[str, Tensor]:
-        return {"log_penalty": torch.tensor(math.log(self.penalty))}
+        return {"log_penalty": torch.tensor(math.log(self.penalty), dtype=torch.float32)}
 
     def start(
         self,

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metapeft.base.gradients import twice_differentiable
 from metapeft.hypergradients.table import registry
 from metapeft.inner.fixed_point import as_solver
 from metapeft.inner.objective import Batches
@@ -133,7 +132,7 @@ class Engine:
                     f'solver is None, but {self!r} needs one: use method="direct" if w0 is final'
                 )
             problem.batches.check(problem.solver.steps, self.repeats_batches)
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with twice_differentiable():
             return self.compute(problem)
 
     def compute(self, problem: Problem) -> Result:
@@ -209,4 +208,5 @@ def hypergradient(
         (tensor(0.2500), {'c': tensor(0.5000)})
     """
     problem = Problem(outer, inner, u, w0, solver, method, data, task_axis, has_aux)
-    return resolve(method)(problem)
+    with twice_differentiable():  # for engines of the user's own, too
+        return resolve(method)(problem)

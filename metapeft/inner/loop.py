@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metapeft.base.errors import NumericalError
+from metapeft.base.gradients import twice_differentiable
 from metapeft.inner.objective import Batches, Objective, check_inner_values, inner_gradients
 from metapeft.inner.solver import Solver, Tensors
 from metapeft.inner.variables import Start, constants, leaf_tensors, starting_point
@@ -123,7 +123,7 @@ def solve(
     batches.check(solver.steps, repeat=False)
     with torch.no_grad():
         start = starting_point(w0, u)
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with twice_differentiable():
         path = plain_steps(batches, u, start, solver, task_axis, keep=trace)
     if checked:
         check_inner_values(path.values)

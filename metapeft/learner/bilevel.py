@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.base.gradients import twice_differentiable
 from metapeft.heads.head import HEAD
 from metapeft.hypergradients.envelope import Envelope
 from metapeft.hypergradients.first_order import FirstOrder
@@ -89,9 +90,10 @@ def _hypergradient(
     if direct_form or (direct_form is None and isinstance(roles.engine, Forward)):
         if roles.generator is not None:
             passes.features()  # constants, taken before the engine transforms the weights
-        found = roles.engine(_problem(objectives, w0, outer_u, None, solver))
+        with twice_differentiable():
+            found = roles.engine(_problem(objectives, w0, outer_u, None, solver))
         return _result(found, dict(found.grads), objectives)
-    with torch.enable_grad():
+    with twice_differentiable():
         derived = derive(passes, outer_u, keep=registry.made(roles.engine))
     lost, layers = _constants(objectives, w0, derived), derived.layers
     tied = {name: value for name, value in derived.values.items() if value.requires_grad and name not in lost}
@@ -103,7 +105,8 @@ def _hypergradient(
         only_derived = only_derived | (of_body - layers.behind)
     u = {name: value for name, value in outer_u.items() if name not in only_derived}
     entries = {PREFIX + name: value for name, value in tied.items()}
-    found = roles.engine(_problem(objectives, w0, {**u, **entries}, constant, solver))
+    with twice_differentiable():  # for engines of the user's own, too
+        found = roles.engine(_problem(objectives, w0, {**u, **entries}, constant, solver))
     grads = _pulled_back(found.grads, tied, outer_u, may_be_idle(roles))
     return _result(found, grads, objectives)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metapeft.base.errors import NotFiniteInput, NumericalError
+from metapeft.base.errors import NotFiniteInput, NumericalError, stored_in
 from metapeft.base.machine.ctrl_c import Interruption
 from metapeft.base.machine.freed_memory import freed_memory_kept
 from metapeft.base.machine.memory import refuse_too_little
@@ -156,6 +156,7 @@ class OuterLoop:
         self.step, self.best, self.averages.sums = tree["step"], tree["best"], tree["sums"]
         device = self.task.device
         self.inner = kept_inner.restored(tree, device)
+        kept_inner.refuse_missing(tree["learner"], self.task.state())
         self.task.load_state(tree["learner"])
         self.optimizer.load_state_dict(tree["optimizer"])
         if self.scheduler is not None:
@@ -201,8 +202,10 @@ class OuterLoop:
         end = self.steps if stop_at is None else min(stop_at, self.steps)
         if folder is not None and self.best is not None:
             best = folder.load("best")[0]
-            self._best_state = kept_inner.state_of(best)
-            self._best_inner = kept_inner.restored(best, self.task.device)
+            with stored_in(folder.checkpoint("best")):
+                self._best_state = kept_inner.state_of_best(best)
+                kept_inner.refuse_missing(self._best_state, self.task.state())
+                self._best_inner = kept_inner.restored(best, self.task.device)
         shown = self.settings.progress and self.processes.main
         bar = Progress(shown, self.steps, self.step, self.settings.tasks_per_step)
         board = Board(

@@ -60,7 +60,7 @@ class Pretraining(Task):
         check_autocast(autocast, like)
         self.autocast = autocast
         bound = size**-0.5
-        weight = torch.empty(classes, size).uniform_(
+        weight = torch.empty(classes, size, dtype=torch.float32).uniform_(
             -bound, bound, generator=torch.Generator().manual_seed(seed)
         )
         self.variables: dict[str, Tensor] = {
@@ -70,9 +70,9 @@ class Pretraining(Task):
             "softmax.weight": weight.to(like),
         }
         if head == "cosine":
-            self.variables["softmax.log_scale"] = torch.tensor(math.log(SCALE)).to(like)
+            self.variables["softmax.log_scale"] = torch.tensor(math.log(SCALE), dtype=torch.float32).to(like)
         else:
-            self.variables["softmax.bias"] = torch.zeros(classes).to(like)
+            self.variables["softmax.bias"] = like.new_zeros(classes)
         for name, value in (softmax or {}).items():
             if not name.startswith("softmax.") or value.shape != getattr(
                 self.variables.get(name), "shape", None

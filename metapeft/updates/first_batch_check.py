@@ -138,7 +138,7 @@ def _noise(model: BatchedBackbone) -> dict[str, Tensor]:
         size = 0.1 * float(weight.float().square().mean().sqrt()) + 1e-3
         if value.any():
             size = 0.1 * float(value.abs().max())
-        noise = torch.randn(2, *value.shape[1:], generator=generator).to(value)
+        noise = torch.randn(2, *value.shape[1:], dtype=torch.float32, generator=generator).to(value)
         noisy[name] = value + noise * size
     return noisy
 

@@ -103,7 +103,8 @@ def _gradients(
     def total(own: Gradients) -> Tensor:
         output = run(few, own, items)
         each = torch.unflatten(output, 0, (tasks, items))
-        coefficients = torch.randn(each.shape[1:], generator=torch.Generator().manual_seed(0)).to(each)
+        drawn = torch.Generator().manual_seed(0)
+        coefficients = torch.randn(each.shape[1:], dtype=torch.float32, generator=drawn).to(each)
         return (each * coefficients).sum()
 
     try:

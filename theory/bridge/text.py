@@ -197,7 +197,7 @@ def encode(texts: Sequence[str], batch: int = 64) -> Tensor:
         hidden = model(**given).last_hidden_state
         mask = given["attention_mask"].unsqueeze(-1).to(hidden)
         found.append((hidden * mask).sum(1) / mask.sum(1))
-    vectors = torch.empty(len(texts), found[0].shape[1])
+    vectors = torch.empty(len(texts), found[0].shape[1], dtype=torch.float32)
     vectors[torch.tensor(order)] = torch.cat(found).float()
     scaled: Tensor = nn.functional.normalize(vectors) * vectors.shape[1] ** 0.5
     return scaled

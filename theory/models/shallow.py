@@ -138,13 +138,12 @@ def run(setting: LinearSetting, schedule: Schedule, seed: int) -> list[Point]:
         raise ValueError(f"k={setting.k}: the shallow net's tasks differ by maps of rank {RANK}")
     draws = [_draw(setting, np.random.default_rng([seed, 7, trial])) for trial in range(schedule.trials)]
     parts = {name: torch.stack([draw[name] for draw in draws for _ in METHODS]) for name in draws[0]}
-    adapting = torch.tensor([float(method == "lora-ml") for _ in draws for method in METHODS]).view(
-        -1, 1, 1, 1
-    )
+    adapts = [float(method == "lora-ml") for _ in draws for method in METHODS]
+    adapting = torch.tensor(adapts, dtype=parts["x"].dtype).view(-1, 1, 1, 1)
     net = Net(
         parts["first"], parts["second"], parts["bias"], parts["left"] * adapting, parts["right"] * adapting
     )
-    last = torch.full((len(net.first),), torch.inf)
+    last = torch.full((len(net.first),), torch.inf, dtype=parts["x"].dtype)
     for epoch in train(net, parts["x"], parts["y"], schedule.retraining, schedule.rate, all_layers=True):
         if schedule.plateau and epoch and epoch % CHECK == 0:
             loss = ((net(parts["x"]) - parts["y"]) ** 2).mean((1, 2, 3))

@@ -1,7 +1,7 @@
 """Checkpoints: a tree of tensors and plain values as one safetensors file, written atomically, never pickled.
 
 The tensors are entries of the file under their path in the tree; the tree itself, with what is not a tensor,
-is JSON in the header of the file. Any reader of safetensors can look inside.
+is JSON in the header of the file, and so is the SHA-256 of both. Any reader of safetensors can look inside.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import safetensors.torch
@@ -19,11 +20,20 @@ from torch import Tensor
 
 from metapeft.base.errors import RunError
 from metapeft.base.files import write_atomically
+from metapeft.base.reading import check_file, reading
+from metapeft.base.state import sha256
 
-FORMAT = "metapeft-checkpoint-1"
+FORMAT = "metapeft-checkpoint-2"
+_BEFORE = "metapeft-checkpoint-1"  # of 0.2, without a SHA-256
+_CAUSE = "it was cut short, changed, or is no safetensors file"
 
 
-def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | None = None) -> None:
+def save(
+    path: str | os.PathLike[str],
+    tree: Any,
+    metadata: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> None:
     """Write a tree to one safetensors file; an older file at that path is replaced at once or not at all.
 
     A tree is a tensor, number, string, boolean, None, or a dict, list or tuple of trees (so: every
@@ -35,6 +45,7 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
         path: the file; its folder must exist.
         tree: what to keep.
         metadata: facts about it, for whoever opens the file: anything that JSON can say.
+        beside: facts that `said_beside` reads without the tensors.
 
     Raises:
         ValueError: for something in the tree that is none of the above, named by its path.
@@ -50,8 +61,13 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
         (True, {'step': 3})
     """
     tensors: dict[str, Tensor] = {}
-    structure = json.dumps(_encode(tree, (), tensors))
-    header = {"format": FORMAT, "structure": structure, "metadata": json.dumps(dict(metadata or {}))}
+    header = {
+        "format": FORMAT,
+        "structure": json.dumps(_encode(tree, (), tensors)),
+        "metadata": json.dumps(dict(metadata or {})),
+        "beside": json.dumps(dict(beside or {})),
+    }
+    header["sha256"] = sha256(tensors, *header.values())
     write_atomically(path, safetensors.torch.save(tensors, header))
 
 
@@ -65,36 +81,60 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
         The tree and the metadata; tensors are on the CPU.
 
     Raises:
-        RunError: if the file is missing, cut short, or was not written by `save`.
+        RunError: if the file is missing, damaged (one changed byte is seen), or was not written by `save`.
 
     Example:
         >>> load("nowhere.safetensors")
         Traceback (most recent call last):
         metapeft.base.errors.RunError: checkpoint nowhere.safetensors cannot be read: No such file or directory
     """
-    try:
-        with open(path, "rb"):  # for the system's own words on what is wrong
-            pass
-        with safe_open(os.fspath(path), framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no iterator)
-    except OSError as error:
-        raise RunError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise RunError(
-            f"checkpoint {path} is damaged ({error}): it was cut short or is no safetensors file"
-        ) from error
-    if header.get("format") != FORMAT:
+    with _opened(path) as file:
+        header = file.metadata() or {}
+        _check_format(path, header)
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no iterator)
+        _check_sha256(header, tensors)
+        return _decode(json.loads(header["structure"]), tensors), json.loads(header["metadata"])
+
+
+def said_beside(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a checkpoint says `beside` its tree, which is not read, nor checked; `{}` where it says nothing."""
+    with _opened(path) as file:
+        found: dict[str, Any] = json.loads((file.metadata() or {}).get("beside", "{}"))
+        return found
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The file, open; what goes wrong in reading it is one sentence."""
+    with reading(f"checkpoint {os.fspath(path)}"):
+        check_file(path)
+        try:
+            with safe_open(os.fspath(path), framework="pt") as file:
+                yield file
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+            if isinstance(error, RunError):
+                raise
+            said = f"there is no {error}" if isinstance(error, KeyError) else error
+            raise RunError(f"checkpoint {path} is damaged ({said}): {_CAUSE}") from error
+
+
+def _check_format(path: str | os.PathLike[str], header: Mapping[str, str]) -> None:
+    if header.get("format") not in (FORMAT, _BEFORE):
         raise RunError(
             f"checkpoint {path} was not written by metapeft: its format is {header.get('format')!r}, "
             f"not {FORMAT!r}; weights of other programs are read with safetensors itself"
         )
-    try:
-        return _decode(json.loads(header["structure"]), tensors), json.loads(header["metadata"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"checkpoint {path} is damaged: its header does not describe a tree ({error})"
-        ) from error
+
+
+def _check_sha256(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless tensors and header are what was written; a file of before has no SHA-256."""
+    said = dict(header)
+    expected = said.pop("sha256", None)
+    if expected is None and set(said) == {"format", "structure", "metadata"} and said["format"] == _BEFORE:
+        return
+    texts = [said[name] for name in ("format", "structure", "metadata", "beside")]
+    if expected != sha256(tensors, *texts) or len(said) != len(texts):
+        raise ValueError("its SHA-256 is not that of what was written")
 
 
 def _encode(value: Any, path: tuple[Any, ...], tensors: dict[str, Tensor]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.base.errors import RunError
 from metapeft.inner.warm_start import WarmStart
 
 _log = logging.getLogger("metapeft")
@@ -44,10 +45,19 @@ def of_best(state: Mapping[str, Tensor], inner: WarmStart | None) -> Mapping[str
     return state if inner is None else {"learner": state, **stored(inner)}
 
 
-def state_of(tree: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The task's state in the tree of any checkpoint."""
+def state_of_best(tree: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The task's state in what `of_best` made."""
     found: Mapping[str, Tensor] = tree["learner"] if isinstance(tree.get("learner"), Mapping) else tree
     return found
+
+
+def refuse_missing(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise RunError for a checkpoint's state without a tensor of the task, which would begin anew."""
+    if missing := sorted(set(own) - set(state)):
+        raise RunError(
+            f"the checkpoint lacks {missing[0]!r}, which would begin anew: it was changed, or is of another method or "
+            "version"
+        )
 
 
 def note_fresh(before: WarmStart | None, after: WarmStart) -> None:

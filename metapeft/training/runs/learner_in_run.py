@@ -173,7 +173,7 @@ def _state(folder: Run, checkpoint: str | None) -> Any:
     name = checkpoint or ("best" if folder.checkpoint("best").exists() else "latest")
     tree = folder.load(name)[0]
     with stored_in(folder.checkpoint(name)):
-        return kept_inner.state_of(tree)
+        return tree["learner"] if name == "latest" else kept_inner.state_of_best(tree)
 
 
 def _check_names(own: Set[str], state: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ checkpoints/           latest.safetensors, best.safetensors
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -18,13 +19,16 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from metapeft.base.errors import RunError
-from metapeft.base.files import write_atomically
-from metapeft.training.runs import checkpoint, lock
+from metapeft.base.files import NO_LINK, clear_partials, is_partial, refuse_links, write_atomically
+from metapeft.base.reading import read_json, sealed
+from metapeft.training.runs import checkpoint, lock, metrics
 from metapeft.training.runs.environment import environment
 
 LOCK = ".lock"
-# What `create` may find in a folder that it takes: the remains of a process that died while creating.
-_REMAINS = {LOCK, "environment.json", ".environment.json.partial", ".config.json.partial"}
+METRICS = "metrics.jsonl"
+# What `create` may find in a folder that it takes, beside what was in the making: the remains of a process that died.
+_REMAINS = {LOCK, f"{LOCK}.held", "environment.json"}
+_log = logging.getLogger("metapeft")
 
 
 class Run:
@@ -51,8 +55,14 @@ class Run:
 
     def __init__(self, folder: Path, writable: bool) -> None:
         self.folder = folder
+        self._refuse_links()
         self._lock = lock.take(folder / LOCK) if writable else None
         self._metrics: TextIO | None = None
+        self._rows: list[str] = []
+        if writable:
+            for place in (folder, self._checkpoints):
+                if place.is_dir():
+                    clear_partials(place)
         self.config: dict[str, Any] = {}
         self.environment: dict[str, Any] = {}
 
@@ -70,7 +80,7 @@ class Run:
         """
         folder = Path(folder)
         try:
-            settings = _json(dict(config))
+            settings = _json(sealed(config))
         except TypeError as error:
             raise ValueError(f"config={config!r}: must hold what JSON can say ({error})") from error
         try:
@@ -84,7 +94,7 @@ class Run:
         run = cls(folder, writable=True)
         try:
             _check_free(folder)  # again, for another process may have been quicker
-            write_atomically(folder / "environment.json", _json(environment()))
+            write_atomically(folder / "environment.json", _json(sealed(environment())))
             write_atomically(folder / "config.json", settings)
             return run._read()
         except BaseException:
@@ -127,11 +137,19 @@ class Run:
         self._check_writable()
         row = json.dumps(_plain({"step": step, **values}), allow_nan=False)
         try:
+            if self._metrics is not None and not _is(self._metrics, self.folder / METRICS):
+                _log.warning(
+                    "%s was removed or replaced while the run wrote it: it is written again", METRICS
+                )
+                self._rewrite(self._rows)
             if self._metrics is None:
                 self.truncate(math.inf)  # drops a row that was cut short by a kill
-                self._metrics = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+            if self._metrics is None:
+                opened = os.open(self.folder / METRICS, os.O_WRONLY | os.O_APPEND | NO_LINK)
+                self._metrics = os.fdopen(opened, "a", encoding="utf-8")
             self._metrics.write(row + "\n")
             self._metrics.flush()
+            self._rows.append(row)
         except OSError as error:
             raise RunError(
                 f"metrics of {self.folder} cannot be written: {error.strerror or error}"
@@ -141,18 +159,13 @@ class Run:
         """All rows; a last line that was cut short by a kill is left out.
 
         Raises:
-            RunError: if any other line is not JSON, or has no step.
+            RunError: if any other line is not JSON, has no step, or is not what the latest checkpoint knows of it.
         """
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-        try:
-            rows = [json.loads(line) for line in lines[:-1]]  # what follows the last newline was cut short
-        except json.JSONDecodeError as error:
-            raise RunError(f"{path} is damaged: {error}") from error
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-                raise RunError(f"{path} is damaged: line {number} has no step")
-        return rows
+        found = metrics.read(self.folder / METRICS)
+        if self.checkpoint("latest").exists():
+            known = checkpoint.said_beside(self.checkpoint("latest"))
+            metrics.check(self.folder / METRICS, found, known)
+        return found
 
     def truncate(self, step: float) -> None:
         """Drop the rows after `step`, which a resumed run will write again.
@@ -164,10 +177,12 @@ class Run:
             RunError: if the file cannot be written, or the run was opened for reading.
         """
         self._check_writable()
-        before = [row for row in self.metrics() if row["step"] <= step]
+        self._rewrite([json.dumps(row) for row in self.metrics() if row["step"] <= step])
+
+    def _rewrite(self, rows: list[str]) -> None:
         self._close_metrics()
-        content = "".join(json.dumps(row) + "\n" for row in before)
-        write_atomically(self.folder / "metrics.jsonl", content.encode())
+        write_atomically(self.folder / METRICS, "".join(row + "\n" for row in rows).encode())
+        self._rows = list(rows)
 
     def save(self, name: str, tree: Any, metadata: Mapping[str, Any] | None = None) -> None:
         """Keep a tree of tensors and values (see `metapeft.training.runs.checkpoint.save`) as `name`: "latest", "best".
@@ -181,7 +196,11 @@ class Run:
             path.parent.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"{path.parent} cannot be made: {error.strerror or error}") from error
-        checkpoint.save(path, tree, metadata)
+        if self._metrics is not None:
+            os.fsync(
+                self._metrics.fileno()
+            )  # what the checkpoint knows of them outlives a power failure as it does
+        checkpoint.save(path, tree, metadata, metrics.known(self._rows, (metadata or {}).get("step")))
 
     def load(self, name: str) -> tuple[Any, dict[str, Any]]:
         """Read checkpoint `name`: its tree and metadata; raises RunError if it is missing or damaged."""
@@ -189,7 +208,16 @@ class Run:
 
     def checkpoint(self, name: str) -> Path:
         """The file of checkpoint `name`, whether it is there or not."""
-        return self.folder / "checkpoints" / f"{name}.safetensors"
+        return self._checkpoints / f"{name}.safetensors"
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _refuse_links(self) -> None:
+        refuse_links(self.folder)
+        if self._checkpoints.is_dir():
+            refuse_links(self._checkpoints)
 
     def close(self) -> None:
         """Free the lock; a second call does nothing."""
@@ -209,10 +237,7 @@ class Run:
     def _read(self) -> Run:
         for name in ("config", "environment"):
             path = self.folder / f"{name}.json"
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise RunError(f"{path} cannot be read: {error}") from error
+            found = read_json(path)
             if not isinstance(found, dict):
                 raise RunError(f"{path} is damaged: a run stores an object of JSON there")
             setattr(self, name, found)
@@ -234,8 +259,18 @@ def _check_free(folder: Path) -> None:
     there = {path.name for path in folder.iterdir()}
     if "config.json" in there:
         raise RunError(f"{folder} holds a run already: resume it, or choose another folder")
-    if foreign := sorted(there - _REMAINS):
+    if foreign := sorted(name for name in there - _REMAINS if not is_partial(name)):
         raise RunError(f"{folder} is no run folder: it holds {foreign[0]!r}; choose a new or an empty folder")
+
+
+def _is(file: TextIO, path: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    own = os.fstat(file.fileno())
+    return os.name == "nt" or (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)
 
 
 def _json(value: Any) -> bytes:

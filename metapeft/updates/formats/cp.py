@@ -37,7 +37,7 @@ class CP(LoRA):
         return {**super().shapes(geometry), "seed": (self.rank,)}
 
     def start(self, geometry: Geometry, generator: torch.Generator) -> dict[str, Tensor]:
-        return {**super().start(geometry, generator), "seed": torch.ones(1, self.rank)}
+        return {**super().start(geometry, generator), "seed": torch.ones(1, self.rank, dtype=torch.float32)}
 
     def delta(self, factors: Factors) -> Tensor:
         seeded = torch.einsum("tor,tr,tri...->toi...", factors["B"], factors["seed"], factors["A"])

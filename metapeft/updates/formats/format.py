@@ -121,7 +121,7 @@ class Format:
 def uniform_fan_in(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:
     """Entries uniform in `+-1/sqrt(fan_in)`: torch's own start of linear and convolution layers."""
     bound = 1.0 / math.sqrt(max(fan_in, 1))
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    return torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
 
 
 def per_row(factors: Factors, rows: int, seed: str) -> dict[str, Tensor]:

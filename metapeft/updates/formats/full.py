@@ -32,7 +32,7 @@ class Full(Format):
         return {"delta": geometry.shape}
 
     def start(self, geometry: Geometry, generator: torch.Generator | None) -> dict[str, Tensor]:
-        return {"delta": torch.zeros(1, *geometry.shape)}
+        return {"delta": torch.zeros(1, *geometry.shape, dtype=torch.float32)}
 
     def delta(self, factors: Factors) -> Tensor:
         return factors["delta"]

@@ -70,7 +70,8 @@ class LoRA(Format):
     def start(self, geometry: Geometry, generator: torch.Generator) -> dict[str, Tensor]:
         fan_in = geometry.inner * math.prod(geometry.kernel)
         shapes = self.shapes(geometry)
-        return {"A": uniform_fan_in((1, *shapes["A"]), fan_in, generator), "B": torch.zeros(1, *shapes["B"])}
+        zero = torch.zeros(1, *shapes["B"], dtype=torch.float32)
+        return {"A": uniform_fan_in((1, *shapes["A"]), fan_in, generator), "B": zero}
 
     def delta(self, factors: Factors) -> Tensor:
         return self.scale * torch.einsum("tor,tri...->toi...", factors["B"], factors["A"])

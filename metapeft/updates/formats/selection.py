@@ -49,7 +49,8 @@ class Softmax:
 
     def start(self, sites: Sites) -> dict[str, Tensor]:
         """Logits of equal weights: parameter -> zeros `(terms,)`, for every site whose update has terms."""
-        return {name: torch.zeros(site.format.terms) for name, site in sites.items() if site.format.terms > 0}
+        terms = {name: site.format.terms for name, site in sites.items() if site.format.terms > 0}
+        return {name: torch.zeros(count, dtype=torch.float32) for name, count in terms.items()}
 
     def weights(self, logits: Tensor) -> Tensor:
         """`alpha = softmax(logits)` of one layer, `(terms,)`."""

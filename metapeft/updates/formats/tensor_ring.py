@@ -92,8 +92,8 @@ class TensorRing(Format):
         shapes = self.shapes(geometry)
         return {
             "A": uniform_fan_in((1, *shapes["A"]), fan_in, generator),
-            "B": torch.zeros(1, *shapes["B"]),
-            "seed": torch.eye(r2, r0).unsqueeze(0),
+            "B": torch.zeros(1, *shapes["B"], dtype=torch.float32),
+            "seed": torch.eye(r2, r0, dtype=torch.float32).unsqueeze(0),
         }
 
     def delta(self, factors: Factors) -> Tensor:
