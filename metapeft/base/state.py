@@ -67,7 +67,7 @@ def sha256(tensors: Mapping[str, Tensor], *more: str) -> str:
         value = tensors[name].detach().cpu().contiguous()
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         if value.numel():
-            found.update(value.flatten().view(torch.uint8).numpy())
+            found.update(value.flatten().view(torch.uint8).numpy().data)
     for text in more:
         found.update(b"\0" + text.encode())
     return found.hexdigest()
