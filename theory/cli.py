@@ -51,6 +51,7 @@ def figures(
         str | None, Parameter(help="Comma-separated: d, T, N, n, k, rank, shallow, ...; all if left out.")
     ] = None,
     seed: Whole = 0,
+    resume: bool = False,
 ) -> None:
     """Draw the figures: PNG, SVG and CSV each, and a one-page index.html.
 
@@ -63,11 +64,13 @@ def figures(
         included.
     seed
         Of the one nested draw that all sweeps share.
+    resume
+        Figures whose data the same command has computed before are drawn from that.
     """
     one_thread()
     from theory.figures.command import draw
 
-    draw(out, protocol, only, seed)
+    draw(out, protocol, only, seed, resume)
 
 
 @app.command

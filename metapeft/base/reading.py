@@ -16,7 +16,8 @@ from typing import Any
 
 from metapeft.base.errors import DataError, RunError
 
-SEAL = "sha256"  # the entry of an object of JSON that says what the others were
+SEAL = "sha256"  # the last entry of an object of JSON, which says what the others were
+MARK = "sealed"  # the first one, so that no piece that is cut out can take both along and leave the rest
 MOST_JSON = 2**28  # bytes
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -73,8 +74,13 @@ def check_file(path: str | os.PathLike[str], most: int | None = None) -> int:
     return found.st_size
 
 
-def read_json(path: str | os.PathLike[str], raised: type[ValueError] = RunError, again: str = "") -> Any:
+def read_json(
+    path: str | os.PathLike[str], raised: type[ValueError] = RunError, again: str = "", unseal: bool = True
+) -> Any:
     """What a file of JSON holds, each name once; where `sealed` wrote it, it must be what was written.
+
+    Args:
+        path, raised, again: as in `reading`. unseal: False leaves that to the caller, who knows better reasons.
 
     Raises:
         RunError: (or `raised`) a file that is missing, no JSON, names something twice, nests too deep, is too large, or
@@ -92,7 +98,8 @@ def read_json(path: str | os.PathLike[str], raised: type[ValueError] = RunError,
     """
     with reading(path, raised, again):
         check_file(path, MOST_JSON)
-        return unsealed(json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once))
+        found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once)
+        return unsealed(found) if unseal else found
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -104,13 +111,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """An object of JSON, with the SHA-256 of the rest of it as its last entry.
+    """An object of JSON, with the SHA-256 of the rest of it as its last entry, and a first one that says so.
 
     Example:
         >>> unsealed(sealed({"ways": 5}))
         {'ways': 5}
     """
-    return {**content, SEAL: _digest(content)}
+    return {MARK: True, **content, SEAL: _digest(content)}
 
 
 def unsealed(content: Any) -> Any:
@@ -118,18 +125,24 @@ def unsealed(content: Any) -> Any:
     if not isinstance(content, dict):
         return content
     rest = dict(content)
-    said = rest.pop(SEAL, None)
-    if said is None:
-        for name, value in rest.items():
-            alike = SequenceMatcher(None, name, SEAL).ratio() > 0.75
-            if alike and isinstance(value, str) and _DIGEST.fullmatch(value):
-                raise ValueError(f"the name of its checksum, {SEAL!r}, became {name!r}: the file is damaged")
-    if said is not None and said != _digest(rest):
+    mark, said = rest.pop(MARK, None), rest.pop(SEAL, None)
+    if mark is None and said is None and not any(map(_is_seal, rest.items())):
+        return rest
+    if mark is not True or said != _digest(rest):
         raise ValueError(
             f"it is not what was written: its SHA-256 is another one. It was damaged, or changed by hand; then its "
-            f"entry {SEAL!r} has to be removed too"
+            f"entries {MARK!r} and {SEAL!r} have to be removed too"
         )
     return rest
+
+
+def _is_seal(entry: tuple[str, Any]) -> bool:
+    """Whether an entry looks like one of the two under a damaged name."""
+    name, value = entry
+    alike = max(SequenceMatcher(None, name, own).ratio() for own in (SEAL, MARK))
+    return alike > 0.75 and (
+        value is True or (isinstance(value, str) and _DIGEST.fullmatch(value) is not None)
+    )
 
 
 def _digest(content: Mapping[str, Any]) -> str:

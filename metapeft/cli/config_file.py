@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App
 from cyclopts.config import Dict, Json, Toml, Yaml
 
+from metapeft.base.reading import check_file
 from metapeft.base.suggestions import did_you_mean
 
+_MOST = 2**20  # bytes
+_DEEPEST = 50
 _FORMATS = {".toml": Toml, ".yaml": Yaml, ".yml": Yaml, ".json": Json}
 
 
@@ -26,8 +29,13 @@ def from_file(path: Path, app: App, tokens: Sequence[str]) -> Dict:
         raise ValueError(f"config={str(path)!r}: there is no such file")
     reader: Callable[..., Any] = _FORMATS[path.suffix]
     try:
+        check_file(path, _MOST)
+        if path.suffix in (".yaml", ".yml"):
+            _refuse_aliases(path)
         found = reader(path, must_exist=True).config
-    except (CycloptsError, UnicodeDecodeError) as error:
+    except Exception as error:
+        if isinstance(error, RecursionError):
+            error = ValueError("it nests too deep")
         cause = error.__cause__ or error
         raise ValueError(f"config={str(path)!r} cannot be read as {path.suffix[1:]}: {cause}") from error
     if not isinstance(found, dict):
@@ -46,6 +54,23 @@ def from_file(path: Path, app: App, tokens: Sequence[str]) -> Dict:
     for command in reversed(app.parse_commands(tokens)[0]):
         found = {command: found}
     return Dict(found, source=str(path))
+
+
+def _refuse_aliases(path: Path) -> None:
+    """Raise ValueError for a name in YAML that stands for something else: a few of them make a file of any size.
+
+    Depth is refused here too, for YAML's reader takes a time that grows with its square.
+    """
+    import yaml
+
+    depth = 0
+    for token in yaml.scan(path.read_text(encoding="utf-8")):
+        kind = type(token).__name__
+        depth += kind.endswith("StartToken") - kind.endswith("EndToken")
+        if depth > _DEEPEST:
+            raise ValueError("it nests too deep")
+        if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
+            raise ValueError("it has an anchor or an alias (& or *): write out what is meant")
 
 
 def _options(app: App, tokens: Sequence[str]) -> set[str]:

@@ -104,7 +104,7 @@ def _submitted(
 
     numbers, waiting = numbers_of(out), []
     for name in [name for name in names if name in numbers]:
-        state, ended = standing(out, numbers[name])
+        state, ended = standing(out, name, numbers[name])
         if ended:
             done(name, f"job {numbers.pop(name)} ended without results: {state}")
         else:

@@ -1,7 +1,7 @@
 """Many runs of `metapeft train`, one a method and seed, on a SLURM cluster or on this machine, and their table.
 
-Jobs are submitit's: it writes the batch script, submits the array, keeps each job's log, and starts processes here
-where there is no cluster. A job is a run folder like any other; what is there already is gone on with.
+On a cluster jobs are submitit's: it writes the batch script, submits the array and keeps each job's log. A job is a run
+folder like any other; what is there already is gone on with.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ from metapeft.base.arguments import whole
 from metapeft.base.errors import RunError, stored_in
 from metapeft.base.files import write_atomically
 from metapeft.base.machine.byte_units import parse_bytes
+from metapeft.base.reading import read_json, sealed
 from metapeft.base.whole_numbers import Whole
+from metapeft.cli.local_jobs import run_jobs
 from metapeft.experiments.results import read
 
 Cluster = Literal["local", "slurm"]
@@ -70,7 +72,7 @@ class Place:
             raise ValueError(f"partition={self.partition!r} has no effect with cluster={self.cluster!r}")
 
     def executor(self, folder: Path) -> Any:
-        """Submitit's executor, with its scripts and logs in a folder.
+        """Submitit's executor for a cluster, with its scripts and logs in a folder.
 
         Raises:
             ImportError: submitit is missing. ValueError: no SLURM here.
@@ -78,7 +80,7 @@ class Place:
         try:
             import submitit
         except ImportError as error:
-            raise ImportError("sweeps need submitit: pip install 'metapeft[slurm]'") from error
+            raise ImportError("sweeps on a cluster need submitit: pip install 'metapeft[slurm]'") from error
         try:
             # as often as SLURM takes a job's processors away, it is to go on
             made = submitit.AutoExecutor(folder, cluster=self.cluster, slurm_max_num_timeout=sys.maxsize)
@@ -88,10 +90,9 @@ class Place:
             name="metapeft", timeout_min=self.minutes, cpus_per_task=self.processors,
             mem_gb=math.ceil(parse_bytes(self.job_memory, "job_memory") / 2**30),
         )  # fmt: skip
-        if self.cluster == "slurm":
-            made.update_parameters(slurm_array_parallelism=self.parallel)
-            if self.partition is not None:
-                made.update_parameters(slurm_partition=self.partition)
+        made.update_parameters(slurm_array_parallelism=self.parallel)
+        if self.partition is not None:
+            made.update_parameters(slurm_partition=self.partition)
         return made
 
 
@@ -106,11 +107,17 @@ class Job:
     options: str
     folder: str
 
+    def command(self) -> list[str]:
+        """What stands behind `metapeft` in the shell."""
+        begun = ["--resume"] if (Path(self.folder) / "config.json").exists() else []
+        return ["--config", self.options, "train", "--out", self.folder, "--quiet", *begun]
+
     def __call__(self) -> None:
         from metapeft.cli.shell import run
 
-        begun = ["--resume"] if (Path(self.folder) / "config.json").exists() else []
-        code = run(["--config", self.options, "train", "--out", self.folder, "--quiet", *begun])
+        code = run(self.command())
+        options = Path(self.options)
+        write_atomically(_outcome(options.parent, options.stem), json.dumps(sealed({"code": code})).encode())
         if code:
             raise RunError(f"{self.folder} ended with exit code {code}")
 
@@ -131,28 +138,26 @@ def launch(
 
     Returns: the numbers of the jobs on the cluster; on this machine all of them have ended.
     """
-    folder = folder.resolve()
-    executor = place.executor(folder / "jobs")
-    names = list(tasks)
-    jobs = [Job(str(folder / f"{name}.json"), str(folder / name)) for name in names]
-    if place.cluster == "slurm":
-        with executor.batch():
-            begun = [executor.submit(job) for job in jobs]
-        given = {name: str(one.job_id) for name, one in zip(names, begun)}
-        keep_numbers(folder, numbers_of(folder) | given)
-        return list(given.values())
-    waiting, numbers = list(zip(names, jobs)), []
-    running: dict[str, Any] = {}
-    while waiting or running:
-        while waiting and len(running) < place.parallel:
-            name, job = waiting.pop(0)
-            running[name] = executor.submit(job)
-            numbers.append(str(running[name].job_id))
-        time.sleep(0.2)
-        for name in [name for name, one in running.items() if one.done()]:
-            error = running.pop(name).exception()
-            done(name, None if error is None else str(error).strip().splitlines()[-1])
-    return numbers
+    folder, names = folder.resolve(), list(tasks)
+    jobs = {name: Job(str(folder / f"{name}.json"), str(folder / name)) for name in names}
+    if place.cluster == "local":
+        commands = {name: job.command() for name, job in jobs.items()}
+        run_jobs(commands, folder / "jobs", place.parallel, place.minutes, done)
+        return []
+    for name in names:
+        _outcome(folder, name).unlink(missing_ok=True)
+    # a folder of this call alone, which nobody can have filled: submitit keeps pickles in it
+    executor = place.executor(Path(tempfile.mkdtemp(prefix="submitit-", dir=folder / "jobs")))
+    with executor.batch():
+        begun = [executor.submit(job) for job in jobs.values()]
+    given = {name: str(one.job_id) for name, one in zip(names, begun)}
+    keep_numbers(folder, numbers_of(folder) | given)
+    return list(given.values())
+
+
+def _outcome(folder: Path, name: str) -> Path:
+    """Where a job on a cluster says how it ended."""
+    return folder / "jobs" / f"{name}.outcome.json"
 
 
 def numbers_of(folder: Path) -> dict[str, str]:
@@ -165,27 +170,29 @@ def numbers_of(folder: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        return {str(name): str(number) for name, number in json.loads(path.read_text("utf-8")).items()}
-    except (ValueError, AttributeError) as error:
+        return {str(name): str(number) for name, number in read_json(path).items()}
+    except (RunError, AttributeError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
 
 
 def keep_numbers(folder: Path, numbers: dict[str, str]) -> None:
     """Write what `numbers_of` reads."""
-    write_atomically(folder / "jobs" / _NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
+    write_atomically(folder / "jobs" / _NUMBERS, (json.dumps(sealed(numbers), indent=1) + "\n").encode())
 
 
-def standing(folder: Path, number: str) -> tuple[str, bool]:
+def standing(folder: Path, name: str, number: str) -> tuple[str, bool]:
     """How a submitted job stands, and whether it has ended; of one that ended without its results, why.
 
-    SLURM's accounting (`sacct`) is asked; where it is not there, a job without a result counts as waiting.
+    SLURM's accounting (`sacct`) is asked; where it is not there, a job that has not said its end counts as waiting.
+    Only what the job itself wrote as JSON is read: submitit's own files are pickles, and a folder may be another's.
     """
     import submitit
 
+    path = _outcome(folder, name)
+    if path.exists():
+        with stored_in(path):
+            return f"exit code {int(read_json(path)['code'])}", True
     job: Any = submitit.SlurmJob(folder.resolve() / "jobs", number)
-    if job.paths.result_pickle.exists():
-        error = job.exception()
-        return ("done" if error is None else str(error).strip().splitlines()[-1]), True
     state = str(job.state).upper()
     return state, state.startswith(_ENDED)
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from metapeft.base.errors import DataError
+from metapeft.base.reading import check_file
 from metapeft.datasets.store import Images
 
 _log = logging.getLogger("metapeft")
 GROUNDS = ("white", "black")  # on which transparent pictures can be put
+MOST_PIXELS = 2**26  # of an image; 8192 x 8192
 
 
 def decoded(
@@ -32,25 +38,57 @@ def decoded(
         DataError: a file that is no whole image, is too large to be one, or has pixels of other kinds.
     """
     mode = "RGB" if channels == 3 else "L"
-    try:
-        with Image.open(file if content is None else io.BytesIO(content)) as image:
-            image.load()
-            kind = image.mode
-            # Pillow reads portable grey maps of 16 bits as 32
-            wide = kind.startswith("I;16") or (kind == "I" and image.format == "PPM")
-            narrow = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8)) if wide else image
-            picture = _on_ground(ImageOps.exif_transpose(narrow), ground).convert(mode)
-    # Pillow's readers raise these too: SyntaxError for a broken chunk, ValueError for a broken header
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{file} is no whole image ({error}): copy it again, or remove or replace it"
-        ) from None
+    given = opened(file) if content is None else opened(io.BytesIO(content), str(file))
+    with given as image:
+        kind = image.mode
+        # Pillow reads portable grey maps of 16 bits as 32
+        wide = kind.startswith("I;16") or (kind == "I" and image.format == "PPM")
+        picture = _on_ground(ImageOps.exif_transpose(_narrow(image) if wide else image), ground).convert(mode)
     if kind in ("I", "F") and not wide:
         raise DataError(f"{file} has pixels of 32 bits, whose range nothing says: save it with 8 or 16 bits")
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(picture)
     return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
+
+
+@contextmanager
+def opened(
+    file: Path | str | BinaryIO, name: str = "", again: str = "copy it again, or remove or replace it"
+) -> Iterator[Image.Image]:
+    """An image file, read whole; what is none, or has more pixels than `MOST_PIXELS`, is a DataError.
+
+    Args:
+        file: a path, or what is open. name: of what is open. again: what to do about a damaged one.
+    """
+    shown = name or file
+    try:
+        if not name:
+            check_file(file)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is a lower one
+            with Image.open(file) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise DataError(
+                        f"{shown} has {image.width} x {image.height} pixels, more than the {MOST_PIXELS} that are "
+                        "read: make it smaller"
+                    )
+                image.load()
+                yield image
+    except (DataError, MemoryError):
+        raise
+    # Pillow's readers raise these and more: SyntaxError for a broken chunk, ValueError for a broken header
+    except Exception as error:
+        raise DataError(f"{shown} is no whole image ({error}): {again}") from None
+
+
+def _narrow(image: Image.Image) -> Image.Image:
+    """Sixteen bits a pixel as eight, `round(x / 257)`, a few rows at a time."""
+    wide = np.asarray(image)
+    found = np.empty(wide.shape, np.uint8)
+    for start in range(0, len(wide), 256):
+        found[start : start + 256] = np.round(wide[start : start + 256] / 257)
+    return Image.fromarray(found)
 
 
 def _on_ground(picture: Image.Image, ground: str) -> Image.Image:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metapeft.base.errors import DataError
+from metapeft.base.reading import check_file, reading
 from metapeft.datasets.published import SHORT, lines_hash, table
 
 PER_CLASS = 600
+_MOST = 2**26  # bytes
 
 
 class Row(NamedTuple):
@@ -56,7 +58,9 @@ def read_rows(file: Path, split: str, classes: Sequence[str], per_class: int | N
 
 
 def _parsed(file: Path, split: str) -> list[Row]:
-    content = file.read_bytes()
+    with reading(file, DataError):
+        check_file(file, _MOST)
+        content = file.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

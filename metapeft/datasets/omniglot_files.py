@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from metapeft.base.errors import DataError
+from metapeft.base.reading import check_file, reading
+from metapeft.datasets.decoding import opened
 from metapeft.datasets.store import Images, data_root, signature
 
 SETS = ("images_background", "images_evaluation")
 DRAWINGS = 20  # of a character
+_MOST_DRAWINGS = 1000  # of a character, in a file that says how many there are
+_LARGEST = 2**20  # bytes of a drawing in a zip file
 ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 # Of the zip files, as TensorFlow Datasets (url_checksums/omniglot.txt) and torchvision's prototypes state them.
 SHA256 = {
@@ -136,9 +139,9 @@ class Zips:
         self.identity = signature(self.zips.values())
         self._archives = {name: _open_zip(file) for name, file in self.zips.items()}
         self._members: dict[str, list[str]] = {}
-        for archive in self._archives.values():
+        for part, archive in self._archives.items():
             for member in sorted(archive.namelist()):
-                if member.endswith(".png"):
+                if member.startswith(f"{part}/") and member.endswith(".png"):
                     self._members.setdefault(member.rpartition("/")[0], []).append(member)
         self.counts = {path: len(members) for path, members in self._members.items()}
         self.names = {
@@ -149,8 +152,10 @@ class Zips:
         """See `Source.read`."""
         archive = self._archives[path.split("/")[0]]
         try:
-            return np.stack([_ink(io.BytesIO(archive.read(name)), name) for name in self._members[path]])
-        except zipfile.BadZipFile as error:
+            return np.stack([_ink(io.BytesIO(_member(archive, name)), name) for name in self._members[path]])
+        except DataError:
+            raise
+        except Exception as error:  # of zipfile, of each method of compression, of the system
             raise DataError(
                 f"{archive.filename} is damaged at {path} ({error}): fetch it again from {ADDRESS}"
             ) from None
@@ -170,15 +175,14 @@ class Torchmeta:
             raise ImportError(f"reading {file} needs h5py: pip install 'metapeft[data]'") from None
         self.identity = signature([file])
         self.counts: dict[str, int] = {}
-        try:
+        with reading(file, DataError, "it is no whole HDF5 file, make it again with torchmeta"):
+            check_file(file)
             self._file = h5py.File(file, "r")
-        except OSError as error:
-            raise DataError(f"{file} is no whole HDF5 file ({error}): make it again with torchmeta") from None
-        self._file.visititems(self._count)
+            self._file.visititems(self._count)
 
     def _count(self, path: str, node: Any) -> None:
         if hasattr(node, "shape"):
-            if node.shape[1:] != (105, 105) or node.dtype != np.uint8:
+            if node.shape[1:] != (105, 105) or node.dtype != np.uint8 or node.shape[0] > _MOST_DRAWINGS:
                 raise DataError(
                     f"{path} in data.hdf5 must be uint8 (20, 105, 105), not {node.dtype} {node.shape}"
                 )
@@ -186,13 +190,24 @@ class Torchmeta:
 
     def read(self, path: str) -> Images:
         """See `Source.read`."""
-        return np.asarray(self._file[path])
+        with reading(self._file.filename, DataError, "make it again with torchmeta"):
+            return np.asarray(self._file[path])
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A drawing in a zip file, which says how large it is."""
+    if archive.getinfo(name).file_size > _LARGEST:
+        raise DataError(
+            f"{archive.filename} says that {name} is larger than any drawing: fetch it again from {ADDRESS}"
+        )
+    return archive.read(name)
 
 
 def _open_zip(file: Path) -> zipfile.ZipFile:
     try:
+        check_file(file)
         return zipfile.ZipFile(file)
-    except zipfile.BadZipFile:
+    except Exception:  # zipfile has more than one kind for a damaged directory
         raise DataError(
             f"{file} is no whole zip file ({file.stat().st_size} bytes; a broken download?): delete it and "
             f"fetch it again from {ADDRESS}/{file.name}"
@@ -206,11 +221,8 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _ink(file: str | io.BytesIO, name: str) -> Images:
-    try:
-        with Image.open(file) as image:
-            drawing = 255 - np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{name} is no whole image ({error}): unpack Omniglot again") from None
+    with opened(file, name, "unpack Omniglot again") as image:
+        drawing = 255 - np.asarray(image.convert("L"))
     if drawing.shape != (105, 105):
         raise DataError(f"{name} must have 105x105 pixels, not {drawing.shape[1]}x{drawing.shape[0]}")
     return drawing

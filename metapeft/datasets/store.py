@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import logging
+import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metapeft.base.errors import DataError
-from metapeft.base.files import cache_folder
+from metapeft.base.files import cache_folder, replacing
+from metapeft.base.reading import check_file
 
 Images = NDArray[np.uint8]
+_DIGEST = 64  # characters of a SHA-256
 log = logging.getLogger(__name__)
 
 
@@ -27,8 +31,8 @@ def cached_images(
     """A uint8 array of `shape`, decoded at the first call and memory-mapped (copy on write) at later ones.
 
     The file is written beside its final name and moved there when it is whole, so that a reader never sees
-    half of it; a damaged file is written again. Where the cache folder cannot be written, or the disk is
-    full, the array is decoded into memory instead, and a line in the log says so.
+    half of it; it ends with its SHA-256, and a damaged file is written again. Where the cache folder cannot be
+    written, or the disk is full, the array is decoded into memory instead, and a line in the log says so.
 
     Args:
         name: begins the file's name.
@@ -37,9 +41,11 @@ def cached_images(
         chunks: yields the images in order, in pieces along the first axis.
     """
     digest = hashlib.sha256(json.dumps([identity, shape], sort_keys=True).encode()).hexdigest()[:20]
-    target = cache_folder() / f"{name}-{digest}.npy"
+    target, before = (cache_folder() / f"{name}-{digest}{end}.npy" for end in ("-sha256", ""))
     try:
         stored = _mapped(target, shape)
+        if stored is None and not target.exists():  # 0.2 wrote no SHA-256
+            stored = _mapped(before, shape, summed=False)
         if stored is None:
             _write(target, shape, chunks())
             stored = _mapped(target, shape)
@@ -50,28 +56,50 @@ def cached_images(
     return np.concatenate(list(chunks()))
 
 
-def _mapped(target: Path, shape: tuple[int, ...]) -> Images | None:
-    """The file, or None where it is missing or damaged."""
+def _mapped(target: Path, shape: tuple[int, ...], summed: bool = True) -> Images | None:
+    """The file, or None where it is missing or not what was written, byte for byte; `summed`: by its SHA-256."""
     try:
-        stored: Images = np.load(target, mmap_mode="c", allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError):
+        size = check_file(target)
+    except (FileNotFoundError, IsADirectoryError, ValueError):
         return None
-    return stored if stored.shape == shape and stored.dtype == np.uint8 else None
+    head, count = _header(shape), math.prod(shape)
+    if size != len(head) + count + (_DIGEST if summed else 0):
+        return None
+    with open(target, "rb") as file:
+        if file.read(len(head)) != head:
+            return None
+    stored: Images = (
+        np.memmap(target, np.uint8, "c", len(head), shape) if count else np.empty(shape, np.uint8)
+    )
+    if summed:
+        with open(target, "rb") as file:
+            file.seek(len(head) + count)
+            if file.read() != hashlib.sha256(stored.data).hexdigest().encode():
+                log.warning("%s is damaged: the images are decoded anew", target)
+                return None
+    return stored
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """The first bytes of an array in numpy's own format; any reader of it takes the file."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
 
 
 def _write(target: Path, shape: tuple[int, ...], chunks: Iterable[Images]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".part")
-    try:
-        # Plain writes, not a writable map: on a full disk they raise instead of killing the process.
-        with os.fdopen(handle, "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for chunk in chunks:
-                file.write(np.ascontiguousarray(chunk).data)
-        os.replace(part, target)
-    finally:
-        Path(part).unlink(missing_ok=True)
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{os.strerror(errno.EISDIR)}: {target}")
+    digest = hashlib.sha256()
+    # Plain writes, not a writable map: on a full disk they raise instead of killing the process.
+    with replacing(target) as file:
+        file.write(_header(shape))
+        for chunk in chunks:
+            data = np.ascontiguousarray(chunk).data
+            file.write(data)
+            digest.update(data)
+        file.write(digest.hexdigest().encode())  # behind the array, where numpy does not look
 
 
 def progress(items: Iterable[Any], text: str, total: int) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from metapeft.base.errors import DataError
 from metapeft.base.files import write_atomically
+from metapeft.base.reading import check_file, read_json, reading, sealed, unsealed
 from metapeft.episodes.protocol import Protocol
 from metapeft.episodes.sampler import EpisodeSampler
 
@@ -49,7 +50,7 @@ def dump(sampler: EpisodeSampler, episodes: int, path: str | os.PathLike[str]) -
         )
     protocol = Protocol.of(sampler, episodes)
     lists = dict(zip(_PARTS, zip(*_drawn(sampler, episodes))))
-    content = json.dumps({"format": FORMAT, "protocol": protocol.as_dict(), **lists})
+    content = json.dumps(sealed({"format": FORMAT, "protocol": protocol.as_dict(), **lists}))
     write_atomically(path, content.encode())
     return protocol
 
@@ -69,7 +70,7 @@ def verify(path: str | os.PathLike[str], dataset: Any) -> Protocol:
     Example:
         >>> verify("episodes.json", metapeft.load_dataset("glyphs", split="test"))  # doctest: +SKIP
     """
-    protocol, lists = _read(Path(path))
+    protocol, lists, content = _read(Path(path))
     try:
         sampler = EpisodeSampler(
             dataset,
@@ -93,6 +94,8 @@ def verify(path: str | os.PathLike[str], dataset: Any) -> Protocol:
         _check_episode(f"{path}: episode {number}", classes, support, query, labels)
         if (classes.tolist(), support.tolist(), query.tolist()) != drawn:
             raise DataError(f"{path}: episode {number} is not what seed {protocol.seed} draws")
+    with reading(path, DataError, "write it again with dump"):
+        unsealed(content)  # what the lists do not depend on
     return protocol
 
 
@@ -103,13 +106,14 @@ def _drawn(sampler: EpisodeSampler, episodes: int) -> Iterator[tuple[list[int], 
         yield from zip(*(lists[part].tolist() for part in _PARTS))
 
 
-def _read(path: Path) -> tuple[Protocol, dict[str, NDArray[np.int64]]]:
+def _read(path: Path) -> tuple[Protocol, dict[str, NDArray[np.int64]], dict[str, Any]]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        check_file(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise DataError(f"{path} is not whole JSON: write it again with dump") from None
+    except ValueError as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    content = read_json(path, DataError, "the file is not whole JSON: write it again with dump", unseal=False)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path} is no list of episodes: it must say 'format': {FORMAT!r}")
     try:
@@ -117,7 +121,7 @@ def _read(path: Path) -> tuple[Protocol, dict[str, NDArray[np.int64]]]:
         lists = {part: np.array(content[part]) for part in _PARTS}
     except KeyError as error:
         raise DataError(f"{path} is damaged: it has no {error}") from None
-    except ValueError as error:
+    except Exception as error:
         raise DataError(f"{path} is damaged: {error}") from None
     for part, rows in lists.items():
         if rows.dtype != np.int64:
@@ -126,7 +130,7 @@ def _read(path: Path) -> tuple[Protocol, dict[str, NDArray[np.int64]]]:
             )
         if rows.ndim != 2 or len(rows) != protocol.episodes or not rows.shape[1]:
             raise DataError(f"{path} is damaged: {part} must have {protocol.episodes} rows, not {rows.shape}")
-    return protocol, lists
+    return protocol, lists, content
 
 
 def _check_episode(

@@ -13,6 +13,7 @@ from typing import Any
 
 from metapeft.base.errors import RunError, stored_in
 from metapeft.base.files import write_atomically
+from metapeft.base.reading import read_json, sealed
 
 Interval = Sequence[float]  # a mean, and the half-width of its 95 % t-interval
 
@@ -129,11 +130,11 @@ def read(path: Path) -> Results:
     Raises:
         RunError: a file that is no JSON or holds something else; the message says how to write it again.
     """
+    again = f"metapeft train --out {path.parent} --resume"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         stored["rows"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        again = f"metapeft train --out {path.parent} --resume"
+    except (RunError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is damaged ({error}): {again}") from error
     with stored_in(path):
         return Results.from_json(stored)
@@ -141,7 +142,7 @@ def read(path: Path) -> Results:
 
 def write(path: Path, results: Results) -> None:
     """Write what `read` reads."""
-    write_atomically(path, (json.dumps(results.as_json(), indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(sealed(results.as_json()), indent=1) + "\n").encode())
 
 
 def _row(stored: Mapping[str, Any]) -> Row:

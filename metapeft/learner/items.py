@@ -224,6 +224,11 @@ def number_of_ways(y: Tensor, ways: int | None) -> int:
         return 1
     least, most = int(y.min()), int(y.max())
     found = most + 1 if ways is None else ways
+    if ways is None and found > MOST_WAYS:
+        raise ValueError(
+            f"support_y has labels up to {most}: they would be {found} ways; number the classes of a task 0, 1, "
+            "2, ..., or say ways= if so many are meant"
+        )
     if least < 0 or most >= found:
         raise ValueError(
             f"support_y has labels {least} to {most}: {found} ways are labelled 0 to {found - 1}"
@@ -231,6 +236,7 @@ def number_of_ways(y: Tensor, ways: int | None) -> int:
     return found
 
 
+MOST_WAYS = 10_000  # that labels alone may ask for: each takes memory, whether it occurs or not
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 

@@ -247,7 +247,7 @@ class OuterLoop:
                         self.save(folder)
                     bar.advance(row)
                     if stopped:
-                        raise KeyboardInterrupt(plan.farewell(self.step, folder))
+                        interruption.stop(plan.farewell(self.step, folder))
         self.processes.wait()  # until what rank 0 wrote is there for all
         if self._best_state is not None and self.step == self.steps:
             self.task.load_state(self._best_state)

@@ -111,7 +111,7 @@ class Plan:
         refuse_difference("start", config.get("start"), digest(task.state()))
 
     def farewell(self, step: int, run: Run | None) -> str:
-        """What to say after Ctrl-C."""
+        """What to say after Ctrl-C or SIGTERM."""
         if run is None:
             return f"stopped after outer step {step} of {self.steps}; nothing was kept (no run_dir=)"
         again = f"trainer.resume({str(run.folder)!r}, ...)"

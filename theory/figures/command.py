@@ -17,9 +17,11 @@ import jinja2
 import matplotlib as mpl
 from rich.console import Console
 
-from metapeft.base.arguments import whole
+from metapeft.base.arguments import flag, whole
+from metapeft.base.files import write_atomically
 from theory.figures import plots, rows
 from theory.figures.captions import CAPTIONS, FILES, PUBLISHED, PUBLISHED_RANK
+from theory.figures.done import Done, save_figure
 from theory.figures.extras import EXTRAS, extra
 from theory.figures.rows import Row
 from theory.figures.style import NAMES
@@ -64,7 +66,13 @@ def names(only: str | None, protocol: Protocol) -> list[str]:
     return list(dict.fromkeys(asked))
 
 
-def draw(out: Path, protocol: Protocol = "corrected", only: str | None = None, seed: int = 0) -> list[Path]:
+def draw(
+    out: Path,
+    protocol: Protocol = "corrected",
+    only: str | None = None,
+    seed: int = 0,
+    resume: bool = False,
+) -> list[Path]:
     """Make the figures in a folder.
 
     Args:
@@ -72,6 +80,7 @@ def draw(out: Path, protocol: Protocol = "corrected", only: str | None = None, s
         protocol: corrected, or as published.
         only: comma-separated names; None for all.
         seed: of the draws.
+        resume: draw figures whose data the same command has computed before from that.
 
     Returns:
         The files written.
@@ -81,14 +90,17 @@ def draw(out: Path, protocol: Protocol = "corrected", only: str | None = None, s
     """
     wanted = names(only, protocol)
     whole(0, seed=seed)
+    flag(resume=resume)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
     console, start = Console(), time.perf_counter()
+    done = Done(out, protocol, seed, resume)
     shown: dict[str, Shown] = {}
 
     def add(made: Shown) -> None:
         shown[made.name] = made
+        done.add(made.name, made.stem)
         _summary(
             out,
             protocol,
@@ -98,7 +110,14 @@ def draw(out: Path, protocol: Protocol = "corrected", only: str | None = None, s
         )
         console.print(f"{time.perf_counter() - start:6.1f} s  {made.stem}", highlight=False)
 
-    plain = [name for name in wanted if name != "shallow"]
+    for name in [
+        name for name in CAPTIONS if name in wanted or ("shallow" in wanted and name.startswith("shallow-"))
+    ]:
+        if (data := done.rows(name, _stem(name))) is not None:
+            add(_save(out, name, data, protocol))
+    if all(name in shown for name in CAPTIONS if name.startswith("shallow-")):
+        wanted = [name for name in wanted if name != "shallow"]
+    plain = [name for name in wanted if name != "shallow" and name not in shown]
     if len(plain) == 1:
         add(make(out, plain[0], protocol, seed))
     elif plain:
@@ -146,7 +165,7 @@ def make(out: Path, name: str, protocol: Protocol, seed: int) -> Shown:
 
 
 def _save(out: Path, name: str, data: list[Row], protocol: Protocol) -> Shown:
-    stem = FILES.get(name, f"sweep-{name}" if name in SWEEPS else name)
+    stem = _stem(name)
     rows.write(data, out / f"{stem}.csv")
     caveats = _caveats(name, data)
     published = protocol == "paper" and name in SWEEPS
@@ -156,9 +175,9 @@ def _save(out: Path, name: str, data: list[Row], protocol: Protocol) -> Shown:
     figure = plots.PLOTS[name](name, data, note, **options)
     # Text stays text in the SVG, and neither file depends on the clock.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "theory"}):
-        figure.savefig(out / f"{stem}.png", dpi=130)
+        save_figure(figure, out / f"{stem}.png", dpi=130)
         figure.set_layout_engine("none")  # laid out once, for both files
-        figure.savefig(out / f"{stem}.svg", metadata={"Date": None})
+        save_figure(figure, out / f"{stem}.svg", metadata={"Date": None})
     methods = list(dict.fromkeys(row.method for row in data))
     ends = [
         (value, NAMES[method], float(losses.mean()), float(losses.min()), float(losses.max()))
@@ -166,6 +185,10 @@ def _save(out: Path, name: str, data: list[Row], protocol: Protocol) -> Shown:
         for value, losses in rows.exact(data, method).items()
     ]
     return Shown(name, stem, note, caveats, sorted(ends))
+
+
+def _stem(name: str) -> str:
+    return FILES.get(name, f"sweep-{name}" if name in SWEEPS else name)
 
 
 def _caveats(name: str, data: list[Row]) -> list[str]:
@@ -211,4 +234,4 @@ def _summary(out: Path, protocol: Protocol, shown: list[Shown], seed: int, secon
     page = environment.get_template("summary.html").render(
         protocol=protocol, published=PUBLISHED, figures=shown, seed=seed, runs=RUNS, seconds=seconds
     )
-    (out / "index.html").write_text(page)
+    write_atomically(out / "index.html", page.encode())

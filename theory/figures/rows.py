@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from metapeft.base.files import write_atomically
+from metapeft.base.reading import MOST_JSON, check_file, reading
 from theory.models.problems import Array
 
 EXACT = "exact"  # the step of a row that an exact solver made
@@ -38,10 +41,25 @@ class Row(NamedTuple):
 
 def write(rows: Iterable[Row], path: Path) -> None:
     """Write rows as CSV with a header; numbers in full precision."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows(rows)
+    write_atomically(path, file.getvalue().encode())
+
+
+def read(path: Path) -> list[Row]:
+    """What `write` wrote; ValueError for another file."""
+    with reading(path):
+        check_file(path, MOST_JSON)
+        head, *lines = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+        if tuple(head) != Row._fields:
+            raise ValueError(f"it has the columns {head}")
+        found = []
+        for sweep, value, method, run, step, loss, population in lines:
+            at = step if step == EXACT else int(step)
+            found.append(Row(sweep, float(value), method, int(run), at, float(loss), float(population)))
+        return found
 
 
 def exact(rows: Iterable[Row], method: str, column: str = "loss") -> dict[float, Array]:

@@ -51,17 +51,17 @@ def known(rows: Sequence[str], step: Any) -> dict[str, Any]:
 def check(path: Path, rows: Sequence[Mapping[str, Any]], said: Mapping[str, Any]) -> None:
     """Raise RunError where the first rows are not those that a checkpoint knows; a run of 0.2 knows of none.
 
-    A file that is gone or empty is begun anew; of one that is gone the log says so.
+    A file that is gone is begun anew, and the log says so.
     """
     count = said.get("rows")
     if not isinstance(count, int) or isinstance(count, bool):
         return
     if not path.exists() and count:
         _log.warning("%s is gone, of which the last checkpoint knows %d rows", path, count)
-    if rows and _digest([json.dumps(row) for row in rows[:count]]) != said.get("rows_sha256"):
+    if path.exists() and _digest([json.dumps(row) for row in rows[:count]]) != said.get("rows_sha256"):
         raise RunError(
             f"{path} is damaged, or was changed: its first {count} rows are not those that the last checkpoint "
-            "knows. Put them back, or begin it anew with an empty file"
+            "knows. Put them back, or remove the file, and it is begun anew"
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -139,8 +141,8 @@ def _check_total(total: int, largest: int, unit: str) -> None:
 
 def _total(weights: Weights, total: int) -> dict[str, int]:
     _check_total(total, sum(map(len, weights.values())), "terms")
-    chosen = _ordered(weights)[:total]
-    return {name: chosen.count(name) for name in weights}
+    chosen = Counter(_ordered(weights)[:total])
+    return {name: chosen[name] for name in weights}
 
 
 def _parameters(weights: Weights, total: int, costs: Mapping[str, int]) -> dict[str, int]:
@@ -189,7 +191,7 @@ def _shuffled(weights: Weights, total: int | None = None, seed: int = 0) -> dict
     result = dict.fromkeys(weights, 0)
     # layers with the smallest k first: what they may take all later ones may, so all are equally likely
     for name in sorted(weights, key=lambda name: len(weights[name])):
-        allowed = sum(rank <= len(weights[name]) for rank in left)
+        allowed = bisect.bisect_right(left, len(weights[name]))
         result[name] = left.pop(int(torch.randint(allowed, (), generator=generator)))
     return result
 
@@ -198,8 +200,8 @@ def _random(weights: Weights, total: int | None = None, seed: int = 0) -> dict[s
     terms = [name for name, own in weights.items() for _ in own]
     count = sum(_chosen(weights, total).values())
     order = torch.randperm(len(terms), generator=torch.Generator().manual_seed(seed))
-    drawn = [terms[i] for i in order[:count].tolist()]
-    return {name: drawn.count(name) for name in weights}
+    drawn = Counter(terms[i] for i in order[:count].tolist())
+    return {name: drawn[name] for name in weights}
 
 
 #: rule -> its function, the options that it needs, those that it may take

@@ -168,7 +168,7 @@ def test_dropout_is_stored(tmp_path: Path) -> None:
         trainer(kind="dropout").resume(tmp_path / "y", sampler())
     config = tmp_path / "y" / "config.json"
     stored = json.loads(config.read_text())
-    del stored["learner"]["dropout"], stored["sha256"]
+    del stored["learner"]["dropout"], stored["sealed"], stored["sha256"]
     config.write_text(json.dumps(stored))
     trainer(learner("dropout", dropout=False), "dropout").resume(tmp_path / "y", sampler())
     assert not mp.load(tmp_path / "y", backbone=dropping()).dropout

@@ -36,7 +36,9 @@ def test_create_and_open(tmp_path):
         run.save("latest", {"w": torch.ones(2)}, {"step": 3})
     with Run.open(folder) as run:
         assert run.config == config
-        assert {**run.environment, "sha256": ANY} == json.loads((folder / "environment.json").read_text())
+        assert {"sealed": True, **run.environment, "sha256": ANY} == json.loads(
+            (folder / "environment.json").read_text()
+        )
         tree, metadata = run.load("latest")
         assert (tree["w"].tolist(), metadata) == ([1, 1], {"step": 3})
         assert not run.checkpoint("best").exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,7 +64,7 @@ def test_it_is_compiled_once_for_the_same_sources(
     monkeypatch.setenv("CXX", compiler)
     first = building.library()
     assert building.library() == first
-    assert first.read_text() == "library\n"
+    assert first.read_text().startswith("library\n")
     assert first.parent == cache
     assert Path(f"{compiler}.calls").read_text().count("x") == 1
     for other in ("another processor", "a third"):
@@ -70,6 +72,55 @@ def test_it_is_compiled_once_for_the_same_sources(
         assert building.library() != first
     monkeypatch.undo()
     assert [path.suffix for path in cache.iterdir()] == [".so"] * 3
+
+
+def exchanged(path: Path) -> None:
+    path.unlink()
+    path.write_text("another's\n")
+
+
+def linked(path: Path) -> None:
+    path.rename(path.with_suffix(".other"))
+    path.symlink_to(path.with_suffix(".other"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        exchanged,
+        linked,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"lib", b"Lib")),
+        lambda path: path.chmod(0o777),
+    ],
+)
+def test_what_is_damaged_or_may_be_another_s_is_compiled_again(
+    change: Callable[[Path], None], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = fake_compiler(tmp_path, TOUCHES)
+    monkeypatch.setenv("CXX", compiler)
+    path = building.library()
+    whole = path.read_bytes()
+    change(path)
+    assert building.library() == path
+    assert path.read_bytes() == whole
+    assert not path.is_symlink()
+    assert not path.stat().st_mode & 0o022
+    assert Path(f"{compiler}.calls").read_text().count("x") == 2
+
+
+def test_a_folder_of_another_user_is_refused_and_one_s_own_is_closed(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, TOUCHES))
+    cache.mkdir(parents=True, exist_ok=True)
+    cache.chmod(0o777)
+    building.library()
+    assert not cache.stat().st_mode & 0o022
+    monkeypatch.setattr(os, "getuid", lambda: cache.stat().st_uid + 1)
+    with pytest.raises(OSError, match="belongs to another user"):
+        building.library()
 
 
 def test_several_at_once_each_find_a_whole_library(
@@ -81,7 +132,7 @@ def test_several_at_once_each_find_a_whole_library(
     monkeypatch.setenv("CXX", fake_compiler(tmp_path, slowly))
     with ThreadPoolExecutor(4) as pool:
         texts = list(pool.map(lambda _: building.library().read_text(), range(4)))
-    assert texts == ["library\n"] * 4
+    assert [text.partition("\n")[0] for text in texts] == ["library"] * 4
 
 
 def test_a_file_that_is_no_library_is_a_sentence(
