@@ -44,14 +44,16 @@ Step = Callable[[], float]
 
 def bert() -> torch.nn.Module:
     """MiniLM's shape, in eval mode: neither side drops anything."""
-    from transformers import BertConfig, BertForSequenceClassification
+    import transformers
 
     torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, num_labels=2
-    )
-    net: torch.nn.Module = BertForSequenceClassification(config).eval()
-    return net
+    sizes: dict[str, Any] = {
+        "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12,
+        "num_labels": 2,
+    }  # fmt: skip
+    made: Any = transformers.BertForSequenceClassification
+    net: torch.nn.Module = made(transformers.BertConfig(**sizes))
+    return net.eval()
 
 
 def rows(seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -77,7 +79,7 @@ def ours(updates: int, bfloat16: bool = False) -> Step:
 
     def step() -> float:
         joint(adapters)
-        return sum(one.averages.read()["loss"] for one in adapters) / updates
+        return float(sum(one.averages.read()["loss"] for one in adapters)) / updates
 
     return step
 

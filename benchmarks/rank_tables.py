@@ -79,12 +79,12 @@ def planted(found: dict[str, Any]) -> str:
         lines.append(f"| {rule} | {' | '.join(cells)} |")
     settings, where, rows = found["settings"], found["environment"], found["rows"]
     counts = ", ".join(f"{len(own)} at noise {noise}" for noise, own in by_noise.items())
-    layers = " to ".join(str(f(row["teacher"]["depth"] for row in rows)) for f in (min, max))
+    depths = " to ".join(str(f(row["teacher"]["depth"] for row in rows)) for f in (min, max))
     widths = " to ".join(str(f(row["teacher"]["width"] for row in rows)) for f in (min, max))
     seconds = {n: statistics.median(row["seconds"][n] for row in rows) for n in rows[0]["seconds"]}
     spent = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
     note = (
-        f"Teachers: {counts}; {layers} layers of width {widths}, planted ranks 0 to 8. Within 1: share of all layers. "
+        f"Teachers: {counts}; {depths} layers of width {widths}, planted ranks 0 to 8. Within 1: share of all layers. "
         "Test loss: geometric mean over teachers of the mean squared error to outputs without noise, of an update "
         "trained anew at a rule's ranks. Terms: of all, by the true total. Random and shuffled: means over two draws "
         f"a teacher. {settings['steps']} steps of AdamW, batches of {settings['batch_size']}. Median seconds a search, "
