@@ -10,7 +10,6 @@ much; memory is the peak of a process of its own.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -44,15 +43,16 @@ Step = Callable[[], float]
 
 def bert() -> torch.nn.Module:
     """MiniLM's shape, in eval mode: neither side drops anything."""
-    from transformers import BertConfig, BertForSequenceClassification
+    import transformers
 
     torch.manual_seed(0)
-    shape: Any = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "num_labels": 2}
-    shape["intermediate_size"] = 1536
-    net: Any = BertForSequenceClassification(BertConfig(**shape))
-    net.eval()
-    found: torch.nn.Module = net
-    return found
+    sizes: dict[str, Any] = {
+        "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12,
+        "num_labels": 2,
+    }  # fmt: skip
+    made: Any = transformers.BertForSequenceClassification
+    net: torch.nn.Module = made(transformers.BertConfig(**sizes))
+    return net.eval()
 
 
 def rows(seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -147,7 +147,9 @@ def worker(side: str, updates: int) -> None:
     torch.set_num_threads(1)
     step = (ours if side == "metapeft" else peft)(updates)
     step(), step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # the system's own count of this program; ru_maxrss begins with that of the process that started it
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 
 
 def peak(side: str, updates: int) -> float:

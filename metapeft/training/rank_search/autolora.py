@@ -39,7 +39,6 @@ class SelectionSearch:
 
     Attributes:
         logits: parameter -> `(k,)`. lower: the update in training. log: a dict a logged step.
-        seconds: that earlier processes took.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class SelectionSearch:
         self.upper = torch.optim.Adam(list(self.logits.values()), lr=method.lr, betas=method.betas)
         self.engine = resolve(method.hypergradient)
         self.log: list[dict[str, Any]] = []
-        self.seconds = 0.0
 
     def problem(self, train: Batch, validation: Batch) -> Problem:
         """`L_val(D - lr grad_D L_tr(D, a), a)` as a function of the logits a, at the current update D."""
@@ -88,9 +86,9 @@ class SelectionSearch:
             "validation_loss", 0.0
         ) + float(found.value)
 
-    def run(self, folder: Run | None, stop_at: int | None) -> None:
-        """Go on to the last step, or to `stop_at`."""
-        end = self.lower.total if stop_at is None else min(stop_at, self.lower.total)
+    def run(self, folder: Run | None = None) -> None:
+        """Go on to the last step."""
+        end = self.lower.total
         while self.lower.step < end:
             self.step()
             if self.lower.step % self.settings.log_every == 0 or self.lower.step == self.lower.total:
@@ -121,7 +119,7 @@ class SelectionSearch:
         folder.truncate(self.lower.step)
         self.log = folder.metrics()
 
-    def run_in(self, folder: Path, stop_at: int | None) -> None:
+    def run_in(self, folder: Path) -> None:
         """`run` in a folder, or going on with what it holds."""
         config = {
             "autolora": {
@@ -132,14 +130,14 @@ class SelectionSearch:
         }
         if not (folder / "config.json").exists():
             with Run.create(folder, config) as run:
-                self.run(run, stop_at)
+                self.run(run)
             return
         with Run.open(folder) as run:
             refuse_difference("run_dir", run.config.get("autolora"), as_json(config)["autolora"])
             if run.checkpoint("latest").exists():
                 with stored_in(run.checkpoint("latest")):
                     self.restore(run)
-            self.run(run, stop_at)
+            self.run(run)
 
 
 def moved(logits: Mapping[str, Tensor]) -> float:

@@ -152,9 +152,9 @@ def _autolora(fitting: Fitting, method: AutoLoRARanks, budget: Budget, settings:
     model = fitting.model
     search = SelectionSearch(model, fitting.read("train"), fitting.read("validation"), settings, method)
     if fitting.run_dir is None:
-        search.run(None, None)
+        search.run()
     else:
-        search.run_in(fitting.run_dir / "autolora", None)
+        search.run_in(fitting.run_dir / "autolora")
     logits = {name: value.detach() for name, value in search.logits.items()}
     if not budget.given:
         warn_if_still(logits)
