@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from metapeft.datasets.omniglot_pairs import read_omniglot_pairs
     from metapeft.datasets.rotated import Rotated
     from metapeft.datasets.sinusoid import Sinusoid, read_sinusoid
+    from metapeft.datasets.tensors import TensorData, data
     from metapeft.episodes.augment import Augment
     from metapeft.episodes.episode import Episode, EpisodeBatch
     from metapeft.episodes.listing import dump, verify
@@ -220,6 +221,7 @@ __all__ = [
     "Sinusoid",
     "Softmax",
     "Support",
+    "TensorData",
     "TensorRing",
     "Truncated",
     "Unroll",
@@ -233,6 +235,7 @@ __all__ = [
     "canonical",
     "compare",
     "costs",
+    "data",
     "datasets",
     "decompose",
     "dump",

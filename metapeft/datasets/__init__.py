@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from metapeft.datasets.omniglot_pairs import read_omniglot_pairs
     from metapeft.datasets.rotated import Rotated
     from metapeft.datasets.sinusoid import Sinusoid, read_sinusoid
+    from metapeft.datasets.tensors import TensorData, data
 else:
 
     def __getattr__(name: str) -> Any:
@@ -37,6 +38,8 @@ __all__ = [
     "Preprocess",
     "Rotated",
     "Sinusoid",
+    "TensorData",
+    "data",
     "import_dataset",
     "load_dataset",
     "read_cifar_fs",
