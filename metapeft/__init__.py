@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from metapeft.datasets.reading import SupportImages, read_images, read_support
     from metapeft.datasets.rotated import Rotated
     from metapeft.datasets.sinusoid import Sinusoid, read_sinusoid
+    from metapeft.datasets.tensors import TensorData, data
     from metapeft.episodes.augment import Augment
     from metapeft.episodes.episode import Episode, EpisodeBatch
     from metapeft.episodes.listing import dump, verify
@@ -224,6 +225,7 @@ __all__ = [
     "Softmax",
     "Support",
     "SupportImages",
+    "TensorData",
     "TensorRing",
     "Truncated",
     "Unroll",
@@ -237,6 +239,7 @@ __all__ = [
     "canonical",
     "compare",
     "costs",
+    "data",
     "datasets",
     "decompose",
     "dump",

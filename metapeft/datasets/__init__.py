@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from metapeft.datasets.reading import SupportImages, read_images, read_support
     from metapeft.datasets.rotated import Rotated
     from metapeft.datasets.sinusoid import Sinusoid, read_sinusoid
+    from metapeft.datasets.tensors import TensorData, data
 else:
 
     def __getattr__(name: str) -> Any:
@@ -39,6 +40,8 @@ __all__ = [
     "Rotated",
     "Sinusoid",
     "SupportImages",
+    "TensorData",
+    "data",
     "import_dataset",
     "load_dataset",
     "read_cifar_fs",

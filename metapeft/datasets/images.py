@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metapeft.base.arguments import whole
+
 SPLITS = ("train", "val", "test")
 
 
@@ -123,6 +125,36 @@ class ImageData:
                 f"mean={mean} and deviation={deviation}: a number a channel is needed, and images have "
                 f"{images.shape[1]} of them"
             )
+
+    @classmethod
+    def from_dataset(
+        cls, dataset: Any, size: int = 84, *, channels: int = 3, split: str = "train", name: str | None = None
+    ) -> ImageData:
+        """The images of somebody else's data set: a torch one, torchvision's `ImageFolder`, a Hugging Face table.
+
+        Args:
+            dataset: with `len` and `[i]`, which gives `(image, label)` or a row with `image` and `label`. Images are
+                PIL images, pixels in uint8 or in floats from 0 to 1, or encoded.
+            size: height and width in pixels, to which images are squeezed.
+            channels: 3 for colour, 1 for grey.
+            split: what the classes are for: `"train"`, `"val"` or `"test"`.
+            name: what tables call it; None: the name of its type.
+
+        Raises:
+            ValueError: what is no such data set; names the item.
+
+        Example:
+            >>> pairs = [(torch.zeros(3, 9, 9), "cat"), (torch.ones(3, 9, 9), "dog")]
+            >>> ImageData.from_dataset(pairs, size=8).classes
+            ('cat', 'dog')
+        """
+        from metapeft.datasets.pairs import read_pairs
+
+        whole(8, size=size)
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (colour), not {channels!r}")
+        images, labels, classes = read_pairs(dataset, size, channels)
+        return cls(images, labels, classes, split, name=name or type(dataset).__name__.lower())
 
     def __len__(self) -> int:
         return len(self.images)

@@ -11,6 +11,8 @@ registry = Registry(
         "load_dataset": "by_name",
         "ImageData": "images",
         "Preprocess": "images",
+        "TensorData": "tensors",
+        "data": "tensors",
         "Rotated": "rotated",
         "read_omniglot": "omniglot",
         "read_miniimagenet": "miniimagenet",

@@ -64,7 +64,8 @@ def test_a_command_of_the_shell(page: str, line: str, monkeypatch: pytest.Monkey
     for words in of_shell(line):
         options = [word.partition("=")[0] for word in words if word.startswith("--")]
         plain = words[: next((i for i, word in enumerate(words) if word.startswith("-")), len(words))]
-        depth = 2 if plain[0] in ("theory", "episodes") and len(plain) > 1 else 1
+        nested = plain[0] in ("theory", "episodes") or plain[:2] == ["data", "import"]
+        depth = 2 if nested and len(plain) > 1 else 1
         for at in range(depth):
             listed = re.findall(r"^\W+([\w-]+) ", helped(plain[:at]), flags=re.M)
             assert plain[at] in listed, f"{page} shows {line!r}"
