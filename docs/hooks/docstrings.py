@@ -15,7 +15,7 @@ from public_pages import PAGES, names
 _LISTS = ("Args", "Attributes", "Raises", "Warns")
 _SECTION = re.compile(rf"^({'|'.join((*_LISTS, 'Returns', 'Example'))}):[ ]?(.*)$")
 _NAMES = r"\**[A-Za-z_][\w.]*(?:, \**[A-Za-z_][\w.]*)*"
-_ENTRY = re.compile(rf"(?:^|(?<=[.;:)] )){_NAMES}(?=: )")
+_ENTRY = re.compile(rf"(?:^|(?<=\. )(?=[a-z*_]|\w+(?:Error|Warning|Input):)){_NAMES}(?=: )")
 _PUBLIC = {written: source for page in PAGES for written, source in names(page).items()}
 _PUBLIC |= {f"mp.{page}.{written[3:]}": source for page in PAGES for written, source in names(page).items()}
 
