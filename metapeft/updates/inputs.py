@@ -94,7 +94,11 @@ def explained(x: Any, taken: str | None, hooked: str = "") -> Iterator[None]:
             raise
         before = "" if taken in (None, kind(x)) else f" (it ran on {taken})"
         closed = isinstance(error, LookupError | AttributeError) and hooked
-        hook = f" (a hook of {hooked} may write into the module that was attached, not into its copy)" if closed else ""
+        hook = (
+            f" (a hook of {hooked} may write into the module that was attached, not into its copy)"
+            if closed
+            else ""
+        )
         raise ValueError(
             f"the backbone does not run on {kind(x)}{before}: {(str(error).splitlines() or [''])[0]}{hook}"
         ) from error

@@ -65,11 +65,15 @@ class Kept(nn.Module):
 
 def test_torch_errors_become_sentences() -> None:
     learner = mp.methods.maml(OnceOnly(), norm="running", steps=1)
-    with pytest.raises(ValueError, match=r"no second derivative of _pdist; inside calls pdist: .*'first-order'"):
+    with pytest.raises(
+        ValueError, match=r"no second derivative of _pdist; inside calls pdist: .*'first-order'"
+    ):
         learner.hypergradient(LABELLED)
     assert mp.methods.fomaml(OnceOnly(), norm="running", steps=1).hypergradient(LABELLED).value.isfinite()
     hooked = mp.attach(Kept(), mp.LoRA(1))
-    with pytest.raises(ValueError, match=r"a hook of one \(Linear\) may write into the module that was attached"):
+    with pytest.raises(
+        ValueError, match=r"a hook of one \(Linear\) may write into the module that was attached"
+    ):
         hooked(X, hooked.factors())
 
 
