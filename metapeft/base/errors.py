@@ -43,7 +43,9 @@ def second_derivatives() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found = re.search(r"derivative for '?(?:aten::)?(\w+?)(?:_backward)?'? is not implemented", str(error))
+        found = re.search(
+            r"derivative for '?(?:aten::)?(\w+?)(?:_backward)?'? is not implemented", str(error)
+        )
         if found is None:
             raise
         raise NoSecondDerivative(found.group(1)) from error

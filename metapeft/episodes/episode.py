@@ -69,7 +69,11 @@ class Episode:
         if self.classes is not None:
             return self.classes.shape[-1]
         axes = 2 if isinstance(self, EpisodeBatch) else 1
-        labels = [y for y in (self.support_y, self.query_y) if isinstance(y, Tensor) and y.dim() == axes and y.numel()]
+        labels = [
+            y
+            for y in (self.support_y, self.query_y)
+            if isinstance(y, Tensor) and y.dim() == axes and y.numel()
+        ]
         if not labels or any(y.is_floating_point() for y in labels):
             return 1
         return max(1, 1 + max(int(y.max()) for y in labels))

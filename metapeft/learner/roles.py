@@ -223,7 +223,9 @@ class Roles:
         learned.update({name: wide(value) for name, value in self.head_constants("center").items()})
         more = (learned,) if learned else ()  # a head that learns nothing need not take any
         found = self.head.start(wide(features), support.y, ways, support.mask, *more)
-        return {name: value.to(features) if value.is_floating_point() else value for name, value in found.items()}
+        return {
+            name: value.to(features) if value.is_floating_point() else value for name, value in found.items()
+        }
 
     def head_constants(self, name: str = CENTER) -> dict[str, Tensor]:
         """What the head reads and nothing trains, under that name: the centre, where it has been measured."""
