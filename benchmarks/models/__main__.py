@@ -1,6 +1,6 @@
 """The matrix of architectures: which real models run under updates, each against plain torch.
 
-    python -m benchmarks.models [--only PATTERN] [--again]    check what has no result yet, then write the page
+    python -m benchmarks.models [--library L] [--only GLOB] [--again]    check what has no result, write the page
     python -m benchmarks.models page                          write docs/models.md from the results
 
 Each group runs in a process of its own, which writes a line a model: where one ends a process, its name is known, and
@@ -84,23 +84,27 @@ def checked(library: str, name: str, wanted: list[str]) -> list[dict[str, Any]]:
 
 @app.default
 def main(
-    *, json_file: Annotated[Path, Parameter(name="--json")] = RESULTS, only: str = "*", again: bool = False
+    *,
+    json_file: Annotated[Path, Parameter(name="--json")] = RESULTS,
+    only: str = "*",
+    library: str = "*",
+    again: bool = False,
 ) -> None:
     """Check models and keep the results.
 
     Args:
-        json_file: where they go. only: a glob over names. again: also those that have a result.
+        json_file: where they go. only, library: globs over names. again: also those that have a result.
     """
     rows = {(row["library"], row["name"]): row for row in (read(json_file) if json_file.exists() else [])}
-    for library in LIBRARIES:
-        for name, members in groups(library).items():
+    for of in fnmatch.filter(LIBRARIES, library):
+        for name, members in groups(of).items():
             wanted = [
                 case.name
                 for case in members
-                if fnmatch.fnmatch(case.name, only) and (again or (library, case.name) not in rows)
+                if fnmatch.fnmatch(case.name, only) and (again or (of, case.name) not in rows)
             ]
-            for row in checked(library, name, wanted):
-                rows[library, row["name"]] = row
+            for row in checked(of, name, wanted):
+                rows[of, row["name"]] = row
             order = [rows[key] for key in ((lib, case.name) for lib, case in cases()) if key in rows]
             content = {"environment": {**environment(), "cores": os.cpu_count()}, "rows": order}
             json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

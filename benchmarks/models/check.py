@@ -124,12 +124,17 @@ def _merged(model: AttachedModel, factors: Factors, x: Any, task: int) -> Tensor
 
 
 class Formulas(TorchFunctionMode):
-    """By their definitions, what torch differentiates only once."""
+    """By their definitions, what torch differentiates only once, or wrongly."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name in ("hardsigmoid", "hardsigmoid_"):
             return F.relu6(args[0] + 3) / 6
+        if name == "_weight_norm":  # torch's second derivative is wrong where the axis is the last
+            v, g, dim = args
+            return v * (
+                g / v.square().sum([axis for axis in range(v.dim()) if axis != dim], keepdim=True).sqrt()
+            )
         if name == "embedding_bag":
             return F.embedding(*args[:2]).mean(1)
         return func(*args, **(kwargs or {}))

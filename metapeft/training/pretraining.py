@@ -99,9 +99,8 @@ def pretrain(
         raise ValueError("resume=True goes on with a run folder: give run_dir= too")
     sampler = ImageGroupSampler(data, group, seed, augment, shift)
     chosen = data.preprocess if preprocess is None else preprocess
-    first = next(
-        backbone.parameters(), torch.empty(0)
-    )  # without parameters a new classifier alone is trained
+    # without parameters a new classifier alone is trained
+    first = next(backbone.parameters(), torch.empty(0))
     place = first.device if device is None else usable(device)
     model = attach(backbone, {}, preprocess=chosen)
     task = Pretraining(model, len(data.classes), seed, softmax, place, dtype, autocast, head, loss)

@@ -17,7 +17,7 @@ from metapeft.updates.layers.call import Call, Holder
 from metapeft.updates.layers.dropout import Dropping
 from metapeft.updates.layers.per_task import Tracing, per_task
 from metapeft.updates.layers.slots import Slots
-from metapeft.updates.layers.twice import Twice
+from metapeft.updates.layers.twice import ONCE, Twice
 from metapeft.updates.skeleton import build
 
 
@@ -121,6 +121,7 @@ class BatchedBackbone:
         return [
             f"{names.get(id(module)) or 'the backbone'} calls {function}"
             for function, module in self.holder.once.items()
+            if function in ONCE
         ]
 
     def forget(self, module: nn.Module | None = None) -> None:

@@ -74,6 +74,24 @@ def test_outputs(caplog: pytest.LogCaptureFixture) -> None:
     assert not [record for record in caplog.records if record.levelno > logging.WARNING]
 
 
+def test_weight_norm_over_the_last_axis() -> None:
+    """Its second derivative is another one than torch's, and right, with an update on it or without."""
+    net = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 2, 3), dim=2), nn.Flatten(), nn.Linear(4, 3)
+    )
+    model = mp.attach(randomised(net), mp.LoRA(1), targets=["0", "2"])
+    x, start = randn(2, 2, 3, 4), random_factors(model, 2)
+    model(x, start)
+    own = [value.requires_grad_() for value in start.values()]
+    assert torch.autograd.gradgradcheck(lambda *v: model(x, dict(zip(start, v))).sum(), own, fast_mode=True)
+    head = mp.attach(net, {})
+    weight = net[0].parametrizations.weight.original1.detach().clone().requires_grad_()
+    name = "0.parametrizations.weight.original1"
+    assert torch.autograd.gradgradcheck(
+        lambda w: head(x, {}, weights={name: w}).sum(), weight, fast_mode=True
+    )
+
+
 def test_what_no_layer_owns_is_not_exported(tmp_path: Path) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

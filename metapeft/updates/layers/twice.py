@@ -1,4 +1,4 @@
-"""Functions of torch that have no second derivative, by ones that have."""
+"""Functions of torch that have no second derivative, or a wrong one, by ones that have."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Twice(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name not in _SERVED and name not in _ONCE:
+        if name not in _SERVED and name not in ONCE:
             return func(*args, **(kwargs or {}))
         self.found.setdefault(name, _caller())
         return _SERVED.get(name, func)(*args, **(kwargs or {}))
@@ -113,11 +113,24 @@ def bag(input: Tensor, weight: Tensor, offsets: Tensor | None = None, *more: Any
     return rows.sum(1) if mode == "sum" else rows.mean(1) if mode == "mean" else rows.amax(1)
 
 
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """`g v / |v|`, the norm over all axes but one, or all (-1); torch's second derivative is wrong where that is last.
+
+    Example:
+        >>> weight_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([[10.0]]))
+        tensor([[6., 8.]])
+    """
+    others = tuple(axis for axis in range(v.dim()) if axis != dim)
+    scaled: Tensor = v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=True))
+    return scaled
+
+
 _SERVED: dict[str, Callable[..., Any]] = {
     "hardsigmoid": hard_sigmoid, "hardsigmoid_": hard_sigmoid, "cdist": distances, "embedding_bag": bag,
+    "_weight_norm": weight_norm,
 }  # fmt: skip
 #: what has no second derivative, and is not served
-_ONCE = {
+ONCE = {
     "grid_sample",
     "pdist",
     "ctc_loss",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from metapeft.updates.layers.recurrent import UNROLLED
+from metapeft.updates.layers.twice import weight_norm
 
 
 class VmapGaps(TorchFunctionMode):
@@ -36,15 +37,8 @@ class VmapGaps(TorchFunctionMode):
             return _embedding(func, args, kwargs)
         name = getattr(func, "__name__", "")
         if name == "_weight_norm":
-            return _weight_norm(*args, **kwargs)
+            return weight_norm(*args, **kwargs)
         return UNROLLED.get(name, func)(*args, **kwargs)
-
-
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """`g v / |v|`, the norm over all axes but one, or over all (-1)."""
-    others = tuple(axis for axis in range(v.dim()) if axis != dim)
-    scaled: Tensor = v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=True))
-    return scaled
 
 
 def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
