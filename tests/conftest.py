@@ -70,7 +70,7 @@ def real_data(folder: str) -> Path:
     root = os.environ.get("METAPEFT_DATA")
     if not root or not (Path(root) / folder).is_dir():
         pytest.skip(
-            f"set METAPEFT_DATA to the folder that holds {folder}/: README.md, 'Real data', says where it comes from"
+            f"set METAPEFT_DATA to the folder that holds {folder}/: docs/data.md says where it comes from"
         )
     return Path(root) / folder
 
