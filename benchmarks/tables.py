@@ -38,7 +38,9 @@ def main_job(path: Path) -> str:
         for name, row in found.rows.items()
     ]  # fmt: skip
     data = found.config["data"]
-    command = "bench" if "inner-off" in found.rows else "train" if data == "glyph-pairs" else f"train --data {data}"
+    command = (
+        "bench" if "inner-off" in found.rows else "train" if data == "glyph-pairs" else f"train --data {data}"
+    )
     where = found.environment
     note = (
         f"Accuracy in %, mean ± half-width of the 95 % t-interval; {protocol_line(found)}. Differences in points, "
@@ -50,7 +52,9 @@ def main_job(path: Path) -> str:
     parts = [*([] if said is None else [said]), markdown(titles, rows), note]
     regression = found.regression
     if regression is not None and regression.differences:
-        about = f"Regression of {regression.name} by the same command: mean squared error; {regression.protocol}."
+        about = (
+            f"Regression of {regression.name} by the same command: mean squared error; {regression.protocol}."
+        )
         parts += [markdown(*error_rows(regression)), about]
     return "\n\n".join(parts)
 
