@@ -21,7 +21,7 @@ from metapeft.generators.control import Blind
 from metapeft.inner.descent import SGD
 from metapeft.learner.learner import Learner
 from metapeft.methods import recipes
-from metapeft.methods.common import encoder
+from metapeft.methods.common import default_encoder
 from metapeft.training.evaluation import Evaluation, compare, evaluate
 from metapeft.training.trainer import BilevelTrainer
 from metapeft.updates.formats.cp import CP
@@ -43,7 +43,7 @@ def learners(seed: int, **place: Any) -> dict[str, Learner]:
         "selection": None,
         **common,
     }
-    blind = Blind(encoder(body, "default", F.mse_loss, SHOTS))
+    blind = Blind(default_encoder(body, F.mse_loss, SHOTS))
     return {
         OWN: recipes.metapeft(body, **whole),
         "constant": recipes.metapeft(body, generator=None, **whole),
@@ -113,10 +113,11 @@ def pictures(made: Mapping[str, Learner], seed: int) -> list[dict[str, list[floa
     Before: the constant row without a step, which knows nothing of the task. After: the whole method, with as many
     steps as in training.
     """
-    noisy, exact = (
-        EpisodeSampler(load_dataset("functions", split="test", **noise), 1, SHOTS, 200, seed=seed)
-        for noise in ({}, {"noise": 0.0})
+    with_noise, without_noise = (
+        load_dataset("functions", split="test"),
+        load_dataset("functions", split="test", noise=0.0),
     )
+    noisy, exact = (EpisodeSampler(data, 1, SHOTS, 200, seed=seed) for data in (with_noise, without_noise))
     kinds = noisy.kind_of(torch.arange(100)).tolist()
     shown = []
     for task in sorted(kinds.index(kind) for kind in set(kinds)):

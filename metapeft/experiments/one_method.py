@@ -16,7 +16,7 @@ from metapeft.experiments.samplers import Column
 from metapeft.heads.centroids import PrototypeInit, Prototypes
 from metapeft.inner.descent import SGD
 from metapeft.learner.learner import Learner
-from metapeft.methods.common import encoder
+from metapeft.methods.common import default_encoder
 from metapeft.methods.recipes import metapeft
 from metapeft.training.evaluation import evaluate
 from metapeft.training.runs.learner_in_run import is_saved, save
@@ -80,7 +80,7 @@ def _made(
     if method.make is metapeft:
         options.setdefault("shots", job.config.shots)
     if method.control is not None and "generator" not in more:
-        options["generator"] = method.control(encoder(start.body, "default", None, job.config.shots))
+        options["generator"] = method.control(default_encoder(start.body, None, job.config.shots))
     if method.adapts and lr is not None and steps is not None:
         options["inner"] = SGD(steps, lr, rates="step" if method.trains and method.learns_rates else None)
     return method.make(start.body, preprocess=job.data.preprocess, seed=job.config.seed, name=name, **options)

@@ -63,10 +63,7 @@ def encoder(
     shots: int | None,
     **given: Any,
 ) -> str | Generator | None:
-    """`generator=`, or for `"default"` the encoder that fits what a support set can say.
-
-    `PairEncoder` in regression, of the inputs themselves where the backbone begins with a `Linear`, else of its body's
-    features; `MappingNet` at one shot, where no class has a variance inside; else `ClassEncoder`.
+    """`generator=`, or for `"default"` that of `default_encoder`.
 
     Args:
         backbone: whose sizes are read. generator: as a recipe was given it. loss: of the learner. shots: K; None for
@@ -78,11 +75,26 @@ def encoder(
     Example:
         >>> encoder(nn.Linear(2, 1), "default", F.mse_loss, None, hidden=8)
         PairEncoder(hidden=8, moments=True, bound=None, features='inputs', size=2, outputs=1, train_features=False)
-        >>> [type(encoder(nn.Linear(2, 5), "default", F.cross_entropy, shots)).__name__ for shots in (1, 5)]
-        ['MappingNet', 'ClassEncoder']
     """
     if not isinstance(generator, str) or generator != "default":
         return mapping_net(generator, **given)
+    return default_encoder(backbone, loss, shots, **given)
+
+
+def default_encoder(backbone: nn.Module, loss: Any, shots: int | None, **given: Any) -> Generator:
+    """The encoder that fits what a support set can say.
+
+    `PairEncoder` in regression, of the inputs themselves where the backbone begins with a `Linear`, else of its body's
+    features; `MappingNet` at one shot, where no class has a variance inside; else `ClassEncoder`.
+
+    Args:
+        backbone: whose sizes are read. loss: of the learner. shots: K; None for several, or not known. given: settings
+            of the encoder; those that are None are its own.
+
+    Example:
+        >>> [type(default_encoder(nn.Linear(2, 5), F.cross_entropy, shots)).__name__ for shots in (1, 5)]
+        ['MappingNet', 'ClassEncoder']
+    """
     said = {name: value for name, value in given.items() if value is not None}
     if loss in _REGRESSION:
         layers = [leaf.module for leaf in leaf_modules(backbone)]
