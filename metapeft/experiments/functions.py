@@ -43,11 +43,11 @@ def learners(seed: int, **place: Any) -> dict[str, Learner]:
         "selection": None,
         **common,
     }
-    blind = Blind(encoder(body, "default", F.mse_loss, SHOTS))
+    net: Any = encoder(body, "default", F.mse_loss, SHOTS)
     return {
         OWN: recipes.metapeft(body, **whole),
         "constant": recipes.metapeft(body, generator=None, **whole),
-        "blind": recipes.metapeft(body, generator=blind, **whole),
+        "blind": recipes.metapeft(body, generator=Blind(net), **whole),
         "lora-ml": recipes.lora_ml(body, rank=8, **common),
     }
 
@@ -113,10 +113,8 @@ def pictures(made: Mapping[str, Learner], seed: int) -> list[dict[str, list[floa
     Before: the constant row without a step, which knows nothing of the task. After: the whole method, with as many
     steps as in training.
     """
-    noisy, exact = (
-        EpisodeSampler(load_dataset("functions", split="test", **noise), 1, SHOTS, 200, seed=seed)
-        for noise in ({}, {"noise": 0.0})
-    )
+    families = load_dataset("functions", split="test"), load_dataset("functions", split="test", noise=0.0)
+    noisy, exact = (EpisodeSampler(family, 1, SHOTS, 200, seed=seed) for family in families)
     kinds = noisy.kind_of(torch.arange(100)).tolist()
     shown = []
     for task in sorted(kinds.index(kind) for kind in set(kinds)):

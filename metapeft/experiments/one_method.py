@@ -80,7 +80,8 @@ def _made(
     if method.make is metapeft:
         options.setdefault("shots", job.config.shots)
     if method.control is not None and "generator" not in more:
-        options["generator"] = method.control(encoder(start.body, "default", None, job.config.shots))
+        net: Any = encoder(start.body, "default", None, job.config.shots)
+        options["generator"] = method.control(net)
     if method.adapts and lr is not None and steps is not None:
         options["inner"] = SGD(steps, lr, rates="step" if method.trains and method.learns_rates else None)
     return method.make(start.body, preprocess=job.data.preprocess, seed=job.config.seed, name=name, **options)
