@@ -142,9 +142,8 @@ class TrainConfig:
         )  # fmt: skip
         whole(**{name: getattr(self, name) for name in positive})
         whole(0, function_steps=self.function_steps, seed=self.seed, threads=self.threads)
-        sizes = {"blocks": self.blocks, "neck": self.neck}
-        given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
-        whole(**given)
+        sizes: dict[str, Any] = {"blocks": self.blocks, "neck": self.neck}
+        whole(**{name: value for name, value in sizes.items() if value is not None})
         number(0, 1, direct=self.direct)
         number(lr=self.lr, weights_lr=self.weights_lr, above=True)
         if self.episodes < 2:

@@ -113,11 +113,8 @@ def pictures(made: Mapping[str, Learner], seed: int) -> list[dict[str, list[floa
     Before: the constant row without a step, which knows nothing of the task. After: the whole method, with as many
     steps as in training.
     """
-    with_noise, without_noise = (
-        load_dataset("functions", split="test"),
-        load_dataset("functions", split="test", noise=0.0),
-    )
-    noisy, exact = (EpisodeSampler(data, 1, SHOTS, 200, seed=seed) for data in (with_noise, without_noise))
+    families = load_dataset("functions", split="test"), load_dataset("functions", split="test", noise=0.0)
+    noisy, exact = (EpisodeSampler(family, 1, SHOTS, 200, seed=seed) for family in families)
     kinds = noisy.kind_of(torch.arange(100)).tolist()
     shown = []
     for task in sorted(kinds.index(kind) for kind in set(kinds)):
