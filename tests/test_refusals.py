@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -129,13 +130,12 @@ def test_an_adapter_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
         adapted.export_peft(tmp_path / "file" / "deeper")
     written: list[str] = []
 
-    def full(path: Any, content: bytes) -> None:
+    def full(descriptor: int) -> None:
         if written:
-            raise RunError(f"{path} cannot be written: No space left on device")
-        written.append(str(path))
-        Path(path).write_bytes(content)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(str(descriptor))
 
-    monkeypatch.setattr("metapeft.updates.peft_export.write_atomically", full)
+    monkeypatch.setattr("metapeft.updates.peft_export.os.fsync", full)
     with pytest.raises(RunError, match="No space left"):
         adapted.export_peft(tmp_path / "adapter")
     assert written

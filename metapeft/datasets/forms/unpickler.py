@@ -55,16 +55,8 @@ def load(file: Path) -> Any:
         ) from None
     except (OSError, MemoryError) as error:
         raise DataError(f"{file} cannot be read ({error})") from None
-    # whatever else a damaged program trips over: pickle documents that it may be any of these
-    except (
-        pickle.UnpicklingError,
-        ValueError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    # a damaged program trips over whatever it happens to say, and pickle documents no list of errors
+    except Exception as error:
         raise DataError(
             f"{file} is no whole pickle ({error or type(error).__name__}): was its download cut short? Fetch it again"
         ) from None

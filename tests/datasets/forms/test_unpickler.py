@@ -164,6 +164,14 @@ def test_damaged_anywhere_it_is_refused_or_data(
     assert type(found).__module__ in ("builtins", "metapeft.datasets.forms.unpickler")
 
 
+def test_a_frame_longer_than_memory_can_be(tmp_path: Path) -> None:
+    whole = bytearray(pickle.dumps({"labels": [0, 1]}, 4))
+    assert whole[2:3] == pickle.FRAME
+    whole[10] = 255  # the last byte of its length
+    with pytest.raises(mp.DataError, match="no whole pickle"):
+        load(stored(tmp_path, bytes(whole)))
+
+
 def test_every_opcode_of_objects_is_left_out() -> None:
     from metapeft.datasets.forms.unpickler import _OPCODES
 
