@@ -45,9 +45,9 @@ def dump(
     split
         train, val or test.
     ways
-        Classes an episode; twice, --ways 3 --ways 7, for a number that varies between them.
+        Classes an episode; two of them, --ways 3,7, for a number that varies between them.
     shots
-        Support images a class; twice for a number that varies.
+        Support images a class; two numbers for one that varies.
     queries
         Query images a class.
     rotations

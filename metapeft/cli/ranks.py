@@ -33,7 +33,7 @@ def ranks(
 ) -> int:
     """Round a run's selection variables to ranks by every rule, or search the ranks of a transformers model.
 
-    To train anew at the ranks of a run: metapeft bench --methods metapeft --methods retrained-total.
+    To train anew at the ranks of a run: metapeft bench --methods metapeft,retrained-total.
 
     Parameters
     ----------

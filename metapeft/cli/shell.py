@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from rich.console import Console
 
 from metapeft.base.version import __version__
+from metapeft.cli import lists
 from metapeft.cli import named_options as named
 from metapeft.cli.config_file import from_file
 
@@ -18,6 +19,7 @@ app = App(
     help="Bilevel meta-learning of parameter-efficient updates.",
     version=__version__,
     help_format="plaintext",
+    default_parameter=Parameter(consume_multiple=True),  # --seeds 0 1 2
     suppress_keyboard_interrupt=False,  # its own way ends without a word
 )
 _COMMANDS = {
@@ -50,7 +52,7 @@ def _with_config(
     ] = None,
 ) -> object:
     if config is not None:
-        app.config = (from_file(config, app, tokens), named.remember)
+        app.config = (from_file(config, app, tokens), lists.split, named.remember)
     return app(tokens, exit_on_error=False, print_error=False)
 
 
@@ -58,7 +60,7 @@ def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     logging.basicConfig(format="%(message)s")
     errors = Console(stderr=True, soft_wrap=True)
-    app.config = (named.remember,)  # a file holds for one call
+    app.config = (lists.split, named.remember)  # a file holds for one call
     try:
         result = app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except MissingArgumentError as error:
