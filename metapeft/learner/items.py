@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from metapeft.base.finite import refuse_not_finite
 from metapeft.base.trees import mapped, tree_leaves
 from metapeft.datasets.images import Preprocess
 from metapeft.episodes.episode import EpisodeBatch
+from metapeft.learner.labels import refuse_labels, without_ignored
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.inputs import join, sizes
 
@@ -112,7 +114,7 @@ def _mask(items: Items) -> Tensor:
 
 
 def checked(items: Items, name: str) -> Items:
-    """The items, if labels and mask have the axes of the inputs; raises ValueError otherwise.
+    """The items, if labels and mask have the axes of the inputs, those labelled -100 masked; ValueError otherwise.
 
     Args:
         items: what a user passed.
@@ -135,7 +137,10 @@ def checked(items: Items, name: str) -> Items:
         raise ValueError(f"{name}_mask is False everywhere in a task: at least one of its items has to count")
     if items.y is not None and not items.regression and items.y.dtype not in _INTEGERS:
         raise ValueError(f"{name}_y is {items.y.dtype}: labels are integers, regression targets floats")
-    return items
+    if items.y is None or items.regression:
+        return items
+    y, mask = without_ignored(items.y, items.mask, name)
+    return dataclasses.replace(items, y=y, mask=mask)
 
 
 def refuse_no_tensor(value: object, name: str) -> None:
@@ -161,8 +166,9 @@ def of_batch(batch: EpisodeBatch, model: AttachedModel) -> Parts:
     support = moved(Items(batch.support_x, batch.support_y, batch.support_mask), model, "support")
     query = moved(Items(batch.query_x, batch.query_y, batch.query_mask), model, "query")
     known = None if batch.classes is None else batch.ways
-    refuse_labels(support, known, "support")
-    refuse_labels(query, known, "query")
+    for items, name in ((support, "support"), (query, "query")):
+        if items.y is not None and not items.regression:
+            refuse_labels(items.y, items.mask, known, name)
     return Parts(support, query)
 
 
@@ -173,7 +179,8 @@ def moved(items: Items, model: AttachedModel, name: str) -> Items:
         ValueError: what `checked` refuses.
         NotFiniteInput: NaN or infinity in inputs or targets.
     """
-    y, like = checked(items, name).y, model.like
+    items, like = checked(items, name), model.like
+    y = items.y
     refuse_not_finite(items.x, f"{name}_x")
     if y is not None:
         refuse_not_finite(y, f"{name}_y")
@@ -211,49 +218,4 @@ def _say_raw() -> None:
     )
 
 
-def number_of_ways(y: Tensor, ways: int | None) -> int:
-    """N of the labels y: `ways` if it fits them, None for the largest label + 1; 1 for regression.
-
-    Raises:
-        ValueError: no tensor, no labels, labels below 0, or not below `ways`.
-    """
-    refuse_no_tensor(y, "support_y")
-    if not y.numel():
-        raise ValueError(f"support_y has shape {tuple(y.shape)}: at least one labelled input is needed")
-    if y.is_floating_point():
-        return 1
-    least, most = int(y.min()), int(y.max())
-    found = most + 1 if ways is None else ways
-    if ways is None and found > MOST_WAYS:
-        raise ValueError(
-            f"support_y has labels up to {most}: they would be {found} ways; number the classes of a task 0, 1, "
-            "2, ..., or say ways= if so many are meant"
-        )
-    if least < 0 or most >= found:
-        raise ValueError(
-            f"support_y has labels {least} to {most}: {found} ways are labelled 0 to {found - 1}"
-        )
-    return found
-
-
-MOST_WAYS = 10_000  # that labels alone may ask for: each takes memory, whether it occurs or not
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-def refuse_labels(items: Items, ways: int | None, name: str) -> None:
-    """Raise ValueError for class labels, one an item, that are not 0 .. ways - 1, or below 0 where ways are not known.
-
-    Example:
-        >>> refuse_labels(Items(torch.zeros(1, 2, 4), torch.tensor([[0, 7]])), 5, "query")
-        Traceback (most recent call last):
-        ValueError: query_y has labels 0 to 7: 5 ways are labelled 0 to 4
-    """
-    if items.y is None or items.regression or items.y.dim() != 2:
-        return
-    labels = items.y if items.mask is None else items.y[items.mask]
-    least, most = (int(value) for value in labels.aminmax())
-    if least < 0 or (ways is not None and most >= ways):
-        wanted = (
-            "classes are labelled from 0 on" if ways is None else f"{ways} ways are labelled 0 to {ways - 1}"
-        )
-        raise ValueError(f"{name}_y has labels {least} to {most}: {wanted}")

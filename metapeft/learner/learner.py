@@ -30,7 +30,8 @@ from metapeft.learner import settings as stored
 from metapeft.learner.adapted_tasks import Adapted, checked_names
 from metapeft.learner.backbone_pass import BackbonePass
 from metapeft.learner.dropout_masks import ItemMasks
-from metapeft.learner.items import Items, Parts, number_of_ways, of_batch, refuse_no_tensor
+from metapeft.learner.items import Items, Parts, of_batch, refuse_no_tensor
+from metapeft.learner.labels import number_of_ways
 from metapeft.learner.losses import row_loss
 from metapeft.learner.objectives import Objectives
 from metapeft.learner.roles import Roles
@@ -272,6 +273,7 @@ class Learner(Roles):
             ValueError: labels below 0 or not below `ways`, shapes that do not fit.
         """
         whole(ways=1 if ways is None else ways)
+        refuse_no_tensor(support_y, "support_y")
         ways = number_of_ways(support_y, ways)
         support = self.prepared(Items(support_x, support_y, mask), "support")
         objectives = Objectives(BackbonePass(self, Parts(support), ways, training=False))

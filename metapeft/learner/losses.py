@@ -6,11 +6,13 @@ import functools
 import inspect
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metapeft.base.machine.memory import is_out_of_memory
 from metapeft.learner.items import Items
+from metapeft.learner.labels import IGNORED
 
 
 def task_means(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -53,6 +55,9 @@ def row_loss(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
 def losses(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, items: Items) -> Tensor:
     """Mean loss of each task, `(T,)`: one value an item on flattened rows, further axes averaged.
 
+    Where a class is given for each token, `y (T, B, L)`, and the loss has a value for each, the mean is over all tokens
+    of a task that are not -100.
+
     Args:
         loss: `loss(outputs (T*B, ...), y (T*B, ...))`, from `row_loss`.
         outputs: `(T, B, ...)`.
@@ -76,7 +81,18 @@ def losses(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, items: Ite
             f"loss returned shape {tuple(values.shape)} for {tasks * count} items: it must return one value "
             "an item, so build it without its own mean"
         )
+    if values.dim() > 1 and values.shape == items.y.flatten(0, 1).shape and not items.regression:
+        return _means_of_tokens(values.reshape(items.y.shape), items.y, items.mask)
     return task_means(values.reshape(tasks, count, -1).mean(-1), items.mask)
+
+
+def _means_of_tokens(values: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    """Means over the tokens of each task that count, `(T, B, ...) -> (T,)`: as torch's own over a batch of them."""
+    counted = (
+        (y != IGNORED) if mask is None else (y != IGNORED) & mask.reshape(*mask.shape, *[1] * (y.dim() - 2))
+    )
+    kept = torch.where(counted, values, torch.zeros_like(values))
+    return kept.flatten(1).sum(1) / counted.flatten(1).sum(1)
 
 
 def task_losses(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metapeft.training.finetuning.rows import IGNORED
+from metapeft.learner.labels import IGNORED
 
 Metric = Callable[[Tensor, Tensor], Any]
 FOLDER = "torchmetrics.functional"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from metapeft.base.trees import tree_leaves
-from metapeft.training.finetuning.rows import IGNORED, Batch
+from metapeft.learner.labels import IGNORED
+from metapeft.training.finetuning.rows import Batch
 
 
 def padding_of(field: str, pad_id: int) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapeft.base.machine.memory import is_out_of_memory
-from metapeft.training.finetuning.rows import IGNORED
+from metapeft.learner.labels import IGNORED
 
 
 def next_token_cross_entropy(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,6 @@ from torch import Tensor
 from metapeft.base.state import digest
 from metapeft.base.trees import mapped, tree_leaves
 
-IGNORED = -100  # the target of a token, or of a row, that no loss counts
-
 
 @dataclass(frozen=True)
 class Batch:
