@@ -182,7 +182,7 @@ def test_readme_example(tmp_path):
         command = [sys.executable, "-W", "error", "-c", block]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr
-        assert "accuracy" in done.stdout
+        assert "of 15 right" in done.stdout
 
 
 def test_the_citation_names_this_version() -> None:
