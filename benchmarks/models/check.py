@@ -22,7 +22,7 @@ from metapeft.updates.layers.slots import Slots
 
 TASKS = 2
 VALUES, GRADIENTS = 1e-8, 1e-6  # allowed, relative to the effect of the update and to the largest gradient
-RATE = 0.01
+RATES = 0.01, 1e-6, 1e-10  # of the inner step: the first at which the plain module's gradient is finite
 
 Factors = dict[str, Tensor]
 
@@ -87,11 +87,14 @@ def _checked(case: Case) -> dict[str, Any]:
     if not case.second:
         return {**result, "state": state}
     try:
-        expected = _second_order(_alone(model), x, factors)
+        for rate in RATES:
+            expected = _second_order(_alone(model), x, factors, rate)
+            if all(bool(value.isfinite().all()) for value in expected.values()):
+                break
     except (RuntimeError, NotImplementedError) as error:
         return {**result, "state": "part", "why": f"first order only: {(str(error).splitlines() or [''])[0]}"}
     try:
-        gradient = _second_order(model, x, factors)
+        gradient = _second_order(model, x, factors, rate)
     except Exception as error:
         why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         return {**result, "state": "refused" if isinstance(error, ValueError) else "crash", "why": why}
@@ -173,7 +176,7 @@ def _alone(model: AttachedModel) -> Callable[[Any, Factors], Tensor]:
     return run
 
 
-def _second_order(run: Callable[[Any, Factors], Tensor], x: Any, factors: Factors) -> Factors:
+def _second_order(run: Callable[[Any, Factors], Tensor], x: Any, factors: Factors, rate: float) -> Factors:
     """The gradient, at the start, of the loss after one inner step of gradient descent, summed over tasks."""
     start = {name: value.clone().requires_grad_() for name, value in factors.items()}
 
@@ -187,6 +190,6 @@ def _second_order(run: Callable[[Any, Factors], Tensor], x: Any, factors: Factor
     slopes = torch.autograd.grad(
         loss(start), list(start.values()), create_graph=True, allow_unused=True, materialize_grads=True
     )
-    moved = {name: value - RATE * slope for (name, value), slope in zip(start.items(), slopes)}
+    moved = {name: value - rate * slope for (name, value), slope in zip(start.items(), slopes)}
     found = torch.autograd.grad(loss(moved), list(start.values()), allow_unused=True, materialize_grads=True)
     return {name: value.detach() for name, value in zip(start, found)}
