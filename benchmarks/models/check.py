@@ -91,6 +91,8 @@ def _checked(case: Case) -> dict[str, Any]:
             expected = _second_order(_alone(model), x, factors, rate)
             if all(bool(value.isfinite().all()) for value in expected.values()):
                 break
+        if rate != RATES[0]:
+            result["rate"] = rate
     except (RuntimeError, NotImplementedError) as error:
         return {**result, "state": "part", "why": f"first order only: {(str(error).splitlines() or [''])[0]}"}
     try:

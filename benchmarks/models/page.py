@@ -80,4 +80,6 @@ def _said(row: dict[str, Any]) -> str:
         said.append(
             "without " + ", ".join(f"`{name}`" for name in names[:4]) + (", ..." if len(names) > 4 else "")
         )
+    if "rate" in row:
+        said.append(f"inner rate {row['rate']:g}")
     return "; ".join(said).replace("|", "\\|")
