@@ -1,8 +1,8 @@
 """Whether generation helps, and when: families in which one must adapt, every row with its controls.
 
-    python -m benchmarks.generation choose glyph-pairs          (inner rates, on validation tasks, the same trials a
-    row) python -m benchmarks.generation run glyph-pairs class-encoder --budget 1000 --seed 0
-    python -m benchmarks.generation all glyph-pairs              (every row that is not there yet)
+    python -m benchmarks.generation choose glyph-pairs   (inner rates, on validation tasks, as many trials for each row)
+    python -m benchmarks.generation run glyph-pairs class-encoder --budget 1000 --seed 0
+    python -m benchmarks.generation all glyph-pairs      (every row that is not there yet)
     python -m benchmarks.generation ceiling glyph-pairs
     python -m benchmarks.generation times
     python -m benchmarks.generation list glyph-pairs
