@@ -37,6 +37,7 @@ app = App(help=__doc__, version_flags=[])
 RESULT = Path(__file__).parent / "results" / "finetune_speed.json"
 ROWS, BATCH, TOKENS, RANK, ALPHA, LR = 256, 32, 64, 8, 16.0, 1e-3
 TARGETS = ["query", "value"]
+CPU = torch.device("cpu")
 
 Step = Callable[[], float]
 
@@ -64,14 +65,14 @@ def rows(seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     )
 
 
-def ours(updates: int, bfloat16: bool = False) -> Step:
+def ours(updates: int, bfloat16: bool = False, device: torch.device = CPU) -> Step:
     """A step of `mp.finetune` on that many data sets."""
     settings = FineTuning(
         steps=10_000, batch_size=BATCH, lr=LR, clip=1.0, autocast=torch.bfloat16 if bfloat16 else None,
         options={"weight_decay": 0.0},
     )  # fmt: skip
     targets = [f"*.{name}" for name in TARGETS]
-    model = to_train(bert(), mp.LoRA(RANK, ALPHA), targets, ("classifier.*",), 0, None)
+    model = to_train(bert(), mp.LoRA(RANK, ALPHA), targets, ("classifier.*",), 0, device)
     data = [read_rows(rows(seed), model.module) for seed in range(updates)]
     adapters = [Adapter(model.factors(), one, None, settings) for one in data]
     joint = JointStep(model, settings)
@@ -83,7 +84,7 @@ def ours(updates: int, bfloat16: bool = False) -> Step:
     return step
 
 
-def peft(updates: int, bfloat16: bool = False) -> Step:
+def peft(updates: int, bfloat16: bool = False, device: torch.device = CPU) -> Step:
     """A step of as many models of PEFT, one after the other, in the loop that one would write."""
     from peft import LoraConfig, get_peft_model
 
@@ -96,6 +97,7 @@ def peft(updates: int, bfloat16: bool = False) -> Step:
             if "lora_A" in name:
                 key = name.removeprefix("base_model.model.").replace(".lora_A.default.weight", ".weight.A")
                 value.data.copy_(start[key][0])
+        net.to(device)
         trained = [value for value in net.parameters() if value.requires_grad]
         runs.append(
             (
@@ -106,7 +108,7 @@ def peft(updates: int, bfloat16: bool = False) -> Step:
                 iter(range(10_000)),
             )
         )
-    precision = (lambda: torch.autocast("cpu", torch.bfloat16)) if bfloat16 else nullcontext
+    precision = (lambda: torch.autocast(device.type, torch.bfloat16)) if bfloat16 else nullcontext
 
     def step() -> float:
         total = 0.0
@@ -114,7 +116,8 @@ def peft(updates: int, bfloat16: bool = False) -> Step:
             epoch, place = divmod(next(numbers), ROWS // BATCH)
             batch = epoch_of_batches(ROWS, BATCH, 0, epoch)[place]
             with precision():
-                loss = net(**{name: value[batch] for name, value in x.items()}, labels=y[batch]).loss
+                tokens = {name: value[batch].to(device) for name, value in x.items()}
+                loss = net(**tokens, labels=y[batch].to(device)).loss
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)

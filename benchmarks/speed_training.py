@@ -106,7 +106,7 @@ def looped(
     net = copy.deepcopy(body).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     head = next(name for name, module in net.named_modules() if isinstance(module, nn.Linear))
     size, dtype = net.get_submodule(head).in_features, batch.x.dtype
-    softmax = nn.Linear(int(size), training.ways).to(dtype) if training.method == "sr" else nn.Identity()
+    softmax = nn.Linear(int(size), training.ways).to(batch.x) if training.method == "sr" else nn.Identity()
     if isinstance(softmax, nn.Linear):
         with torch.no_grad():
             drawn = torch.randn(softmax.weight.shape, generator=torch.Generator().manual_seed(4))
@@ -119,7 +119,7 @@ def looped(
     def step() -> dict[str, Tensor]:
         net.zero_grad(set_to_none=True)
         for t in range(training.tasks):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=autocast):
                 output = run(x[t])
             _loss(training, output.to(dtype), batch.y[t]).div(training.tasks).backward()  # type: ignore[no-untyped-call]
         grads = {name: value.grad for name, value in net.named_parameters()}

@@ -71,6 +71,15 @@ STARTS = {
         augment={"crop": 8, "flip": True, **COLOURS},
         source="RFS-simple (Tian et al. 2020): epochs, batch, decay; its rate of 0.05 and 0.1 learn more slowly here",
     ),
+    "omniglot-sr": Start(
+        about="10 epochs of SGD on all quarter turns, moving average",
+        data="omniglot",
+        epochs=10,
+        augment={"crop": 2, "flip": False},
+        source="as mini-sr; epochs by hours",
+        size=28,
+        channels=1,
+    ),
     "mini-sr-20": Start(
         about="20 epochs of SGD, crop, flip and colours, moving average",
         data="miniimagenet",
@@ -155,7 +164,7 @@ def evaluate(
         step = about["step"]
     body.load_state_dict(state, strict=False)
     images, asked = mp.load_dataset(start.data, split="train"), mp.load_dataset(start.data, split=split)
-    features = features_of(body, asked, images.preprocess)
+    features = features_of(mp.attach(body, {}, preprocess=images.preprocess), asked)
     centred = mp.methods.centroids(
         body, head=mp.heads.Prototypes(normalize="center+l2"), preprocess=images.preprocess
     )
@@ -188,9 +197,8 @@ def evaluate(
 
 
 @torch.no_grad()
-def features_of(body: torch.nn.Module, data: Any, preprocess: Any, at_once: int = 64) -> Tensor:
-    """Features `(images, F)` of all images of a data set, with the statistics of the buffers."""
-    model = mp.attach(body, {}, preprocess=preprocess)
+def features_of(model: Any, data: Any, at_once: int = 64) -> Tensor:
+    """Features `(images, F)` of all images of a data set, with the statistics of the buffers; `model` is attached."""
     parts = [
         model.features(data.gather(torch.arange(i, min(i + at_once, len(data)))).unsqueeze(0), {})[0]
         for i in range(0, len(data), at_once)
@@ -199,10 +207,15 @@ def features_of(body: torch.nn.Module, data: Any, preprocess: Any, at_once: int 
 
 
 def accuracies(
-    features: Tensor, sampler: mp.EpisodeSampler, head: mp.Prototypes, center: Tensor | None, episodes: int
+    features: Tensor,
+    sampler: mp.EpisodeSampler,
+    head: Any,
+    center: Tensor | None,
+    episodes: int,
+    learned: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """What `mp.evaluate` gives for a head on these features, an episode each: every image is looked up, not run."""
-    found, own = [], {} if center is None else {"center": center}
+    found, own = [], {**(learned or {}), **({} if center is None else {"center": center})}
     for start in range(0, episodes, 100):
         batch = sampler.batch(start, min(100, episodes - start))
         tensors = head.start(features[batch.support_index], batch.support_y, batch.ways, None, own)

@@ -10,6 +10,7 @@ import torch
 from cyclopts import App
 
 from benchmarks.generation_tables import of_generation, of_readme
+from benchmarks.literature_tables import of_literature
 from benchmarks.rank_tables import of_ranks
 from benchmarks.speed_tables import of_speed, speed
 from benchmarks.start_tables import of_starts
@@ -200,10 +201,15 @@ def theory_times(path: Path) -> str:
     )
 
 
+def of_few_shot() -> str:
+    """What stands between the markers of docs/few-shot.md."""
+    return "\n\n".join(part for part in (of_literature(RESULTS), of_starts(RESULTS)) if part)
+
+
 PAGES = {
     ROOT / "README.md": lambda: of_readme(RESULTS),
     ROOT / "docs" / "results.md": of_results,
-    ROOT / "docs" / "few-shot.md": lambda: of_starts(RESULTS),
+    ROOT / "docs" / "few-shot.md": of_few_shot,
     ROOT / "docs" / "generation.md": lambda: of_generation(RESULTS),
     ROOT / "docs" / "ranks.md": lambda: of_ranks(RESULTS),
     ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),

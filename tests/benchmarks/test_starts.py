@@ -20,7 +20,7 @@ def test_looked_up_features_give_what_evaluation_gives(normalize) -> None:
     if normalize == "center+l2":
         mp.fit_center(learner, data, images=200)
     sampler = mp.EpisodeSampler(data, 5, 2, 4, seed=3)
-    features = features_of(body, data, data.preprocess)
+    features = features_of(learner.body, data)
     found = accuracies(features, sampler, head, learner.center, 12)
     expected = mp.evaluate(learner, sampler, episodes=12).values
     torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-6)

@@ -14,13 +14,16 @@ import torch
 
 from metapeft.base.files import write_atomically
 from metapeft.base.intervals import mean_interval
-from theory.bridge.study import METHODS, Cell
+from theory.bridge.study import Cell
 from theory.figures.done import save_figure
 from theory.figures.style import COLOURS, NAMES, panels
 
 Row = dict[str, Any]
 COLUMNS = ("sweep", "value", "method", "run", "accuracy", "ci95", "loss", "rate", "steps", "validation")
-LINES = {"sr": "sr+lora", "reptile": "reptile", "lora-ml": "lora-ml"}  # method -> its name in all tables
+# method -> its name in all tables
+LINES = {
+    "sr": "sr+lora", "start": "start+lora", "sr-tasks": "sr-tasks+lora", "reptile": "reptile", "lora-ml": "lora-ml",
+}  # fmt: skip
 
 
 def row(cell: Cell) -> Row:
@@ -56,7 +59,8 @@ def summary(rows: Sequence[Row]) -> list[Row]:
         [('sr+lora', 0.55, 0.0), ('reptile', 0.65, 0.1), ('lora-ml', 0.75, 0.2)]
     """
     lines = []
-    for method in (LINES[m] for m in METHODS):
+    measured = {row["method"] for row in rows}
+    for method in (name for name in LINES.values() if name in measured):
         for rank in sorted({r["value"] for r in rows}):
             own, base = accuracies(rows, method, rank), accuracies(rows, "sr+lora", rank)
             (mean, half), (difference, apart) = mean_interval(own), mean_interval(own - base)
@@ -104,7 +108,9 @@ def draw(found: dict[str, Any], out: Path) -> list[Path]:
     note = f"{found['about']}. Mean and 95 % t-interval over {runs} runs; differences paired by run."
     figure, (left, right) = panels(2, f"Accuracy by test rank: {found['data']}", note, width=4.6)
     ranks = sorted({line["value"] for line in lines})
-    for offset, method in zip((-0.06, 0.0, 0.06), LINES.values()):
+    shown = list(dict.fromkeys(line["method"] for line in lines))
+    for place, method in enumerate(shown):
+        offset = 0.06 * (place - (len(shown) - 1) / 2)
         mine = [line for line in lines if line["method"] == method]
         where = [ranks.index(line["value"]) + offset for line in mine]
         style: dict[str, Any] = {

@@ -1,7 +1,9 @@
 """Standard retraining, Reptile and LoRA-ML from one start, each then adapted with LoRA of rank r and a fresh head.
 
-All three see the same number of images in the same number of outer steps, all of them through the toolkit:
-`mp.pretrain`, `mp.methods`, `BilevelTrainer`, `mp.evaluate`. Outer rates, and the rate at test (with the number of
+Standard retraining comes twice: on one softmax over all training classes, and as the paper has it, on binary tasks that
+are fixed once, whose labels one output layer shares. Beside them stands the start as it is. What retrains sees the same
+number of images in the same number of outer steps, all of it through the toolkit: `mp.pretrain`, `mp.methods`,
+`BilevelTrainer`, `mp.evaluate`. Outer rates, and the rate at test (with the number of
 steps, where several are given), are chosen on validation classes, by the same number of trials for each method; the
 test classes are used once, at the end.
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,10 @@ from metapeft.training.evaluation import Evaluation
 from metapeft.training.runs.run import Run
 from metapeft.training.trainer import BilevelTrainer
 from metapeft.training.tuning import Tuned, grid, tune
-from theory.bridge.tasks import Family
+from theory.bridge.tasks import Family, fixed_tasks
 from theory.models.problems import require_positive
 
-METHODS = ("sr", "reptile", "lora-ml")
+METHODS = ("start", "sr-tasks", "sr", "reptile", "lora-ml")
 BATCH = 16  # test episodes in one forward; changes no result
 TUNING_SEED = 10_000  # of the runs on which retraining rates are chosen; no reported run has it
 
@@ -53,17 +55,17 @@ class Study:
     training_queries: int = 5
     queries: int = 10
     start_steps: int = 300
-    steps: int = 100
+    steps: int = 400
     tasks: int = 4
     inner_steps: int = 5
     training_rank: int = 1
     start_rate: float = 2e-3
-    outer_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    outer_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     inner_rates: Mapping[str, float] = field(default_factory=lambda: {"reptile": 1e-3, "lora-ml": 1e-2})
     ranks: tuple[int, ...] = (0, 1, 2, 8)
     tuning_rank: int = 2
-    test_rates: tuple[float, ...] = (0.005, 0.015)
-    test_steps: tuple[int, ...] = (10,)
+    test_rates: tuple[float, ...] = (0.0015, 0.005, 0.015, 0.05)
+    test_steps: tuple[int, ...] = (10, 30)
     validation_episodes: int = 32
     episodes: int = 100
 
@@ -110,14 +112,14 @@ def samplers(family: Family, study: Study, seed: int) -> dict[str, Any]:
 def choose_rates(family: Family, study: Study, folder: Path) -> dict[str, dict[str, Any]]:
     """Each method's outer rate: the best of its grid on validation classes, in a run that is not reported.
 
-    Returns: method -> `rate`, and the validation accuracy `trials` of each rate.
+    Returns: method -> `rate`, and the validation accuracy `trials` of each rate; the start has none.
     """
     found = {}
     episodes = samplers(family, study, TUNING_SEED)
     start, softmax = start_of(family, study, TUNING_SEED, folder)
     for method in METHODS:
         trials = {}
-        for rate in study.outer_rates:
+        for rate in study.outer_rates if method != "start" else (0.0,):
             body = retrained(method, rate, start, softmax, family, study, TUNING_SEED, folder)
             trials[rate] = adapted(body, study.tuning_rank, family, study, episodes["val"]).score
         found[method] = {"rate": max(trials, key=lambda rate: trials[rate]), "trials": trials}
@@ -125,7 +127,7 @@ def choose_rates(family: Family, study: Study, folder: Path) -> dict[str, dict[s
 
 
 def run(family: Family, study: Study, rates: Mapping[str, float], seed: int, folder: Path) -> list[Cell]:
-    """One run: the common start, the three retrainings, and the test of each at every rank.
+    """One run: the common start, what is retrained from it, and the test of each at every rank.
 
     Args:
         rates: method -> outer rate. seed: of everything. folder: keeps the retrainings, which a second call resumes.
@@ -168,9 +170,16 @@ def retrained(
 
     Reptile and LoRA-ML adapt to all items of a task (`inner_data="both"`), from a head of zeros, as at test.
     """
+    if method == "start":
+        return start
     where = folder / f"{seed}-{method}-{rate:g}"
     if method == "sr":
         return _standard(start, family, study, seed + 1, study.steps, rate, where, softmax)
+    if method == "sr-tasks":
+        tasks = replace(
+            family, data={**family.data, "train": fixed_tasks(family.data["train"], study.ways, seed)}
+        )
+        return _standard(start, tasks, study, seed + 1, study.steps, rate, where, None)
     inner = mp.inner.Adam(study.inner_steps, study.inner_rates[method])
     common: dict[str, Any] = {"inner": inner, "head": "zero", "norm": "running", "inner_data": "both"}
     common["preprocess"] = family.data["train"].preprocess
@@ -201,7 +210,7 @@ def _standard(
     where: Path,
     softmax: Mapping[str, Tensor] | None,
 ) -> nn.Module:
-    """Standard retraining on one softmax over all training classes, in groups of as many items as an episode."""
+    """Standard retraining on one softmax over the training classes, in groups of as many items as an episode."""
     trained: nn.Module = mp.pretrain(
         body, family.data["train"], steps, group=study.images // study.tasks, groups=study.tasks, lr=rate,
         seed=seed, softmax=softmax, shift=family.shifts["train"], run_dir=where, resume=True, progress=False,

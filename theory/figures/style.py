@@ -18,6 +18,8 @@ from theory.models.tuning_error import parameters
 COLOURS = {
     "sr+lora": "#D55E00",
     "sr": "#D55E00",
+    "sr-tasks+lora": "#E69F00",
+    "start+lora": "#000000",
     "lora-ml": "#0072B2",
     "reptile": "#009E73",
     "fomaml": "#CC79A7",
@@ -27,6 +29,8 @@ COLOURS = {
 NAMES = {
     "sr+lora": "SR + LoRA",
     "sr": "SR",
+    "sr-tasks+lora": "SR on the tasks + LoRA",
+    "start+lora": "start + LoRA",
     "lora-ml": "LoRA-ML",
     "reptile": "Reptile",
     "fomaml": "FOMAML",

@@ -12,9 +12,9 @@ from metapeft.episodes import EpisodeSampler
 from theory import cli
 from theory.bridge import study as studies
 from theory.bridge.command import bridge
-from theory.bridge.results import COLUMNS, summary
+from theory.bridge.results import COLUMNS, LINES, summary
 from theory.bridge.study import METHODS, Study
-from theory.bridge.tasks import Family, few_classes
+from theory.bridge.tasks import Family, few_classes, fixed_tasks
 
 TINY = Study(
     start_steps=3, steps=2, tasks=2, shots=2, training_queries=2, queries=3, ranks=(0, 2), tuning_rank=2,
@@ -56,10 +56,11 @@ def test_files_hold_every_method_rank_and_run(done):
     ]
     found = json.loads((out / "bridge-patterns.json").read_text())
     cells = {(row["method"], row["value"], row["run"]) for row in found["rows"]}
-    assert cells == {(m, r, run) for m in ("sr+lora", "reptile", "lora-ml") for r in (0, 2) for run in (0, 1)}
+    assert cells == {(m, r, run) for m in LINES.values() for r in (0, 2) for run in (0, 1)}
     assert found["environment"]["torch"] == torch.__version__
     assert all(len(row["trials"]) == 2 for row in found["rows"])  # as many for each method
-    assert all(set(one["trials"]) == {"0.001"} for one in found["outer_rates"].values())
+    rates = {method: set(one["trials"]) for method, one in found["outer_rates"].items()}
+    assert rates == {method: {"0.001"} for method in METHODS} | {"start": {"0.0"}}
     with (out / "bridge-patterns.csv").open() as file:
         reader = csv.DictReader(file)
         assert tuple(reader.fieldnames) == COLUMNS
@@ -108,7 +109,8 @@ def test_retraining_sees_the_same_images_and_only_training_classes(method, tmp_p
 
     monkeypatch.setattr(ImageData, "gather", counting)
     studies.retrained(method, 1e-3, start, softmax, tasks, TINY, 0, tmp_path)
-    assert gathered == {"train": TINY.steps * TINY.images, "val": 0, "test": 0}
+    seen = 0 if method == "start" else TINY.steps * TINY.images
+    assert gathered == {"train": seen, "val": 0, "test": 0}
 
 
 def test_rates_are_chosen_without_the_test_classes(tmp_path):
@@ -119,6 +121,19 @@ def test_rates_are_chosen_without_the_test_classes(tmp_path):
     assert set(found) == set(METHODS)
     for one in found.values():
         assert one["trials"][one["rate"]] == max(one["trials"].values())
+
+
+def test_retraining_on_tasks_shares_two_labels_among_all_classes(tmp_path):
+    """Each pair of classes has one of either label, other seeds pair otherwise, and the images are the same."""
+    data = patterns("train", 6, 0)
+    found = fixed_tasks(data, 2, seed=0)
+    assert found.images is data.images
+    assert len(found.classes) == 2
+    labels = {int(label): set(found.labels[data.labels == label].tolist()) for label in range(6)}
+    assert sorted(next(iter(one)) for one in labels.values()) == [0, 0, 0, 1, 1, 1]
+    assert all(len(one) == 1 for one in labels.values())
+    assert any(not fixed_tasks(data, 2, seed).labels.equal(found.labels) for seed in range(1, 4))
+    assert data.labels.equal(patterns("train", 6, 0).labels)
 
 
 @pytest.mark.parametrize("method", ["reptile", "lora-ml"])
