@@ -53,11 +53,12 @@ def report(run: Path, /, *others: Path, out: Path | None = None) -> int:
 def _opened(run: Path) -> tuple[Path, TrainConfig, dict[str, Any], Results]:
     """A run's folder, its settings, what it ran on, and its results, which are not empty."""
     from metapeft.base.errors import stored_in
+    from metapeft.cli.right_folder import run_wanted
     from metapeft.cli.train import configured
     from metapeft.experiments import results
     from metapeft.training.runs.run import Run
 
-    with Run.open(run, writable=False) as opened:
+    with run_wanted(run, "job"), Run.open(run, writable=False) as opened:
         config = configured(opened.config.get("train"))
         path = opened.folder / "results.json"
         if not path.exists():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from metapeft.cli import named_options as named
+from metapeft.cli.right_folder import run_wanted
 from metapeft.experiments.config import (
     BenchConfig,
     PairsConfig,
@@ -96,7 +97,7 @@ def _start(config: TrainConfig, out: Path | None, resume: bool, given: frozenset
     view.now(f"reading {config.data}")
     try:
         if resume or (restarted and shared.exists(out, together)):
-            with shared.opened(out, together) as run:
+            with run_wanted(out, "job"), shared.opened(out, together) as run:
                 config = configured(run.config.get("train"), config, given)
                 devices.ask(config.device, config.autocast)
                 with compiled_used(config.compiled):
