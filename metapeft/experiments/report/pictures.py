@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metapeft.experiments.report.drawing import SERIES, WIDTH, inline
+from metapeft.experiments.report.drawing import COLOURS, SERIES, WIDTH
+from metapeft.experiments.report.inline_svg import inline
 
 _GAP = 0.08  # between pictures, in units of one picture
 _LABEL = 0.5  # height of a line of text, in the same units
@@ -95,7 +96,7 @@ def episode_grid(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {total_width:.3f} {total_height:.3f}">{"".join(parts)}</svg>'
     )
-    return inline(document, f"an episode of {ways} classes: support images and query images")
+    return inline(document, f"an episode of {ways} classes: support images and query images", COLOURS)
 
 
 def _text(text: str, x: float, y: float, faint: bool = False) -> str:
