@@ -85,7 +85,9 @@ def ranks(
     if odd:
         raise ValueError(f"--{odd[0].replace('_', '-')} belongs to a search: name a --model")
     if run is None:
-        raise ValueError("name the folder of a run, or a --model and its --data to search ranks for")
+        raise ValueError(
+            "RUN is missing: metapeft ranks runs/x/metapeft; or give a --model and its --data, to search ranks for it"
+        )
     return _rounded(run, total, checkpoint)
 
 
@@ -117,10 +119,13 @@ def _rounded(run: Path, total: int | None, checkpoint: str | None) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from metapeft.cli.right_folder import run_wanted
     from metapeft.training.runs.learner_in_run import load
+    from metapeft.updates.formats.moved_weights import unmoved
     from metapeft.updates.formats.ranking import ranks as rounded_to
 
-    learner = load(run, checkpoint=checkpoint)
+    with run_wanted(run, "learner"):
+        learner = load(run, checkpoint=checkpoint)
     logits = {name: learner.variables[f"selection.{name}"] for name in learner.selected}
     if not logits:
         raise ValueError(
@@ -141,4 +146,6 @@ def _rounded(run: Path, total: int | None, checkpoint: str | None) -> int:
         weights = " ".join(f"{weight:.2f}" for weight in value.softmax(0).tolist())
         table.add_row(name, weights, *[str(rounded[name]) for rounded in found.values()])
     Console().print(table)
+    if said := unmoved(logits):
+        Console(stderr=True, soft_wrap=True).print(said, markup=False, highlight=False)
     return 0

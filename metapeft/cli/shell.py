@@ -13,6 +13,7 @@ from metapeft.base.version import __version__
 from metapeft.cli import lists
 from metapeft.cli import named_options as named
 from metapeft.cli.config_file import from_file
+from metapeft.cli.wording import in_the_shell
 
 app = App(
     name="metapeft",
@@ -70,12 +71,24 @@ def run(arguments: list[str]) -> int:
         errors.print(f"metapeft: {error}", style="red", markup=False, highlight=False)
         return 2
     except (ValueError, ArithmeticError, OSError, ImportError, MemoryError) as error:
-        errors.print(f"metapeft: {error}", style="red", markup=False, highlight=False)
+        said = in_the_shell(str(error), {"config", *_options(arguments)})
+        errors.print(f"metapeft: {said}", style="red", markup=False, highlight=False)
         return 2
     except KeyboardInterrupt as error:
         errors.print(f"metapeft: {str(error) or 'stopped'}", markup=False, highlight=False)
         return 130
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+def _options(arguments: list[str]) -> set[str]:
+    """The names of the options of the command that is called, with underscores; none where none was found."""
+    after = arguments[2:] if arguments[:1] == ["--config"] else arguments
+    try:
+        command = app.parse_commands(after)[1][-1]
+        found = command.assemble_argument_collection()
+    except (CycloptsError, ImportError, IndexError):
+        return set()
+    return {one.name.lstrip("-").replace("-", "_") for one in found if one.index is None}
 
 
 # what stands for an argument in an example

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from metapeft.cli import named_options as named
+from metapeft.cli.right_folder import run_wanted
 from metapeft.experiments.config import (
     BenchConfig,
     PairsConfig,
@@ -22,9 +23,8 @@ from metapeft.experiments.config import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from metapeft.base.machine.processes import Processes
+    from metapeft.experiments.live_view import LiveView
     from metapeft.experiments.samplers import Samplers
     from metapeft.training.runs.run import Run
 
@@ -73,13 +73,20 @@ def start(
         raise ValueError("--resume needs --out, the run folder to go on with")
     from rich.console import Console
 
+    from metapeft.experiments.live_view import LiveView
+
+    console = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+    with LiveView(console, time.monotonic(), shown=not quiet) as view:  # before torch, which takes its time
+        return _start(config, out, resume, given, view)
+
+
+def _start(config: TrainConfig, out: Path | None, resume: bool, given: frozenset[str], view: LiveView) -> int:
     from metapeft.base.machine import devices
     from metapeft.base.machine.processes import processes, restarts
     from metapeft.experiments.main_job import checked_samplers
     from metapeft.training.runs import shared
     from metapeft.updates.layers.compiled.switch import compiled_used
 
-    begun = time.monotonic()
     together, (restarted, allowed) = processes(), restarts()
     if allowed and out is None:
         raise ValueError("--max-restarts needs --out, the run folder to go on with after a restart")
@@ -87,14 +94,14 @@ def start(
         out = Path(together.decided(lambda: str(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))))
     config = following_data(config, given)
     settings = plain_config(config)
-    console = Console(soft_wrap=True, quiet=not together.main)
+    view.now(f"reading {config.data}")
     try:
         if resume or (restarted and shared.exists(out, together)):
-            with shared.opened(out, together) as run:
+            with run_wanted(out, "job"), shared.opened(out, together) as run:
                 config = configured(run.config.get("train"), config, given)
                 devices.ask(config.device, config.autocast)
                 with compiled_used(config.compiled):
-                    return _run(config, checked_samplers(config), run, console, quiet, together, begun)
+                    return _run(config, checked_samplers(config), run, view, together)
         devices.ask(config.device, config.autocast)  # before anything is written
         processors = os.cpu_count() or config.threads
         if config.threads > processors:
@@ -104,7 +111,7 @@ def start(
             compiled_used(config.compiled),
             shared.created(out, {"train": settings}, together) as run,
         ):
-            return _run(config, episodes, run, console, quiet, together, begun)
+            return _run(config, episodes, run, view, together)
     except MemoryError as error:
         raise ValueError(str(error) or "out of memory") from error
     except KeyboardInterrupt as error:
@@ -160,10 +167,16 @@ def configured(
 
 
 def _list() -> int:
+    from rich.console import Console
+    from rich.table import Table
+
     from metapeft.experiments.compared_methods import METHODS
 
+    table = Table.grid(padding=(0, 2))
+    table.add_row("method", "what it is", "builds on", style="bold")
     for name, method in METHODS.items():
-        print(f"{name:16}{method.about}")
+        table.add_row(name, method.about, method.needs or "")
+    Console().print(table)
     return 0
 
 
@@ -171,48 +184,49 @@ def _run(
     config: TrainConfig,
     samplers: Samplers,
     run: Run,
-    console: Console,
-    quiet: bool,
+    view: LiveView,
     together: Processes,
-    begun: float,
 ) -> int:
     import torch
 
     from metapeft.base.machine.freed_memory import keep_freed_memory
+    from metapeft.base.machine.memory import highest_bytes
     from metapeft.experiments import functions, main_job, results, results_page
     from metapeft.experiments.job import Job
     from metapeft.experiments.tables import tables
-    from metapeft.experiments.verdict import verdict
+    from metapeft.experiments.verdict import headline
 
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
 
-    def say(line: str) -> None:
-        console.print(f"[{time.monotonic() - begun:5.0f} s] {line}", markup=False, highlight=False)
-
-    job = Job(config, samplers, run.folder, together, progress=not quiet)
-    found = main_job.run(job, say)
+    job = Job(config, samplers, run.folder, together, view)
+    device = torch.device(job.place["device"] or "cpu")
+    view.measure = lambda: highest_bytes(device)
+    found = main_job.run(job)
     if config.function_steps:
-        say("regression of functions by the same recipes")
+        view.enter("regression of functions", "the same recipes on another kind of task")
         regression = functions.run(
             config.function_steps,
             config.seed,
             run.folder / "functions",
-            job.progress,
+            view,
             config.memory,
             **job.place,
         )
         found = dataclasses.replace(found, regression=regression)
     if not together.main:
         return 0
-    seconds = round(time.monotonic() - begun, 1)
-    found = dataclasses.replace(found, seconds=seconds, environment=run.environment)
-    results.write(run.folder / "results.json", found)
+    view.enter("report", "tables and pictures")
+    view.end()
+    seconds, path = round(time.monotonic() - view.begun, 1), run.folder / "results.json"
+    costs = results.with_costs_before(path, view.clock.costs)
+    found = dataclasses.replace(found, seconds=seconds, environment=run.environment, costs=costs)
+    results.write(path, found)
     page = results_page.write(run.folder, config, run.environment, found, samplers)
-    if (said := verdict(found)) is not None:
-        console.print(f"\n{said}\n", markup=False, highlight=False)
+    if (said := headline(found)) is not None:
+        view.console.print(f"\n{said}\n", markup=False, highlight=False)
     for shown in tables(found):
-        console.print(shown)
-    say(f"report: {page}")
+        view.console.print(shown)
+    view.say(f"report: {page}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metapeft.cli.right_folder import run_wanted
 from metapeft.experiments.config import AutocastOrOff, DtypeName
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def loaded(
     from metapeft.training.runs.learner_in_run import load
 
     given = options(device, dtype, None if autocast == "off" else autocast)
-    learner = load(run, checkpoint=checkpoint, device=given["device"])
+    with run_wanted(run, "learner"):
+        learner = load(run, checkpoint=checkpoint, device=given["device"])
     if given["dtype"] is not None:
         learner.to(dtype=given["dtype"])
     # that of the run too, for the dtype may be another

@@ -16,6 +16,7 @@ from metapeft.base.errors import NumericalError
 from metapeft.datasets.by_name import load_dataset
 from metapeft.episodes.sampler import EpisodeSampler
 from metapeft.experiments.compared_methods import OWN
+from metapeft.experiments.live_view import LiveView
 from metapeft.experiments.results import Regression
 from metapeft.generators.control import Blind
 from metapeft.inner.descent import SGD
@@ -53,12 +54,13 @@ def learners(seed: int, **place: Any) -> dict[str, Learner]:
 
 
 def run(
-    steps: int, seed: int, folder: Path, progress: bool = True, memory: str | None = None, **place: Any
+    steps: int, seed: int, folder: Path, view: LiveView, memory: str | None = None, **place: Any
 ) -> Regression:
     """Train each row for `steps` outer steps of 25 tasks, 10-shot, and evaluate 0, 1 and 5 inner steps.
 
     Args:
-        folder: a run folder for each row is made in it. memory: as `BilevelTrainer` takes it.
+        folder: a run folder for each row is made in it. view: is told where it is.
+        memory: as `BilevelTrainer` takes it.
         place: device, dtype and autocast of the learners.
     """
     sampler = {
@@ -67,15 +69,22 @@ def run(
     }
     made = learners(seed, **place)
     found = {}
-    for name, learner in made.items():
+    view.begin("functions", "functions", "")
+    for number, (name, learner) in enumerate(made.items()):
+
+        def tell(step: int, total: int, numbers: str, number: int = number, name: str = name) -> None:
+            view.now(f"{name} ({number + 1} of {len(made)}), training")
+            view.tell(number * total + step, len(made) * total, numbers)
+
         trainer = BilevelTrainer(
-            learner, lr=3e-3, tasks_per_step=TASKS, clip=10.0, schedule="cosine", progress=progress, memory=memory,
+            learner, lr=3e-3, tasks_per_step=TASKS, clip=10.0, schedule="cosine", progress=tell, memory=memory,
             direct_steps=0 if name == "lora-ml" else round(DIRECT * steps),
         )  # fmt: skip
         if trainer.has_run(folder / name):
             trainer.resume(folder / name, sampler["train"])
         else:
             trainer.fit(sampler["train"], steps, run_dir=folder / name, checkpoint_every=200)
+        view.now(f"{name} ({number + 1} of {len(made)}), testing")
         found[name] = evaluations(learner, sampler["test"])
     own = found[OWN]
     pairs = {

@@ -11,6 +11,7 @@ from torch import nn
 from metapeft.base.machine import devices
 from metapeft.base.machine.processes import Processes
 from metapeft.experiments.config import TrainConfig
+from metapeft.experiments.live_view import LiveView
 from metapeft.experiments.samplers import Samplers
 
 
@@ -22,14 +23,14 @@ class Job:
         config: the settings. samplers: the episodes.
         folder: a run folder that exists; every stage and method has a folder of its own in it.
         processes: this process among those that train together; only rank 0 evaluates and writes.
-        progress: whether bars are shown.
+        view: what is told where the job is.
     """
 
     config: TrainConfig
     samplers: Samplers
     folder: Path
     processes: Processes
-    progress: bool = True
+    view: LiveView
 
     @property
     def data(self) -> Any:

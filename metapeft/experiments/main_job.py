@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from metapeft.backbones.table import registry as backbones
-from metapeft.experiments.compared_methods import METHODS, OWN, check_method
+from metapeft.experiments.compared_methods import METHODS, OWN, Method, check_method
 from metapeft.experiments.config import PAIRS, TrainConfig, plain_config
 from metapeft.experiments.job import Job, Start
 from metapeft.experiments.one_method import outcome_of
@@ -16,6 +15,8 @@ from metapeft.experiments.outcome import Outcome, differences
 from metapeft.experiments.results import Results
 from metapeft.experiments.retraining import retrained
 from metapeft.experiments.samplers import Samplers, samplers
+from metapeft.experiments.stages import made_before
+from metapeft.experiments.work import parts
 from metapeft.training.pretraining import softmax_of
 from metapeft.training.tuning import calibrated_scale
 
@@ -59,26 +60,26 @@ def make_backbone(config: TrainConfig, data: Any) -> nn.Module:
     return module
 
 
-def run(job: Job, say: Callable[[str], None] = print) -> Results:
+def run(job: Job) -> Results:
     """Run the main job in its folder; what is already there is not done again.
-
-    Args:
-        say: receives a line a stage.
 
     Returns: what came out of every method on the same test episodes, and differences to the baselines. Where torchrun
         started several processes, they train together, and only rank 0 has numbers.
     """
     config, data = job.config, job.data
-    say(f"{data}: standard retraining on all training classes")
+    methods = in_order(config)
+    job.view.plan(parts(config, methods, [column.steps for column in job.samplers.columns]))
+    if found := made_before(job.folder, methods):
+        job.view.say(f"goes on; done before: {', '.join(found)}")
+    job.view.enter("standard retraining", f"all training classes of {data}")
     body, sr_log = retrained(
         job, "sr", make_backbone(config, data), config.pretrain_steps, min(128, len(data)), 1
     )
     start = Start(body, _scale(job, body))
     continued: Start | None = None
     outcomes: dict[str, Outcome] = {}
-    for name in sorted(config.methods, key=lambda name: METHODS[name].needs is not None):
-        method = METHODS[name]
-        say(f"{name}: {method.about}")
+    for number, (name, method) in enumerate(methods.items(), 1):
+        job.view.enter(f"method {number} of {len(methods)}, {name}", method.about)
         if not method.trains and continued is None:
             continued = _continued(job, start)
         begin = start if method.trains or continued is None else continued
@@ -94,6 +95,14 @@ def run(job: Job, say: Callable[[str], None] = print) -> Results:
         },
         sr_log,
     )
+
+
+def in_order(config: TrainConfig) -> dict[str, Method]:
+    """The rows of the method table that a job makes, in the order in which it does: none before what it builds on."""
+    return {
+        name: METHODS[name]
+        for name in sorted(config.methods, key=lambda name: METHODS[name].needs is not None)
+    }
 
 
 def _continued(job: Job, start: Start) -> Start:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -44,17 +44,20 @@ def outcome_of(name: str, job: Job, start: Start, done: Mapping[str, Outcome]) -
     chosen: dict[str, Any] = {"scale": start.scale}
     settings: dict[str, Any] = {}
     if method.adapts:
-        tuned = Tuned(**together.decided(lambda: asdict(tune(make, _trials(config), *_validation(job)))))
+        trials = _told(name, job, _trials(config))
+        tuned = Tuned(**together.decided(lambda: asdict(tune(make, trials, *_validation(job)))))
         chosen["train"] = {**tuned.settings, "validation": tuned.score, "trials": tuned.trials}
         settings = tuned.settings
     outcome = Outcome(make(**settings), chosen, ranks=ranks)
     if method.trains:
+        job.view.begin(name, "training", "training")
         outcome.log = _trained(outcome.learner, method, job, job.folder / name)
     elif together.main and not is_saved(job.folder / name):
         save(outcome.learner, job.folder / name, job.samplers.train)
     if outcome.learner.selection is not None:
         outcome.ranks = {rule: round_ranks(outcome.learner, rule) for rule in ("threshold", "total")}
     if together.main:  # what is only read is measured once
+        job.view.begin(name, "evaluating", "choosing inner steps")
         for column in job.samplers.columns:
             if method.adapts and column.steps is None:
                 outcome.chosen[column.name] = _chosen_steps(outcome.learner, job, column)
@@ -96,6 +99,7 @@ def _control(name: str, job: Job, start: Start, original: Outcome) -> Outcome:
         learner = _made(name, job, start, inner=learner.inner, generator=shown_else)
         learner.load_state(original.learner.state())
     outcome = Outcome(learner, original.chosen)
+    job.view.begin(name, "evaluating", "testing")
     if job.processes.main:
         _evaluate(outcome, method, job)
     return outcome
@@ -103,23 +107,32 @@ def _control(name: str, job: Job, start: Start, original: Outcome) -> Outcome:
 
 def _evaluate(outcome: Outcome, method: Method, job: Job) -> None:
     """Measure a learner on the test episodes of all columns that it has: without inner loop that of no inner steps."""
-    for column in job.samplers.columns:
-        if method.adapts or not column.steps:
-            steps = (
-                outcome.chosen[column.name]["steps"]
-                if column.steps is None and method.adapts
-                else column.steps
-            )
-            outcome.evaluations[column.name] = evaluate(
-                outcome.learner, column.test, job.config.episodes, steps=steps if method.adapts else None,
-                diverged="wrong", shown=method.shown,
-            )  # fmt: skip
+    columns = [column for column in job.samplers.columns if method.adapts or not column.steps]
+    for number, column in enumerate(columns):
+        job.view.now(f"testing {number + 1} of {len(columns)}, {column.name}")
+        job.view.of(number, len(columns))
+        chosen = column.steps is None and method.adapts
+        steps = outcome.chosen[column.name]["steps"] if chosen else column.steps
+        outcome.evaluations[column.name] = evaluate(
+            outcome.learner, column.test, job.config.episodes, steps=steps if method.adapts else None,
+            diverged="wrong", shown=method.shown,
+        )  # fmt: skip
 
 
 def _trials(config: TrainConfig) -> list[dict[str, Any]]:
     """The inner rates to try, at the number of inner steps that is nearest to 5."""
     steps = min(config.inner_steps, key=lambda count: (abs(count - 5), count))
     return grid(lr=config.inner_lrs, steps=[steps])
+
+
+def _told(name: str, job: Job, trials: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The trials one after the other, with a word about each."""
+    for number, trial in enumerate(trials):
+        if number == 0:
+            job.view.begin(name, "choosing", "")
+        job.view.now(f"tuning {number + 1} of {len(trials)}, inner rate {trial['lr']:g}")
+        job.view.of(number, len(trials))
+        yield trial
 
 
 def _validation(job: Job) -> tuple[Any, int]:
@@ -143,7 +156,7 @@ def _trained(learner: Learner, method: Method, job: Job, folder: Path) -> list[d
     staged = method.make is metapeft and learner.inner is not None
     trainer = BilevelTrainer(
         learner, lr=lr, tasks_per_step=config.tasks_per_step, clip=10.0, schedule="cosine",
-        progress=job.progress, memory=config.memory, direct_steps=round(config.direct * config.steps) if staged else 0,
+        progress=job.view.tell, memory=config.memory, direct_steps=round(config.direct * config.steps) if staged else 0,
     )  # fmt: skip
     if trainer.has_run(folder):
         return trainer.resume(folder, job.samplers.train, validation)

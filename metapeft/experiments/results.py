@@ -16,6 +16,7 @@ from metapeft.base.files import write_atomically
 from metapeft.base.reading import read_json, sealed
 
 Interval = Sequence[float]  # a mean, and the half-width of its 95 % t-interval
+Costs = dict[str, dict[str, tuple[float, int | None]]]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Results:
         differences: reference -> method -> column -> paired difference over the same episodes.
         sr_log: of the standard retraining that all methods start from. regression: the functions.
         seconds: that the last call took. environment: what it ran on.
+        costs: stage or method -> what it did -> seconds, and bytes held at most (None where nobody tells).
 
     Example:
         >>> stored = {"rows": {"maml": {"columns": {"plain": {"accuracy": 0.9, "ci95": 0.01}}}}}
@@ -102,6 +104,7 @@ class Results:
     regression: Regression | None = None
     seconds: float = 0.0
     environment: dict[str, Any] = field(default_factory=dict)
+    costs: Costs = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -138,6 +141,15 @@ def read(path: Path) -> Results:
         raise RunError(f"{path} is damaged ({error}): {again}") from error
     with stored_in(path):
         return Results.from_json(stored)
+
+
+def with_costs_before(path: Path, costs: Costs) -> Costs:
+    """The costs of a call, with those that an earlier one wrote of what this one did not do again."""
+    try:
+        before = read(path).costs
+        return {stage: before.get(stage, {}) | costs.get(stage, {}) for stage in {**before, **costs}}
+    except (RunError, TypeError, AttributeError):
+        return costs
 
 
 def write(path: Path, results: Results) -> None:

@@ -1,4 +1,4 @@
-"""The report of the main job: accuracy by method, curves, ranks by layer, episodes, fits."""
+"""The report of the main job: a verdict, accuracy by method, episodes, curves, fits, seeds, ranks, time."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metapeft.experiments.accuracy_section import accuracy_section
+from metapeft.experiments.command_line import command_of
 from metapeft.experiments.config import TrainConfig
-from metapeft.experiments.report.bar_plot import rank_bars
-from metapeft.experiments.report.dot_plot import intervals
+from metapeft.experiments.learner_sections import episodes_section, kept, ranks_section, seeds_section
+from metapeft.experiments.report.bar_plot import stacked_bars
 from metapeft.experiments.report.line_plot import curves
 from metapeft.experiments.report.page import Figure, Section, Table, write_report
-from metapeft.experiments.report.pictures import episode_grid
 from metapeft.experiments.report.regression import fits
 from metapeft.experiments.results import Regression, Results
 from metapeft.experiments.samplers import Samplers
-from metapeft.experiments.tables import accuracy_rows, apart, error_rows, protocol_line
-from metapeft.experiments.verdict import verdict
+from metapeft.experiments.tables import error_rows
+from metapeft.experiments.verdict import headline
 
 
 def write(
@@ -32,11 +33,16 @@ def write(
         folder, config: the run and its settings. environment: what it ran on. found: its results.
         samplers: of whose test episodes the first are shown.
     """
-    sections = [_accuracy(found), _training(found), *_ranks(found, config.rank), _episodes(samplers)]
-    if found.regression is not None:
-        sections.insert(2, _regression(found.regression))
-    if (said := verdict(found)) is not None:
-        sections.insert(0, Section("In one sentence", said))
+    method = kept(folder, found)
+    sections = [
+        accuracy_section(found),
+        episodes_section(samplers, found, method),
+        _training(found),
+        *([] if found.regression is None else [_regression(found.regression)]),
+        *seeds_section(samplers, method),
+        *ranks_section(folder, found, config.rank),
+        *_costs(found),
+    ]
     episodes = f"{config.ways}-way {config.shots}-shot"
     facts = {
         "data": f"{config.data}, {episodes}, {config.backbone} of width {config.width}",
@@ -46,7 +52,10 @@ def write(
         "machine": _machine(config, environment),
         "time": f"{found.seconds:.0f} s",
     }
-    return write_report(folder, "Few-shot episodes: what adapting brings", sections, facts)
+    return write_report(
+        folder, "Few-shot episodes: what adapting brings", sections, facts, headline(found) or "",
+        command_of(config, folder),
+    )  # fmt: skip
 
 
 def _precision(config: TrainConfig) -> str:
@@ -55,37 +64,9 @@ def _precision(config: TrainConfig) -> str:
 
 
 def _machine(config: TrainConfig, environment: Mapping[str, Any]) -> str:
+    threads = environment.get("threads")
     on = "" if config.device in (None, "cpu") else f"{environment.get('gpu')}, "
-    return f"{on}{environment.get('cpu')}, {environment.get('threads')} threads"
-
-
-def _accuracy(found: Results) -> Section:
-    columns = found.columns
-    accuracies = {
-        column: {
-            name: (row.columns[column].accuracy, row.columns[column].ci95)
-            for name, row in found.rows.items()
-            if column in row.columns
-        }
-        for column in columns
-    }
-    figures = [Figure(intervals(accuracies), "Accuracy on the same test episodes, with 95 % t-intervals.")]
-    tables = [Table(*accuracy_rows(found), protocol_line(found))]
-    for reference, others in found.differences.items():
-        if others:
-            cells = [[name, *[apart(row.get(column)) for column in columns]] for name, row in others.items()]
-            note = "points, paired over the same episodes, 95 % t-intervals"
-            tables.append(Table([f"minus {reference}", *columns], cells, note))
-    text = (
-        "All methods saw the same number of images in the same number of outer steps, from one start. "
-        + (
-            "Shifted: each test episode draws one style that training never showed. "
-            if "shifted" in columns
-            else ""
-        )
-        + "Episodes in which adaptation diverged count as wrong."
-    )
-    return Section("Accuracy", text, tables, figures, {name: row.about for name, row in found.rows.items()})
+    return f"{on}{environment.get('cpu')}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _training(found: Results) -> Section:
@@ -93,12 +74,16 @@ def _training(found: Results) -> Section:
     figures = [
         Figure(
             curves({"standard retraining": _series(found.sr_log, "loss")}, ylabel="loss"),
-            "Standard retraining: cross-entropy over all training classes.",
+            "Standard retraining: cross-entropy over all training classes. Where it falls at its end, more steps would "
+            "give all methods a better start.",
         )
     ]
     for quantity in ("loss", "accuracy") if logs else ():
         series = {name: _series(log, quantity) for name, log in logs.items()}
-        caption = f"Meta-training: mean query {quantity} of an outer step, smoothed."
+        caption = (
+            f"Meta-training: mean query {quantity} of an outer step, smoothed, what was measured behind it. A curve "
+            "that is flat at its end has seen enough; one that bends there has not."
+        )
         figures.append(Figure(curves(series, ylabel=f"query {quantity}", smoothing=0.6), caption))
     return Section("Training", figures=figures)
 
@@ -108,33 +93,35 @@ def _series(log: list[dict[str, Any]], name: str) -> tuple[list[Any], list[Any]]
     return [row["step"] for row in rows], [row[name] for row in rows]
 
 
-def _ranks(found: Results, largest: int) -> list[Section]:
-    figures = [
-        Figure(rank_bars(row.ranks, largest), f"{name}: selection variables rounded to ranks.")
-        for name, row in found.rows.items()
-        if row.ranks
-    ]
+def _costs(found: Results) -> list[Section]:
+    """Time by stage and by what it did, and memory."""
+    if not found.costs:
+        return []
+    parts = {
+        stage: {what: seconds for what, (seconds, _) in kinds.items()} for stage, kinds in found.costs.items()
+    }
+    rows = []
+    for stage, kinds in found.costs.items():
+        known = [held for _, held in kinds.values() if held is not None]
+        memory = f"{max(known) / 2**20:.0f} MiB" if known else "-"
+        rows.append([stage, f"{sum(parts[stage].values()):.1f} s", memory])
     text = (
-        "Rounded by the rule of AutoLoRA, a term stays where its weight is at least 1/k, and by a total budget of half "
-        "of all terms. Short searches move the weights little, so ranks near k/2 may be noise."
+        "Memory is what the process held at most, with Python, torch and the data. What an earlier call began is left "
+        "out."
     )
-    return [Section("Ranks by layer", text, figures=figures)] if figures else []
-
-
-def _episodes(samplers: Samplers) -> Section:
-    figures = []
-    for name, sampler in samplers.tests.items():
-        episode = sampler[0]
-        classes = sampler.dataset.classes
-        names = None if episode.classes is None else [classes[i] for i in episode.classes.tolist()]
-        grid = episode_grid(episode.support_x, episode.support_y, episode.query_x, episode.query_y, names)
-        figures.append(Figure(grid, f"The first test episode, {name}."))
-    return Section("Episodes", figures=figures)
+    caption = (
+        "Where the time went. Methods differ by training and testing; choosing is the same budget for all that "
+        "adapt."
+    )
+    table = Table(["stage", "time", "memory"], rows)
+    return [Section("Time and memory", text, [table], [Figure(stacked_bars(parts, "seconds"), caption)])]
 
 
 def _regression(found: Regression) -> Section:
     titles, cells = error_rows(found)
-    table = Table(["mean squared error", *titles[1:]], cells, found.protocol)
+    table = Table(
+        ["mean squared error", *titles[1:]], cells, f"{found.protocol}. Bold: the lowest.", _lowest(found)
+    )
     if found.name == "sinusoid":
         about = "The same recipes with a squared error."
         caption = "Test tasks before and after adaptation to 10 points (maml)."
@@ -145,6 +132,16 @@ def _regression(found: Regression) -> Section:
         )
         caption = (
             "A test task of each kind. Before: the constant update, which knows nothing of the task; after: metapeft, "
-            "generated and adapted as in training."
+            "generated and adapted as in training. It should follow the truth between the support points too."
         )
     return Section(f"Regression of {found.name}", about, [table], [Figure(fits(found.fits), caption)])
+
+
+def _lowest(found: Regression) -> set[tuple[int, int]]:
+    """Row and column of the lowest error by number of inner steps."""
+    counts = list(dict.fromkeys(count for row in found.rows.values() for count in row))
+    best = set()
+    for place, count in enumerate(counts, 1):
+        errors = {number: row[count][0] for number, row in enumerate(found.rows.values()) if count in row}
+        best.add((min(errors, key=lambda number: errors[number]), place))
+    return best

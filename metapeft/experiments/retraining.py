@@ -43,10 +43,11 @@ def retrained(
             ) from error
         with stored_in(done):
             return body, metadata["log"]
+    job.view.begin(stage, "retraining", "training" if softmax is None else "the retraining goes on")
     trained, log = pretrain(
         body, job.data, steps, group=group, groups=groups, seed=job.config.seed + (softmax is not None),
         softmax=softmax, shift=job.samplers.train.shift, lr=2e-3 if softmax is None else 1e-3, run_dir=folder / "run",
-        resume=True, progress=job.progress, memory=job.config.memory, **place,
+        resume=True, progress=job.view.tell, memory=job.config.memory, **place,
     )  # fmt: skip
     if job.processes.main:
         save(done, dict(trained.state_dict()), {"log": log})

@@ -88,17 +88,17 @@ def accuracy_rows(found: Results) -> tuple[list[str], list[list[str]]]:
 def tables(found: Results) -> list[Table]:
     """All tables of a run."""
     title = "accuracy in %, mean ± half-width of the 95 % t-interval"
-    shown = [_table(title, *accuracy_rows(found), protocol_line(found))]
+    shown = [drawn(title, *accuracy_rows(found), protocol_line(found))]
     for reference, rows in found.differences.items():
         if rows:
             cells = [
                 [name, *[apart(row.get(column)) for column in found.columns]] for name, row in rows.items()
             ]
             title = f"difference to {reference} in points, paired over the same episodes"
-            shown.append(_table(title, ["method", *found.columns], cells))
+            shown.append(drawn(title, ["method", *found.columns], cells))
     if found.regression is not None:
         title = f"regression of {found.regression.name}: mean squared error"
-        shown.append(_table(title, *error_rows(found.regression), found.regression.protocol))
+        shown.append(drawn(title, *error_rows(found.regression), found.regression.protocol))
     return shown
 
 
@@ -116,7 +116,8 @@ def error_rows(found: Regression) -> tuple[list[str], list[list[str]]]:
     return ["method", *titles], cells
 
 
-def _table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> Table:
+def drawn(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> Table:
+    """A table for the terminal, whose first column is read as names."""
     result = Table(title=title, caption=caption)
     for place, column in enumerate(columns):
         result.add_column(column, justify="right" if place else "left")

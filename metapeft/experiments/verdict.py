@@ -46,6 +46,39 @@ def verdict(found: Results) -> str | None:
     )
 
 
+def headline(found: Results) -> str | None:
+    """What a report opens with: the verdict on generation, else where the first row stands to each reference.
+
+    Example:
+        >>> from metapeft.experiments.results import Cell, Row
+        >>> rows = {name: Row(columns={"plain": Cell(0.9, 0.01)}) for name in ("maml", "centroids")}
+        >>> apart = {"centroids": {"maml": {"plain": (0.02, 0.01)}}}
+        >>> headline(Results(config={"data": "glyphs"}, rows=rows, differences=apart))
+        'On glyphs maml is ahead of centroids at plain (+2.0 ± 1.0 points); 90.0 % of its queries are right at plain.'
+    """
+    if (said := verdict(found)) is not None or not found.columns:
+        return said
+    name = OWN if OWN in found.rows else max(found.rows, key=lambda name: _highest(found, name))
+    data, column = found.config.get("data", "these tasks"), found.columns[0]
+    sentences = []
+    for reference, rows in found.differences.items():
+        groups: dict[str, list[str]] = {}
+        for where, (mean, half) in rows.get(name, {}).items():
+            word = "level with" if abs(mean) <= half else "ahead of" if mean > 0 else "behind"
+            groups.setdefault(word, []).append(f"{where} ({points((mean, half))} points)")
+        sentences += [f"{word} {reference} at {together(places)}" for word, places in groups.items()]
+    cell = found.rows[name].columns.get(column)
+    right = "" if cell is None else f"{100 * cell.accuracy:.1f} % of its queries are right at {column}."
+    if sentences:
+        return f"On {data} {name} is {', '.join(sentences)}; {right}".rstrip("; ")
+    return f"On {data} {name} has the highest mean of what was compared: {right}" if right else None
+
+
+def _highest(found: Results, name: str) -> float:
+    cell = found.rows[name].columns.get(found.columns[0])
+    return -1.0 if cell is None else cell.accuracy
+
+
 def ahead(difference: Interval) -> tuple[float, float]:
     """By how much the whole is ahead of a row of which the difference to it is known."""
     mean, half = difference

@@ -20,6 +20,7 @@ from metapeft.inner.warm_start import WarmStart
 from metapeft.training.averages import Averages
 from metapeft.training.chunking import Chunking
 from metapeft.training.drawing_ahead import drawn_ahead
+from metapeft.training.image_groups import ImageGroupSampler
 from metapeft.training.moving_average import MovingAverage
 from metapeft.training.optimizer import made_optimizer, resolve_schedule
 from metapeft.training.outer_gradient import OuterGradient
@@ -210,8 +211,9 @@ class OuterLoop:
                 self._best_state = kept_inner.state_of_best(best)
                 kept_inner.refuse_missing(self._best_state, self.task.state())
                 self._best_inner = kept_inner.restored(best, self.task.device)
-        shown = self.settings.progress and self.processes.main
-        bar = Progress(shown, self.steps, self.step, self.settings.tasks_per_step)
+        shown = self.settings.progress if self.processes.main else False
+        each, counted = (episodes.size, "images") if isinstance(episodes, ImageGroupSampler) else (1, "tasks")
+        bar = Progress(shown, self.steps, self.step, each * self.settings.tasks_per_step, counted)
         board = Board(
             folder.folder if folder is not None and tensorboard and self.processes.main else None, self.step
         )

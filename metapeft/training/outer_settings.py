@@ -10,6 +10,7 @@ import torch
 
 from metapeft.base.arguments import by_name, flag, number, whole
 from metapeft.base.machine.byte_units import parse_bytes
+from metapeft.training.progress_bar import Told
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class OuterSettings:
     inner_every: int = 1
     options: Mapping[str, Any] | None = None
     memory: int | str | None = None
-    progress: bool = True
+    progress: bool | Told = True
     ema: float | None = None
     direct_steps: int = 0
 

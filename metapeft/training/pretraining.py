@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metapeft.base.arguments import flag, floating, whole
 from metapeft.base.machine.devices import usable
 from metapeft.training.image_groups import ImageGroupSampler
+from metapeft.training.progress_bar import Told
 from metapeft.training.retraining_task import Pretraining
 from metapeft.training.runs.run import Run
 from metapeft.training.trainer import BilevelTrainer
@@ -35,7 +36,7 @@ def pretrain(
     shift: Any = None,
     preprocess: Any = None,
     run_dir: Any = None,
-    progress: bool = True,
+    progress: bool | Told = True,
     resume: bool = False,
     softmax: Mapping[str, Tensor] | None = None,
     head: Literal["linear", "cosine"] = "linear",
@@ -64,6 +65,7 @@ def pretrain(
         run_dir: a run folder; with `resume=True` one that is there already goes on.
         softmax: `softmax.weight` and `softmax.bias` of an earlier retraining (its checkpoint has them), to continue
             it; None for a random start.
+        progress: as `BilevelTrainer` takes it.
         head: the temporary head: `"linear"`, or `"cosine"` with a learned scale.
         loss: `loss(logits (images, classes), labels (images,), reduction="none")`, one value an image, such as
             `functools.partial(F.cross_entropy, label_smoothing=0.1)`.

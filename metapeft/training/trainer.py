@@ -23,6 +23,7 @@ from metapeft.training.outer_loop import OuterLoop
 from metapeft.training.outer_settings import OuterSettings
 from metapeft.training.plan import Plan
 from metapeft.training.problem_task import ProblemTask
+from metapeft.training.progress_bar import Told
 from metapeft.training.runs import shared
 from metapeft.training.task import Task
 
@@ -42,7 +43,8 @@ class BilevelTrainer:
             and checkpoints have them, and validation starts from them, episode i from those of task i modulo T.
         inner_every: outer steps a run of the inner solver, for a warm-started problem; between, w is held.
         options: of the optimiser, such as `{"betas": (0.5, 0.999)}`.
-        progress: show a bar with loss, accuracy, tasks a second and the time left.
+        progress: show a bar with loss, accuracy, tasks a second and the time left; or a function that is told of each
+            step instead, `progress(made, total, numbers)`, the last a text.
         device, dtype: to which the learner is moved; None to leave it where it is. See `metapeft.base.machine.devices`.
         ema: decay of a moving average of the state, such as 0.999, which is validated and which the learner ends with;
             None for none.
@@ -82,7 +84,7 @@ class BilevelTrainer:
         warm_start: bool = False,
         inner_every: int = 1,
         options: Mapping[str, Any] | None = None,
-        progress: bool = True,
+        progress: bool | Told = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         memory: int | str | None = None,

@@ -67,7 +67,7 @@ def test_a_job_killed_ten_times_ends_the_same(tmp_path):
     assert {f"{stage}/{latest}" for stage in ("sr/run", "metapeft", "functions/metapeft")} <= set(found)
     assert found == contents(tmp_path / "whole")
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
-    for timed in ("seconds", "environment", "sha256"):  # the last is of all, these two with it
+    for timed in ("seconds", "environment", "costs", "sha256"):  # the last is of all, these with it
         assert results[0].pop(timed)
         assert results[1].pop(timed)
     assert results[0] == results[1]

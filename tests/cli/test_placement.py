@@ -58,7 +58,7 @@ def test_a_device_that_is_not_here_is_a_sentence_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run([*command, "--device", device]) == 2
-    assert f"device={device!r}: allowed on this machine is 'cpu'" in capsys.readouterr().err
+    assert f"--device {device}: allowed on this machine is 'cpu'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -69,7 +69,7 @@ def test_a_run_from_a_machine_with_a_gpu_is_not_resumed_without(
     monkeypatch.setattr(train, "_run", lambda *_: 0)
     Run.create(tmp_path / "x", {"train": train.plain_config(TrainConfig(device="cuda"))}).close()
     assert run(["train", "--out", str(tmp_path / "x"), "--resume"]) == 2
-    assert "device='cuda': allowed on this machine is 'cpu'" in capsys.readouterr().err
+    assert "--device cuda: allowed on this machine is 'cpu'" in capsys.readouterr().err
 
 
 def dtypes(folder: Path) -> set[torch.dtype]:

@@ -23,6 +23,7 @@ from theory.figures import plots, rows
 from theory.figures.captions import CAPTIONS, FILES, PUBLISHED, PUBLISHED_RANK
 from theory.figures.done import Done, save_figure
 from theory.figures.extras import EXTRAS, extra
+from theory.figures.page_picture import page_picture
 from theory.figures.rows import Row
 from theory.figures.style import NAMES
 from theory.figures.sweeps import RUNS, STEPS, SWEEPS, TOLERANCE, Protocol, linear_sweeps, settings
@@ -35,6 +36,8 @@ class Shown:
 
     name: str
     stem: str
+    picture: str
+    broad: bool
     caption: str
     caveats: list[str]
     ends: list[tuple[float, str, float, float, float]]
@@ -173,6 +176,7 @@ def _save(out: Path, name: str, data: list[Row], protocol: Protocol) -> Shown:
     note = " ".join([*([PUBLISHED] if published else []), caption])
     options = {"noise": LinearSetting().sigma ** 2} if published and name == "rank" else {}
     figure = plots.PLOTS[name](name, data, note, **options)
+    picture = page_picture(lambda: plots.PLOTS[name](name, data, **options))
     # Text stays text in the SVG, and neither file depends on the clock.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "theory"}):
         save_figure(figure, out / f"{stem}.png", dpi=130)
@@ -184,7 +188,7 @@ def _save(out: Path, name: str, data: list[Row], protocol: Protocol) -> Shown:
         for method in methods
         for value, losses in rows.exact(data, method).items()
     ]
-    return Shown(name, stem, note, caveats, sorted(ends))
+    return Shown(name, stem, picture, figure.get_figwidth() > 7, note, caveats, sorted(ends))
 
 
 def _stem(name: str) -> str:
@@ -193,7 +197,11 @@ def _stem(name: str) -> str:
 
 def _caveats(name: str, data: list[Row]) -> list[str]:
     """Conditions that a sweep's settings miss, and curves that went on past the published steps."""
-    found = [f"{where}: {caveat}" for where, setting in _settings(name) for caveat in setting.caveats()]
+    found = [
+        caveat if where == "here" or caveat.startswith(where) else f"{where}: {caveat}"
+        for where, setting in _settings(name)
+        for caveat in setting.caveats()
+    ]
     ends = {(row.value, row.method, row.run): row.loss for row in data if not isinstance(row.step, int)}
     last: dict[tuple[float, str, int], Row] = {}
     for row in data if name in SWEEPS else []:

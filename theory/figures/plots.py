@@ -42,7 +42,8 @@ def sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
             axis.axhline(end, color=COLOURS[method], linestyle="--", linewidth=1)
         axis.set_title(f"{name} = {value}, test rank {rank}", fontsize=10)
         axis.set_xlabel("fine-tuning step")
-        label_caveats(axis, setting)
+        if note:
+            label_caveats(axis, setting)
         logarithmic(axis)
         axis.xaxis.set_major_locator(MaxNLocator(4))
     share_y(axes)
@@ -67,7 +68,8 @@ def shallow_sweep(name: str, rows: Sequence[Row], note: str = "") -> Figure:
             f"{name.removeprefix('shallow-')} = {value}, test rank {setting.test_rank}", fontsize=10
         )
         axis.set_xlabel("fine-tuning epoch")
-        label_caveats(axis, setting)
+        if note:
+            label_caveats(axis, setting)
         logarithmic(axis)
         axis.xaxis.set_major_locator(MaxNLocator(3))
     share_y(axes)

@@ -6,6 +6,7 @@ highest value, and lets a process reset; elsewhere the peak is unknown.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -78,6 +79,24 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
     work()
     highest = _resident("VmHWM")
     return max(highest - held, 0) if held and highest else None
+
+
+def highest_bytes(device: torch.device) -> int | None:
+    """Bytes that the process held at most since the last call, or the last `peak_bytes`; None where nobody tells.
+
+    Example:
+        >>> found = highest_bytes(torch.device("cpu"))
+        >>> found is None or found > 1_000_000
+        True
+    """
+    if device.type == "cuda":
+        found = int(torch.cuda.max_memory_allocated(device))
+        torch.cuda.reset_peak_memory_stats(device)
+        return found
+    highest = _resident("VmHWM")
+    with contextlib.suppress(OSError):
+        (_PROCESS / "clear_refs").write_text("5", encoding="utf-8")
+    return highest
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Ranks by layer."""
+"""Bars: ranks by layer, and what a whole is made of."""
 
 from __future__ import annotations
 
@@ -52,3 +52,37 @@ def rank_bars(ranks: Mapping[str, Mapping[str, int]], largest: int | None = None
         if len(ranks) > 1:
             drawing.legend(*axes.get_legend_handles_labels())
         return drawing.svg(f"rank by layer: {', '.join(ranks)}")
+
+
+def stacked_bars(parts: Mapping[str, Mapping[str, float]], xlabel: str) -> str:
+    """Draw a bar a row, made of its parts, one colour a part.
+
+    Args:
+        parts: row -> part -> size; a row may lack some. xlabel: what the horizontal axis says.
+
+    Returns:
+        An `<svg>` element, rows from top to bottom in their order.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+
+    Example:
+        >>> "training" in stacked_bars({"maml": {"training": 3.0, "testing": 1.0}}, "seconds")
+        True
+    """
+    names = list(dict.fromkeys(name for row in parts.values() for name in row))
+    if not names:
+        raise ValueError(f"parts={dict(parts)}: must hold at least one number")
+    with Drawing(height=0.85 + 0.27 * len(parts)) as drawing:
+        axes = drawing.axes()
+        left = [0.0] * len(parts)
+        for index, name in enumerate(names):
+            sizes = [row.get(name, 0.0) for row in parts.values()]
+            axes.barh(range(len(parts)), sizes, 0.7, left=left, color=series_colour(index), label=name)
+            left = [before + size for before, size in zip(left, sizes)]
+        axes.set(xlabel=xlabel, yticks=range(len(parts)), yticklabels=list(parts))
+        axes.set_ylim(len(parts) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        drawing.legend(*axes.get_legend_handles_labels())
+        return drawing.svg(f"{xlabel} of {', '.join(parts)}")

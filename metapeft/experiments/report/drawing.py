@@ -7,10 +7,7 @@ fall back on.
 
 from __future__ import annotations
 
-import hashlib
-import html
 import io
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,10 +17,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from metapeft.experiments.report.inline_svg import inline
+
 WIDTH = 4.8  # inches, at 96 pixels each: readable without zoom on a phone, two in a row on a desk
 # told apart by all
 SERIES = ("#0b6fb5", "#d55e00", "#0a8f68", "#b0559a", "#b8860b", "#6a6ad8", "#7a7a7a", "#a0522d")
 INK, GRID = "#1b1f24", "#d5d9de"
+COLOURS = {
+    **{colour: f"var(--series-{number}, {colour})" for number, colour in enumerate(SERIES, start=1)},
+    INK: "currentColor",
+    GRID: f"var(--grid, {GRID})",
+}
 _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": GRID,
@@ -95,23 +99,7 @@ class Drawing:
         """The figure as an `<svg>` element for a page that has others too; `description` is read aloud."""
         buffer = io.StringIO()
         self.figure.savefig(buffer, format="svg", metadata={"Date": None})
-        return inline(buffer.getvalue(), description)
-
-
-def inline(document: str, description: str) -> str:
-    """Turn an SVG document into an element of a page: no prolog, names of its own, colours of the page.
-
-    Example:
-        >>> inline('<?xml version="1.0"?><svg width="5" id="a"><use href="#a"/></svg>', "x > y")
-        '<svg role="img" aria-label="x &gt; y" width="5" id="f-ddd940-a"><use href="#f-ddd940-a"/></svg>'
-    """
-    element = re.sub(r"<metadata>.*?</metadata>", "", document[document.index("<svg") :].strip(), flags=re.S)
-    prefix = f"f-{hashlib.sha256(element.encode()).hexdigest()[:6]}-"
-    element = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}", element)
-    for number, colour in enumerate(SERIES, start=1):
-        element = element.replace(colour, f"var(--series-{number}, {colour})")
-    element = element.replace(INK, "currentColor").replace(GRID, f"var(--grid, {GRID})")
-    return element.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
+        return inline(buffer.getvalue(), description, COLOURS)
 
 
 def numbers(values: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,8 @@ class Figure:
 
     Attributes:
         svg: an `<svg>` element, as the functions of this folder return it.
-        caption: a sentence under it: what is drawn, and under which protocol.
+        caption: a sentence under it: what is drawn, and what to see.
+        large: whether it takes more room than others.
 
     Example:
         >>> Figure("<svg></svg>", "Nothing.").caption
@@ -28,6 +29,7 @@ class Figure:
 
     svg: str
     caption: str = ""
+    large: bool = False
 
     @property
     def markup(self) -> Markup:
@@ -43,6 +45,7 @@ class Table:
         columns: headings; the first column is read as names, the others as numbers.
         rows: texts, as many a row as there are columns.
         protocol: what the numbers were measured under: ways, shots, episodes, seed, split, interval.
+        best: row and column of each cell to be seen first.
 
     Raises:
         ValueError: if a row has another length than the headings.
@@ -55,6 +58,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     protocol: str = ""
+    best: Collection[tuple[int, int]] = field(default=())
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -66,7 +70,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands under it, in this order: text, terms explained, tables, figures side by side.
+    """A heading with what stands under it, in this order: text, terms explained, tables, figures.
+
+    On a wide screen the figures stand to the right of the rest.
 
     Example:
         >>> Section("Ranks", text="Rounded by threshold.").heading
@@ -79,12 +85,24 @@ class Section:
     figures: Sequence[Figure] = field(default=())
     terms: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def columns(self) -> bool:
+        """Whether there is something on either side."""
+        return bool(self.figures) and bool(self.text or self.terms or self.tables)
+
+    @property
+    def large(self) -> bool:
+        """Whether its figures need more room than others."""
+        return any(figure.large for figure in self.figures)
+
 
 def write_report(
     folder: str | os.PathLike[str],
     title: str,
     sections: Sequence[Section],
     facts: Mapping[str, str] | None = None,
+    verdict: str = "",
+    command: str = "",
 ) -> Path:
     """Write `report.html`, which any browser shows offline, in light and dark, on a desk and on a phone.
 
@@ -92,7 +110,8 @@ def write_report(
         folder: where; it must exist.
         title: of the page.
         sections: from top to bottom.
-        facts: short lines under the title: command, seed, commit, machine, time.
+        facts: short lines under the title: seed, commit, machine, time.
+        verdict: the sentence that the page opens with. command: what made it, to be typed again.
 
     Returns:
         The file.
@@ -109,7 +128,9 @@ def write_report(
     """
     loader = PackageLoader("metapeft.experiments.report", "")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    page = pages.get_template("page.html").render(title=title, sections=sections, facts=dict(facts or {}))
+    page = pages.get_template("page.html").render(
+        title=title, sections=sections, facts=dict(facts or {}), verdict=verdict, command=command
+    )
     path = Path(folder) / "report.html"
     write_atomically(path, page.encode())
     return path

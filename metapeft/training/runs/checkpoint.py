@@ -103,6 +103,13 @@ def said_beside(path: str | os.PathLike[str]) -> dict[str, Any]:
         return found
 
 
+def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The facts about a checkpoint that `save` was given; its tensors are not read, nor is anything checked."""
+    with _opened(path) as file:
+        found: dict[str, Any] = json.loads((file.metadata() or {}).get("metadata", "{}"))
+        return found
+
+
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """The file, open; what goes wrong in reading it is one sentence."""

@@ -139,3 +139,19 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "here").write_text("")
     with pytest.raises(ValueError, match="give a folder"):
         figures.draw(tmp_path / "here", only="d")
+
+
+def test_the_page_follows_the_reader_s_scheme_and_says_each_note_once(tmp_path):
+    """The pictures are part of it, in its colours and without the notes, and no condition has its name twice."""
+    rows = list(EXTRAS["tie"](np.random.default_rng(0), draws=2))
+    shown = figures._save(tmp_path, "tie", rows, "corrected")
+    figures._summary(tmp_path, "corrected", [shown], 0, 1.0)
+    page = (tmp_path / "index.html").read_text()
+    assert "prefers-color-scheme: dark" in page
+    assert "<img" not in page
+    assert page.count("<svg") == 1
+    assert "var(--d55e00, #D55E00)" in page
+    picture = page[page.index("<svg") : page.index("</svg>")]
+    assert "#ffffff" not in picture  # no ground of its own
+    assert page.count(shown.caption[:40].replace("'", "&#39;")) == 1
+    assert [note.count("T = 2:") for note in figures._caveats("T", [])] == [1]

@@ -109,7 +109,7 @@ def accuracy(run: Path) -> str:
 def cells(run: Path) -> list[str]:
     """The cells of all tables in a run's report, after `metapeft report` wrote it again."""
     printed("report", str(run))
-    return re.findall(r"<td>(.*?)</td>", (run / "report.html").read_text(encoding="utf-8"))
+    return re.findall(r"<td[^>]*>(.*?)</td>", (run / "report.html").read_text(encoding="utf-8"))
 
 
 def main(folder: Path) -> None:
