@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from metapeft.episodes.protocol import Protocol
     from metapeft.episodes.sampler import EpisodeSampler
     from metapeft.episodes.shift import Shift
+    from metapeft.episodes.stream import EpisodeStream
+    from metapeft.episodes.views import MetaBatches, TaskPairs
     from metapeft.experiments import report
     from metapeft.generators.attention_encoder import AttentionEncoder
     from metapeft.generators.class_encoder import ClassEncoder
@@ -180,6 +182,7 @@ __all__ = [
     "Episode",
     "EpisodeBatch",
     "EpisodeSampler",
+    "EpisodeStream",
     "Exact",
     "FiniteDifference",
     "FirstOrder",
@@ -198,6 +201,7 @@ __all__ = [
     "LoRA",
     "Logistic",
     "MappingNet",
+    "MetaBatches",
     "MixedSampler",
     "MultiStep",
     "Neumann",
@@ -225,6 +229,7 @@ __all__ = [
     "Softmax",
     "Support",
     "SupportImages",
+    "TaskPairs",
     "TensorData",
     "TensorRing",
     "Truncated",
