@@ -232,10 +232,10 @@ def main(
         json_file: where it goes. episodes: of each library, for the comparison. repeats, seconds: of the timing.
     """
     torch.set_num_threads(1)
-    content: Counts = {"rates": rates(repeats, seconds)}
+    content: Counts = {"environment": environment(), "rates": rates(repeats, seconds)}
     for name, ratio in content["rates"]["ratio"].items():
         print(f"{ratio:.0f} times as many episodes a second as {name}", flush=True)
-    content |= {"distribution": distribution(episodes), "environment": environment()}
+    content["distribution"] = distribution(episodes)
     for name, one in content["distribution"]["statistics"].items():
         print(name, {pair: round(p, 3) for pair, p in one["p"].items()}, flush=True)
     json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from metapeft.hypergradients.problem import Engine, Problem, Result, hypergradient, resolve
     from metapeft.hypergradients.recompute import Recompute
     from metapeft.hypergradients.reptile import Reptile
+    from metapeft.hypergradients.soba import SOBA
     from metapeft.hypergradients.unroll import Truncated, Unroll
     from metapeft.learner.adapted_tasks import Adapted
     from metapeft.learner.learner import Learner
@@ -165,6 +166,7 @@ __all__ = [
     "CG",
     "CP",
     "KNN",
+    "SOBA",
     "Adapted",
     "AttachedModel",
     "AttentionEncoder",
