@@ -167,7 +167,9 @@ def agreement(counts: dict[str, dict[str, np.ndarray]]) -> Counts:
         table = {
             name: np.pad(one[statistic], (0, size - len(one[statistic]))) for name, one in counts.items()
         }
-        possible = sum(table.values()) > 0  # a class comes once an episode, and so does an image
+        possible = (
+            np.stack(list(table.values())).sum(0) > 0
+        )  # a class comes once an episode, and so does an image
         table = {name: row[possible] for name, row in table.items()}
         own = {f"{name}, uniform": float(stats.chisquare(row).pvalue) for name, row in table.items()}
         for name, row in table.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from cyclopts import App
 
 from benchmarks.generation_tables import of_generation, of_readme
+from benchmarks.interop_tables import of_interop
 from benchmarks.rank_tables import of_ranks
 from benchmarks.speed_tables import of_speed, speed
 from benchmarks.start_tables import of_starts
@@ -200,7 +202,7 @@ def theory_times(path: Path) -> str:
     )
 
 
-PAGES = {
+PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "README.md": lambda: of_readme(RESULTS),
     ROOT / "docs" / "results.md": of_results,
     ROOT / "docs" / "few-shot.md": lambda: of_starts(RESULTS),
@@ -208,6 +210,7 @@ PAGES = {
     ROOT / "docs" / "ranks.md": lambda: of_ranks(RESULTS),
     ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),
     ROOT / "docs" / "theory.md": of_theory,
+    ROOT / "docs" / "howto" / "coming.md": lambda: of_interop(RESULTS),
 }
 
 

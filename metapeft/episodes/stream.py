@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -101,11 +102,11 @@ class EpisodeStream:
                 "number an item is needed where the support set is picked by class"
             )
         order = labels.argsort(stable=True)
-        counts = labels.unique(return_counts=True)[1]
+        counts = [count for _, count in sorted(Counter(labels.tolist()).items())]
         shots = self.shots or 0
-        if bool((counts != counts[0]).any()) or int(counts[0]) <= shots:
+        if len(set(counts)) != 1 or counts[0] <= shots:
             raise ValueError(
-                f"a task has {counts.tolist()} items of its classes: equally many are needed, more than shots={shots}"
+                f"a task has {counts} items of its classes: equally many are needed, more than shots={shots}"
             )
         rows = order.view(len(counts), -1)
         support, query = rows[:, :shots].flatten(), rows[:, shots:].flatten()
@@ -161,7 +162,7 @@ def _one_task(task: Any) -> dict[str, Any]:
 def _episode(batch: Any) -> EpisodeBatch:
     """A batch of divided tasks, its labels checked."""
     (support_x, support_y), (query_x, query_y) = (
-        _tensors(*pair, where) for pair, where in zip(_parts(batch), ("support", "query"))
+        _tensors(pair[0], pair[1], where) for pair, where in zip(_parts(batch), ("support", "query"))
     )
     if not support_y.is_floating_point():
         low, high = (int(end) for end in torch.cat([support_y, query_y], dim=1).aminmax())
@@ -170,7 +171,7 @@ def _episode(batch: Any) -> EpisodeBatch:
             present.scatter_(1, support_y, True)
         if low < 0 or not bool(present.all()):
             raise ValueError(
-                f"a task has labels {support_y[0].unique().tolist()} in its support set: each of 0 .. N - 1 is needed "
+                f"a task has labels {sorted(set(support_y[0].tolist()))} in its support set: each of 0 .. N - 1 is needed "
                 "(torchmeta: target_transform=Categorical(num_classes=N); learn2learn: RemapLabels)"
             )
     return EpisodeBatch(support_x, support_y, query_x, query_y)
