@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from cyclopts import App
 
 from benchmarks.generation_tables import of_generation, of_readme
+from benchmarks.interop_tables import of_interop
 from benchmarks.literature_tables import of_literature
 from benchmarks.rank_tables import of_ranks
 from benchmarks.speed_tables import of_speed, speed
@@ -206,7 +208,7 @@ def of_few_shot() -> str:
     return "\n\n".join(part for part in (of_literature(RESULTS), of_starts(RESULTS)) if part)
 
 
-PAGES = {
+PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "README.md": lambda: of_readme(RESULTS),
     ROOT / "docs" / "results.md": of_results,
     ROOT / "docs" / "few-shot.md": of_few_shot,
@@ -214,6 +216,7 @@ PAGES = {
     ROOT / "docs" / "ranks.md": lambda: of_ranks(RESULTS),
     ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),
     ROOT / "docs" / "theory.md": of_theory,
+    ROOT / "docs" / "howto" / "coming.md": lambda: of_interop(RESULTS),
 }
 
 

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from metapeft.episodes.protocol import Protocol
     from metapeft.episodes.sampler import EpisodeSampler
     from metapeft.episodes.shift import Shift
+    from metapeft.episodes.stream import EpisodeStream
+    from metapeft.episodes.views import MetaBatches, TaskPairs
     from metapeft.experiments import report
     from metapeft.generators.attention_encoder import AttentionEncoder
     from metapeft.generators.class_encoder import ClassEncoder
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from metapeft.hypergradients.problem import Engine, Problem, Result, hypergradient, resolve
     from metapeft.hypergradients.recompute import Recompute
     from metapeft.hypergradients.reptile import Reptile
+    from metapeft.hypergradients.soba import SOBA
     from metapeft.hypergradients.unroll import Truncated, Unroll
     from metapeft.learner.adapted_tasks import Adapted
     from metapeft.learner.learner import Learner
@@ -163,6 +166,7 @@ __all__ = [
     "CG",
     "CP",
     "KNN",
+    "SOBA",
     "Adapted",
     "AttachedModel",
     "AttentionEncoder",
@@ -180,6 +184,7 @@ __all__ = [
     "Episode",
     "EpisodeBatch",
     "EpisodeSampler",
+    "EpisodeStream",
     "Exact",
     "FiniteDifference",
     "FirstOrder",
@@ -198,6 +203,7 @@ __all__ = [
     "LoRA",
     "Logistic",
     "MappingNet",
+    "MetaBatches",
     "MixedSampler",
     "MultiStep",
     "Neumann",
@@ -225,6 +231,7 @@ __all__ = [
     "Softmax",
     "Support",
     "SupportImages",
+    "TaskPairs",
     "TensorData",
     "TensorRing",
     "Truncated",

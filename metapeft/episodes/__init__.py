@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from metapeft.episodes.protocol import Protocol
     from metapeft.episodes.sampler import EpisodeSampler
     from metapeft.episodes.shift import Shift
+    from metapeft.episodes.stream import EpisodeStream
+    from metapeft.episodes.views import MetaBatches, TaskPairs
 else:
 
     def __getattr__(name: str) -> Any:
@@ -29,9 +31,12 @@ __all__ = [
     "Episode",
     "EpisodeBatch",
     "EpisodeSampler",
+    "EpisodeStream",
+    "MetaBatches",
     "MixedSampler",
     "Protocol",
     "Shift",
+    "TaskPairs",
     "dump",
     "registry",
     "verify",

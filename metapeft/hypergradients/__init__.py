@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from metapeft.hypergradients.problem import Engine, Problem, Result, hypergradient, resolve
     from metapeft.hypergradients.recompute import Recompute
     from metapeft.hypergradients.reptile import Reptile
+    from metapeft.hypergradients.soba import SOBA
     from metapeft.hypergradients.unroll import Truncated, Unroll
 else:
 
@@ -34,6 +35,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "CG",
+    "SOBA",
     "AutoLoRA",
     "Direct",
     "Engine",

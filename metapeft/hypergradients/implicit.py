@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,12 +36,14 @@ class System:
         slope: gradient of the solver's objective there, with its graph.
         damping: added to the diagonal.
         tasks: number of rows T.
+        fresh: the slope on the j-th of the inner batches that follow those of the steps.
     """
 
     w: Tensors
     slope: Tensors
     damping: float
     tasks: int
+    fresh: Callable[[int], Tensors] | None = None
 
     def rows(self, values: Mapping[str, Tensor]) -> Tensor:
         """Name -> tensor as one matrix `(T, n)`."""
@@ -71,6 +74,15 @@ class System:
         product = self.rows(dict(zip(self.w, found)))
         return product.add(vector, alpha=self.damping) if self.damping else product
 
+    def mixed_product(self, u: Tensors, q: Tensor) -> list[Tensor | None]:
+        """`q^T d^2 phi / (dw du)`, None where phi's gradient does not depend on an outer variable; the last product."""
+        named = self.named(q)
+        curved = [name for name, slope in self.slope.items() if slope.requires_grad]
+        if not curved:
+            return [None] * len(u)
+        slopes, weights = [self.slope[name] for name in curved], [named[name] for name in curved]
+        return list(torch.autograd.grad(slopes, tuple(u.values()), weights, allow_unused=True))
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -87,6 +99,29 @@ def relative(residual: Tensor, g: Tensor) -> Tensor:
     return torch.where(size > 0, residual.norm(dim=1) / size.clamp_min(torch.finfo(g.dtype).tiny), 0.0)
 
 
+def slope_of(problem: Problem, u: Tensors, w: Tensors, start: Tensors, batch: int | None = None) -> Tensors:
+    """Gradient in w of what the solver minimises, with its graph; on an inner batch, None for the last."""
+    batches = problem.batches
+    inner = batches.last if batch is None else batches(batch)
+    value = problem.solver.objective(inner, u, w, start)
+    check_value(value, w, problem.task_axis, "inner")
+    if not value.requires_grad:
+        raise ValueError(f"the inner objective does not depend on the inner variables ({', '.join(w)})")
+    found = torch.autograd.grad(
+        value.sum(), tuple(w.values()), create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(w, found))
+
+
+def _slope_after(problem: Problem, u: Tensors, w: Tensors, start: Tensors, place: int) -> Tensors:
+    return slope_of(problem, u, w, start, problem.solver.steps + place)
+
+
+def less(direct: list[Tensor | None], mixed: list[Tensor | None]) -> list[Tensor | None]:
+    """`direct - mixed`; None is 0, and stays None where both are."""
+    return [d if m is None else -m if d is None else d - m for d, m in zip(direct, mixed)]
+
+
 @dataclass(frozen=True)
 class Implicit(Engine):
     """Base: `partial_u F - q^T d^2 phi / (dw du)`, `q` solving `(H + damping I) q = partial_w F` at `w_K`.
@@ -97,6 +132,11 @@ class Implicit(Engine):
     """
 
     repeats_batches = True
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether batches differ, so that w_K is stationary for none of them."""
+        return False
 
     def solve(self, system: System, g: Tensor) -> Solution:
         """Solve for all tasks."""
@@ -116,40 +156,18 @@ class Implicit(Engine):
         values, aux = outer_value(problem, u, w)
         found = gradient(values, [*u.values(), *w.values()])
         direct = found[: len(u)]
-        slope = self._slope(problem, u, w, start)
+        slope = slope_of(problem, u, w, start)
         check_finite(values, slope, path.values)
         tasks = values.numel()
-        system = System(w, slope, self.system_damping(), tasks)
+        fresh = partial(_slope_after, problem, u, w, start)
+        system = System(w, slope, self.system_damping(), tasks, fresh)
         g = system.rows({n: torch.zeros_like(w[n]) if v is None else v for n, v in zip(w, found[len(u) :])})
         stationarity = self._check_stationary(problem, system, u, start, path.slope)
         solution = self.solve(system, g)
-        grads = [
-            d if m is None else -m if d is None else d - m
-            for d, m in zip(direct, self._mixed(system, u, solution.q))
-        ]
+        grads = less(direct, system.mixed_product(u, solution.q))
         residual = solution.residual if problem.task_axis else solution.residual[0]
         log = {"stationarity": stationarity, "solution": system.named(solution.q), **solution.log}
         return finish(self, problem, u, w, values, grads, aux, path.values, residual, **log)
-
-    def _slope(self, problem: Problem, u: Tensors, w: Tensors, start: Tensors) -> Tensors:
-        """Gradient of the solver's objective on the last inner batch, with its graph."""
-        value = problem.solver.objective(problem.batches.last, u, w, start)
-        check_value(value, w, problem.task_axis, "inner")
-        if not value.requires_grad:
-            raise ValueError(f"the inner objective does not depend on the inner variables ({', '.join(w)})")
-        found = torch.autograd.grad(
-            value.sum(), tuple(w.values()), create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return dict(zip(w, found))
-
-    def _mixed(self, system: System, u: Tensors, q: Tensor) -> list[Tensor | None]:
-        """`q^T d^2 phi / (dw du)`, None where phi's gradient does not depend on an outer variable."""
-        named = system.named(q)
-        curved = [name for name, slope in system.slope.items() if slope.requires_grad]
-        if not curved:
-            return [None] * len(u)
-        slopes, weights = [system.slope[name] for name in curved], [named[name] for name in curved]
-        return list(torch.autograd.grad(slopes, tuple(u.values()), weights, allow_unused=True))
 
     def _check_stationary(
         self, problem: Problem, system: System, u: Tensors, start: Tensors, first: Tensors | None
@@ -157,13 +175,13 @@ class Implicit(Engine):
         """Norm of phi's gradient at w_K over that at the start, `()` or `(T,)`; warns unless small."""
         if first is None:
             fixed = constants(start)
-            first = self._slope(problem, constants(u), leaf_tensors(fixed), fixed)
+            first = slope_of(problem, constants(u), leaf_tensors(fixed), fixed)
         norm = system.rows(system.slope).detach().norm(dim=1)
         at_start = system.rows(first).detach().norm(dim=1)
         size = system.rows(system.w).detach().norm(dim=1).clamp_min(1.0)
         floor = torch.finfo(norm.dtype).eps ** 0.5 * size
         open_tasks = (norm > floor) & (norm > 1e-3 * at_start)
-        if bool(open_tasks.any()):
+        if bool(open_tasks.any()) and not self.stochastic:
             tasks = f" in task(s) {open_tasks.nonzero().flatten().tolist()}" if problem.task_axis else ""
             warnings.warn(
                 f"the inner solver has not converged{tasks}: the gradient norm of its objective is "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import number, whole
+from metapeft.base.arguments import flag, number, whole
+from metapeft.base.stored_settings import LATER
 from metapeft.hypergradients.implicit import Implicit, NotConverged, Solution, System, relative
 
 
@@ -23,6 +24,10 @@ class Neumann(Implicit):
     Args:
         terms: number of terms, 0 or more.
         lr: the factor that makes the series converge, below 2 / (largest eigenvalue of H).
+        fresh: each factor `I - lr H_j` on an inner batch of its own, and the mixed derivative on another, so that the
+            mean over independent batches is the value of the mean objective. `data` then has a list of `terms` batches
+            after those of the steps; `residual` is the size of the last term over that of g.
+            Source: Ghadimi & Wang 2018, arXiv 1802.02246; Ji et al. 2021 (stocBiO), algorithm 2.
 
     Example:
         >>> import torch
@@ -37,16 +42,32 @@ class Neumann(Implicit):
 
     terms: int = 20
     lr: float = 0.1
+    fresh: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         whole(0, terms=self.terms)
         number(above=True, lr=self.lr)
+        flag(fresh=self.fresh)
+        if self.fresh and not self.terms:
+            raise ValueError("fresh=True with terms=0 has no effect: no term takes a batch")
+
+    @property
+    def fresh_batches(self) -> int:
+        return self.terms if self.fresh else 0
+
+    @property
+    def stochastic(self) -> bool:
+        return self.fresh
 
     def solve(self, system: System, g: Tensor) -> Solution:
         power, total = g, torch.zeros_like(g)
-        for _ in range(self.terms):
+        for place in range(self.terms):
             total = total + power
-            power = power - self.lr * system.hessian_product(power)
+            if not self.fresh or system.fresh is None:
+                power = power - self.lr * system.hessian_product(power)
+            elif place < self.terms - 1:  # the last batch is for the mixed derivative
+                own = replace(system, slope=system.fresh(place))
+                power = power - self.lr * own.hessian_product(power)
         residual = relative(power, g)  # g - H q telescopes to (I - lr H)^terms g
         if bool((residual > 1).any()):
             warnings.warn(

@@ -125,6 +125,12 @@ class Engine:
 
     needs_inner = True
     repeats_batches = False  # whether a list of inner batches may be shorter than the number of steps
+    goes_on = False  # whether it takes up what it left in the warm start of the call before
+
+    @property
+    def fresh_batches(self) -> int:
+        """How many inner batches it needs beside one for each step."""
+        return 0
 
     def __call__(self, problem: Problem) -> Result:
         if self.needs_inner:
@@ -134,7 +140,7 @@ class Engine:
                 raise ValueError(
                     f'solver is None, but {self!r} needs one: use method="direct" if w0 is final'
                 )
-            problem.batches.check(problem.solver.steps, self.repeats_batches)
+            problem.batches.check(problem.solver.steps, self.repeats_batches, self.fresh_batches)
         with twice_differentiable(), second_derivatives():
             return self.compute(problem)
 

@@ -27,6 +27,7 @@ registry = Registry(
         "CG": "cg",
         "Exact": "exact",
         "FixedPointImplicit": "fixed_point",
+        "SOBA": "soba",
         "Reptile": "reptile",
         "NotConverged": "implicit",
         "IndefiniteHessian": "implicit",
@@ -46,6 +47,7 @@ registry = Registry(
         "cg": "CG",
         "exact": "Exact",
         "fixed-point": "FixedPointImplicit",
+        "soba": "SOBA",
         "reptile": "Reptile",
     },
 )

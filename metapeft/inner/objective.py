@@ -44,9 +44,18 @@ class Batches:
         """The objective on the last batch, which implicit engines differentiate."""
         return self(len(self.data) - 1 if self.given and isinstance(self.data, list) else 0)
 
-    def check(self, steps: int, repeat: bool) -> None:
-        """Refuse a list of batches whose length is not the number of steps; `repeat`: it may be shorter."""
-        if not (self.given and isinstance(self.data, list)):
+    def check(self, steps: int, repeat: bool, more: int = 0) -> None:
+        """Refuse a list of batches whose length is not the number of steps; `repeat`: it may be shorter.
+
+        `more`: so many have to follow those of the steps.
+        """
+        if more and not (self.given and isinstance(self.data, list) and len(self.data) == steps + more):
+            found = f"a list of {len(self.data)}" if isinstance(self.data, list) else type(self.data).__name__
+            raise ValueError(
+                f"data: the inner level is {found if self.given else 'without data'}, but a list of {steps + more} "
+                f"batches is needed: one for each of {steps} steps, and {more} more that the method takes"
+            )
+        if more or not (self.given and isinstance(self.data, list)):
             return
         count = len(self.data)
         if count == 0 or (not repeat and count != steps) or (repeat and count > max(steps, 1)):

@@ -93,8 +93,13 @@ def as_warm_start(w0: Mapping[str, Tensor]) -> WarmStart:
     return w0 if isinstance(w0, WarmStart) else WarmStart(w0)
 
 
+HYPERGRADIENT = "hypergradient"  # of a warm start's state, what is not the solver's
+
+
 class Resumed(Wrapped):
     """A solver that goes on from the state of an earlier run, and keeps that after its last step.
+
+    A hypergradient that goes on too finds what it left in `left`, and leaves the next by `leave`.
 
     Args:
         solver: the solver. w0: the start, whose state it takes if it has one.
@@ -111,8 +116,12 @@ class Resumed(Wrapped):
 
     def __init__(self, solver: Solver, w0: Mapping[str, Tensor] | None) -> None:
         super().__init__(solver)
-        self.before = w0.state if isinstance(w0, WarmStart) else None
-        self.after: dict[str, Any] = {}  # "state", of the first run alone: an engine may repeat steps
+        before = w0.state if isinstance(w0, WarmStart) else None
+        self.left: Tensors | None = before.get(HYPERGRADIENT) if before else None
+        self.before = before and {name: value for name, value in before.items() if name != HYPERGRADIENT}
+        self.after: dict[
+            str, Any
+        ] = {}  # "state", of the first run alone: an engine may repeat steps; copies share it
 
     def init(self, u: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> dict[str, Any]:
         return {**self.solver.init(u, w), **(self.before or {})}
@@ -128,4 +137,10 @@ class Resumed(Wrapped):
 
     def kept_with(self, w: Mapping[str, Tensor]) -> WarmStart:
         """The variables that a run ended with, and the state."""
-        return WarmStart(w, self.after.get("state", self.before))
+        state = self.after.get("state", self.before)
+        own = self.after.get(HYPERGRADIENT)
+        return WarmStart(w, state if own is None else {**(state or {}), HYPERGRADIENT: own})
+
+    def leave(self, values: Tensors) -> None:
+        """Keep what a hypergradient goes on from, name -> tensor."""
+        self.after[HYPERGRADIENT] = values

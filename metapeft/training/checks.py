@@ -46,6 +46,11 @@ def refuse_settings(task: Task, settings: OuterSettings) -> None:
         raise ValueError("the learner trains nothing (outer=()): there is nothing to fit")
     if warm:
         task.refuse_warm_start()
+    elif getattr(task, "goes_on", False):
+        raise ValueError(
+            "this hypergradient goes on from what it kept (SOBA's linear solution), which without warm_start=True is 0 "
+            "at every outer step: say warm_start=True"
+        )
 
 
 def refuse_processes(task: Task, warm_start: bool, processes: Processes) -> None:

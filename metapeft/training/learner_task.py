@@ -69,6 +69,10 @@ class LearnerTask(GivenTask):
     def learner(self) -> Learner:
         return self.given
 
+    @property
+    def goes_on(self) -> bool:
+        return bool(getattr(self.given.engine, "goes_on", False))
+
     def refuse_warm_start(self) -> None:
         """Raise ValueError without an inner solver, and for starts that kept inner variables would cut off."""
         if self.given.inner is None:

@@ -48,6 +48,10 @@ class ProblemTask(Task):
         """The copies."""
         return self.variables
 
+    @property
+    def goes_on(self) -> bool:
+        return bool(getattr(self._engine, "goes_on", False))
+
     def hypergradient(self, batch: Any = None, w0: Mapping[str, Tensor] | None = None) -> Result:
         """The gradient at the current outer variables.
 
@@ -63,7 +67,8 @@ class ProblemTask(Task):
             and data is not None
             and isinstance(data[0], list)
         ):
-            data = (data[0][-1], data[1])  # no step takes a batch of its own
+            more = getattr(self._engine, "fresh_batches", 0)  # no step takes a batch of its own
+            data = (data[0][-more:] if more else data[0][-1], data[1])
         own = replace(own, u=self.trained, w0=w0 or own.w0, data=data)
         if own.solver is None or not isinstance(w0, WarmStart):
             return self._engine(own)

@@ -93,6 +93,7 @@ GRID: dict[str, tuple[str, int, Callable[[Quadratic, int], Tensors]]] = {
     "cg": ("csd", 7, solved),
     "exact": ("csd", 7, solved),
     "fixed-point": ("csd", 7, solved),  # of gradient steps
+    "soba": ("csd", 0, lambda q, steps: at_the_end(q, steps, torch.zeros_like)),  # at first, see test_soba
     "reptile": ("t", 7, displacement),
 }
 
