@@ -10,6 +10,7 @@ import torch
 from cyclopts import App
 
 from benchmarks.generation_tables import of_generation, of_readme
+from benchmarks.knn_tables import of_knn
 from benchmarks.rank_tables import of_ranks
 from benchmarks.speed_tables import of_speed, speed
 from benchmarks.start_tables import of_starts
@@ -204,7 +205,9 @@ PAGES = {
     ROOT / "README.md": lambda: of_readme(RESULTS),
     ROOT / "docs" / "results.md": of_results,
     ROOT / "docs" / "few-shot.md": lambda: of_starts(RESULTS),
-    ROOT / "docs" / "generation.md": lambda: of_generation(RESULTS),
+    ROOT / "docs" / "generation.md": lambda: "\n\n".join(
+        filter(None, (of_generation(RESULTS), of_knn(RESULTS)))
+    ),
     ROOT / "docs" / "ranks.md": lambda: of_ranks(RESULTS),
     ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),
     ROOT / "docs" / "theory.md": of_theory,
