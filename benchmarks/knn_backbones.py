@@ -26,8 +26,8 @@ MIXER = {"ways": 64, "size": SIZE, "patch": 4, "width": 64, "depth": 4}
 KEPT = 2  # blocks of the mixer with updates
 #: data set -> images of a class, and classes at most, of each split
 IMAGES = {
-    "miniimagenet": {"train": (100, 64), "val": (100, 16), "test": (100, 20)},
-    "omniglot": {"train": (20, 256), "test": (20, 100)},
+    "miniimagenet": {"train": (60, 64), "val": (60, 16), "test": (60, 20)},
+    "omniglot": {"train": (20, 192), "test": (20, 60)},
 }
 
 
