@@ -12,6 +12,7 @@ from cyclopts import App
 
 from benchmarks.generation_tables import of_generation, of_readme
 from benchmarks.interop_tables import of_interop
+from benchmarks.knn_tables import of_knn
 from benchmarks.literature_tables import of_literature
 from benchmarks.rank_tables import of_ranks
 from benchmarks.speed_tables import of_speed, speed
@@ -203,16 +204,21 @@ def theory_times(path: Path) -> str:
     )
 
 
-def of_few_shot() -> str:
-    """What stands between the markers of docs/few-shot.md."""
-    return "\n\n".join(part for part in (of_literature(RESULTS), of_starts(RESULTS)) if part)
+def joined(*parts: str) -> str:
+    """The parts that there are, one below the other.
+
+    Example:
+        >>> joined("a", "", "b")
+        'a\\n\\nb'
+    """
+    return "\n\n".join(filter(None, parts))
 
 
 PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "README.md": lambda: of_readme(RESULTS),
     ROOT / "docs" / "results.md": of_results,
-    ROOT / "docs" / "few-shot.md": of_few_shot,
-    ROOT / "docs" / "generation.md": lambda: of_generation(RESULTS),
+    ROOT / "docs" / "few-shot.md": lambda: joined(of_literature(RESULTS), of_starts(RESULTS)),
+    ROOT / "docs" / "generation.md": lambda: joined(of_generation(RESULTS), of_knn(RESULTS)),
     ROOT / "docs" / "ranks.md": lambda: of_ranks(RESULTS),
     ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),
     ROOT / "docs" / "theory.md": of_theory,

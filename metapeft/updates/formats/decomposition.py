@@ -16,9 +16,11 @@ def decompose(delta: Tensor, format: Format) -> dict[str, Tensor]:
     """Factors of a format whose update approximates `delta` `(out, in, *kernel)`.
 
     LoRA and CP: the truncated singular value decomposition `delta = U S V^T`, the best of its rank; LoRA shares
-    the roots of S between its factors, CP has S as its seed. Tensor ring: TR-SVD of `delta` as an
-    `(in prod(kernel)) x out x 1` tensor, which is exact where the bonds are large enough, and a good, not a best
-    approximation else. Together with `format.delta` it converts between formats.
+    the roots of S between its factors, CP has S as its seed. `|delta - found|_F^2 = sum_{i > r} S_i^2`.
+    Tensor ring: TR-SVD of `delta` as an `(in prod(kernel)) x out x 1` tensor, a good, not a best approximation:
+    `sum_{i > R0 R1} S_i^2 <= |delta - found|_F^2 <= sum_{i > R0 R1} S_i^2 + sum_{i > R2} s_i^2`, with s the singular
+    values of what the first cut leaves as an `(R1 out) x R0` matrix. It is exact where both sums are 0.
+    Together with `format.delta` it converts between formats.
 
     Args:
         delta: one update. format: `LoRA`, `CP` or `TensorRing`.
