@@ -33,6 +33,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "cg": NEAR,
     "exact": {**NEAR, "adapt": ["classifier.*"], "head": "learned"},
     "fixed-point": NEAR,
+    "soba": {"inner": SGD(1, 0.1), "outer": ("weights",)},
     "reptile": {"inner": SGD(3, 0.1), "format": mp.Full(), "head": "learned"},
 }
 FORMATS: dict[str, Any] = {
