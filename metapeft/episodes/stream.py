@@ -171,8 +171,8 @@ def _episode(batch: Any) -> EpisodeBatch:
             present.scatter_(1, support_y, True)
         if low < 0 or not bool(present.all()):
             raise ValueError(
-                f"a task has labels {sorted(set(support_y[0].tolist()))} in its support set: each of 0 .. N - 1 is needed "
-                "(torchmeta: target_transform=Categorical(num_classes=N); learn2learn: RemapLabels)"
+                f"a task has labels {sorted(set(support_y[0].tolist()))} in its support set: each of 0 .. N - 1 is "
+                "needed (torchmeta: target_transform=Categorical(num_classes=N); learn2learn: RemapLabels)"
             )
     return EpisodeBatch(support_x, support_y, query_x, query_y)
 
