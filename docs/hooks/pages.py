@@ -33,3 +33,8 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links that leave `docs/`, as they have to on GitHub, to where the figures are in the site."""
     return _OUTSIDE.sub(r"](\1)", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """A number and its interval stay on one line."""
+    return html.replace(" ± ", "\u00a0±\u00a0")

@@ -83,7 +83,8 @@ def _level(first: Sequence[float], second: Sequence[float]) -> bool:
     """Whether the interval of the paired difference holds zero."""
     if not first or len(first) != len(second):
         return False
-    mean, half = mean_interval(torch.tensor(first).double() - torch.tensor(second).double())
+    own, other = (torch.tensor(values, dtype=torch.float64) for values in (first, second))
+    mean, half = mean_interval(own - other)
     return abs(mean) <= half
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metapeft.base.intervals import mean_interval
 from metapeft.experiments.report.dot_plot import intervals
@@ -33,8 +34,12 @@ def difference(first: Cell, second: Cell) -> tuple[Interval, bool]:
         ((0.25, 0.05), False)
     """
     if _same_episodes(first, second):
-        return mean_interval(torch.tensor(second.values).double() - torch.tensor(first.values).double()), True
+        return mean_interval(_numbers(second) - _numbers(first)), True
     return (second.accuracy - first.accuracy, round(math.hypot(first.ci95, second.ci95), 12)), False
+
+
+def _numbers(cell: Cell) -> Tensor:
+    return torch.tensor(cell.values, dtype=torch.float64)
 
 
 def _same_episodes(first: Cell, second: Cell) -> bool:

@@ -36,3 +36,25 @@ def test_a_run_shows_loss_accuracy_tasks_a_second_and_the_time_left(monkeypatch:
 
 def test_a_run_without_progress_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, False) == ""
+
+
+def test_somebody_else_is_told_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int, str]] = []
+    trainer = mp.BilevelTrainer(learner(), tasks_per_step=2, progress=lambda *now: told.append(now))
+    trainer.fit(sampler(), 3, log_every=2)
+    assert [(made, total) for made, total, _ in told] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert re.fullmatch(r"loss \d\.\d{3}  acc \d\.\d{3}  [\d.]+ tasks/s", told[-1][2])
+
+
+def test_retraining_counts_images() -> None:
+    told: list[str] = []
+    data = mp.load_dataset("glyphs", per_class=2)
+    mp.pretrain(
+        mp.backbones.conv4(width=2),
+        data,
+        steps=1,
+        group=8,
+        groups=2,
+        progress=lambda *now: told.append(now[2]),
+    )
+    assert told[-1].endswith("images/s")
