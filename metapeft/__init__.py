@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from metapeft.base.errors import DataError, NotFiniteInput, NumericalError, RunError
     from metapeft.base.machine.freed_memory import keep_freed_memory
+    from metapeft.base.machine.torchvision_operators import import_torchvision
     from metapeft.datasets.by_name import load_dataset
     from metapeft.datasets.coloured_glyphs import read_coloured_glyphs
     from metapeft.datasets.few_shot_sets import read_cifar_fs, read_cub, read_fc100, read_tieredimagenet
@@ -120,6 +121,7 @@ _NAMES = {
     "DataError": "base.errors",
     "RunError": "base.errors",
     "keep_freed_memory": "base.machine.freed_memory",
+    "import_torchvision": "base.machine.torchvision_operators",
     "use_compiled": "updates.layers.compiled.switch",
     "Learner": "learner.learner",
     "Adapted": "learner.adapted_tasks",
@@ -256,6 +258,7 @@ __all__ = [
     "hypergradients",
     "import_dataset",
     "import_peft",
+    "import_torchvision",
     "inner",
     "keep_freed_memory",
     "load",

@@ -165,8 +165,8 @@ def check_trained_on(
     said = extra.get("backbone_sha256")
     if said is None or said == weights_digest(backbone, whole):
         return
-    name, revision = config.get("base_model_name_or_path"), config.get("revision")
-    known = f", {name}" + (f" of revision {revision}" if revision else "") if name else ""
+    source, revision = config.get("base_model_name_or_path"), config.get("revision")
+    known = f", {source}" + (f" of revision {revision}" if revision else "") if source else ""
     raise ValueError(
         f"the adapter in {folder} was trained on other weights{known}: their SHA-256 differs from this backbone's. "
         "Load those, in the type they had then; check_base=False takes this backbone as it is"

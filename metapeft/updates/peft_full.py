@@ -61,10 +61,10 @@ def check_layer(
     base, magnitude = given.get("base"), given.get("magnitude")
     if base is not None and base.shape != weight.shape:
         rows = isinstance(module, nn.Embedding) and base.shape[1:] == weight.shape[1:]
-        out = f": backbone.resize_token_embeddings({len(base)}) first" if rows else ""
+        advice = f": backbone.resize_token_embeddings({len(base)}) first" if rows else ""
         raise ValueError(
             f"{folder} brings a weight of {layer!r} of shape {tuple(base.shape)}, the backbone has "
-            f"{tuple(weight.shape)}{out}"
+            f"{tuple(weight.shape)}{advice}"
         )
     if dora != (magnitude is not None):
         what = "no magnitude of" if dora else "a magnitude (DoRA) of"
@@ -76,8 +76,8 @@ def check_layer(
             f"{folder} has DoRA on {layer!r}, a convolution with groups: that cannot be read; merge it with PEFT "
             "(merge_and_unload) and take the merged model as backbone"
         )
-    out = Geometry(tuple(weight.shape), is_transposed(module)).out
-    if magnitude.numel() != out:
+    outputs = Geometry(tuple(weight.shape), is_transposed(module)).out
+    if magnitude.numel() != outputs:
         raise ValueError(
-            f"{folder} has a magnitude of {magnitude.numel()} numbers for {layer!r}, which has {out} outputs"
+            f"{folder} has a magnitude of {magnitude.numel()} numbers for {layer!r}, which has {outputs} outputs"
         )

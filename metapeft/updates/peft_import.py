@@ -79,6 +79,18 @@ def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Form
 
     Warns:
         FutureWarning: it goes with the next version.
+
+    Example:
+        >>> import tempfile
+        >>> import metapeft as mp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2))
+        >>> model = mp.attach(net, mp.LoRA(rank=1))
+        >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     mp.export_peft(model, {name: value[0] for name, value in model.factors().items()}, folder)
+        ...     formats, factors = import_peft(folder, net)
+        >>> formats
+        {'0.weight': LoRA(rank=1, alpha=None)}
     """
     warnings.warn(
         "import_peft(folder, backbone) goes with the next version: model, factors = from_peft(backbone, folder)",
