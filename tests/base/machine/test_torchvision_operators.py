@@ -1,4 +1,4 @@
-"""torchvision beside a torch without CUDA: a module that fails as its wheels do there, and imports once it is helped."""
+"""torchvision beside a torch without CUDA: a module that fails as its wheels do there, until it is helped."""
 
 from __future__ import annotations
 
