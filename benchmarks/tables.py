@@ -11,6 +11,7 @@ from cyclopts import App
 
 from benchmarks.generation_tables import of_generation, of_readme
 from benchmarks.rank_tables import of_ranks
+from benchmarks.reliability_tables import of_reliability
 from benchmarks.speed_tables import of_speed, speed
 from benchmarks.start_tables import of_starts
 from metapeft.base.intervals import mean_interval
@@ -206,6 +207,7 @@ PAGES = {
     ROOT / "docs" / "few-shot.md": lambda: of_starts(RESULTS),
     ROOT / "docs" / "generation.md": lambda: of_generation(RESULTS),
     ROOT / "docs" / "ranks.md": lambda: of_ranks(RESULTS),
+    ROOT / "docs" / "reliability.md": lambda: of_reliability(RESULTS),
     ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),
     ROOT / "docs" / "theory.md": of_theory,
 }

@@ -1,6 +1,6 @@
 """Reliability, measured: 100 kills, disks and processes that get in the way, and a soak.
 
-    python -m benchmarks.reliability [--only kills,faults,soak] [--works train,...] [--minutes 20] [--json FILE]
+    python -m benchmarks.reliability [--only kills faults soak] [--works train export ...] [--minutes 20] [--json FILE]
 
 What the file has already is not done again, kill by kill, and several processes may measure at once; remove a part from
 it to measure that anew. Faults of disks need the right to mount a file system.

@@ -15,10 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import metapeft as mp
 from metapeft.base.files import is_partial
+from metapeft.base.state import sha256
 from metapeft.datasets.images import SPLITS, ImageData
 from metapeft.datasets.miniimagenet import class_names
 from metapeft.training.runs.run import Run
@@ -172,7 +175,10 @@ def check_figures(folder: Path) -> int:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """The digest of every file whose bytes depend on the work alone, not on the time or the process."""
+    """The digest of every file that depends on the work alone, not on the time or the process.
+
+    The header of safetensors has its entries in any order, so tensors and entries are taken out.
+    """
     own = (
         "metrics.jsonl",
         ".safetensors",
@@ -185,7 +191,13 @@ def content(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name.endswith(own):
-            found[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+            name = path.relative_to(folder).as_posix()
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    said = sorted((file.metadata() or {}).items())
+                found[name] = sha256(load_file(path), repr(said))
+            else:
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
