@@ -15,6 +15,7 @@ from benchmarks.interop_tables import of_interop
 from benchmarks.knn_tables import of_knn
 from benchmarks.literature_tables import of_literature
 from benchmarks.rank_tables import of_ranks
+from benchmarks.reliability_tables import of_reliability
 from benchmarks.speed_tables import of_speed, speed
 from benchmarks.start_tables import of_starts
 from benchmarks.theory_tables import of_theory
@@ -154,6 +155,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "few-shot.md": lambda: joined(of_literature(RESULTS), of_starts(RESULTS)),
     ROOT / "docs" / "generation.md": lambda: joined(of_generation(RESULTS), of_knn(RESULTS)),
     ROOT / "docs" / "ranks.md": lambda: of_ranks(RESULTS),
+    ROOT / "docs" / "reliability.md": lambda: of_reliability(RESULTS),
     ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),
     ROOT / "docs" / "theory.md": lambda: of_theory(RESULTS),
     ROOT / "docs" / "howto" / "coming.md": lambda: of_interop(RESULTS),

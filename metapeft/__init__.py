@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from metapeft.base.errors import DataError, NotFiniteInput, NumericalError, RunError
     from metapeft.base.machine.freed_memory import keep_freed_memory
+    from metapeft.base.machine.torchvision_operators import import_torchvision
     from metapeft.datasets.by_name import load_dataset
     from metapeft.datasets.coloured_glyphs import read_coloured_glyphs
     from metapeft.datasets.few_shot_sets import read_cifar_fs, read_cub, read_fc100, read_tieredimagenet
@@ -105,8 +106,9 @@ if TYPE_CHECKING:
     from metapeft.updates.formats.selection import Softmax, at_ranks, costs
     from metapeft.updates.formats.tensor_ring import TensorRing
     from metapeft.updates.layers.compiled.switch import use_compiled
+    from metapeft.updates.peft_base import load_base
     from metapeft.updates.peft_export import export_peft
-    from metapeft.updates.peft_import import import_peft, load_base
+    from metapeft.updates.peft_import import from_peft, import_peft
     from metapeft.updates.peft_ranks import lora_config
     from metapeft.updates.singular_terms import canonical
 
@@ -122,6 +124,7 @@ _NAMES = {
     "DataError": "base.errors",
     "RunError": "base.errors",
     "keep_freed_memory": "base.machine.freed_memory",
+    "import_torchvision": "base.machine.torchvision_operators",
     "use_compiled": "updates.layers.compiled.switch",
     "Learner": "learner.learner",
     "Adapted": "learner.adapted_tasks",
@@ -255,12 +258,14 @@ __all__ = [
     "export_peft",
     "finetune",
     "fit_center",
+    "from_peft",
     "generators",
     "heads",
     "hypergradient",
     "hypergradients",
     "import_dataset",
     "import_peft",
+    "import_torchvision",
     "inner",
     "keep_freed_memory",
     "load",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import metapeft as mp
 from metapeft.datasets.images import ImageData
+from metapeft.updates.peft_import import read_adapter
 
 
 @contextmanager
@@ -189,7 +190,7 @@ def peft(net: nn.Module, source: ImageData, folder: Path) -> dict[str, Tensor]:
     model = mp.attach(net, mp.LoRA(2), targets="head")
     one = {name: torch.ones_like(value[0]) for name, value in model.factors().items()}
     mp.export_peft(model, one, target)
-    _, factors = mp.import_peft(target, net)
+    _, factors = read_adapter(target, net)
     merged = model.merged(one)(torch.ones(2, 1, 16, 16, dtype=torch.float32))
     return {**factors, "merged": merged.detach()}
 

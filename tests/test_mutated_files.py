@@ -38,6 +38,7 @@ from metapeft.episodes import listing
 from metapeft.experiments import results
 from metapeft.training.runs import checkpoint
 from metapeft.training.runs.run import Run
+from metapeft.updates.peft_import import read_adapter
 from tests.mutations import mutated
 from theory.figures import rows
 
@@ -108,8 +109,8 @@ def _adapter(folder: Path) -> None:
 
 
 def _read_adapter(folder: Path) -> Any:
-    net = mp.load_base(folder / "adapter", _network())
-    formats, factors = mp.import_peft(folder / "adapter", net)
+    net = mp.load_base(_network(), folder / "adapter")
+    formats, factors = read_adapter(folder / "adapter", net)
     return {name: repr(value) for name, value in formats.items()}, factors, dict(net.state_dict())
 
 
@@ -120,7 +121,7 @@ def _foreign(folder: Path) -> None:
 
 
 def _read_foreign(folder: Path) -> Any:
-    formats, factors = mp.import_peft(folder / "adapter", _network())
+    formats, factors = read_adapter(folder / "adapter", _network())
     return {name: repr(value) for name, value in formats.items()}, factors
 
 

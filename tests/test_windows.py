@@ -1,4 +1,4 @@
-"""What Windows lacks is not needed: every module imports without it, and runs are kept."""
+"""What Windows and macOS lack is not needed: every module imports without it, and runs are kept."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ from metapeft.base.files import write_atomically
 from metapeft.base.machine import memory
 
 # Modules and names that Python has on POSIX alone; libraries that others bring have their own ways around them.
-WITHOUT = """
-import importlib, os, pkgutil, signal, sys
-import cyclopts, filelock, jinja2, matplotlib.figure, numpy, rich.progress, safetensors.torch, scipy.optimize
-import scipy.stats, tensorly, torch, torch.distributed, torch.utils.data
-
+WINDOWS = """
 for name in ("crypt", "fcntl", "grp", "nis", "posix", "pty", "pwd", "resource", "spwd", "syslog", "termios", "tty"):
     sys.modules[name] = None
 for name in ("O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "fork", "getuid", "register_at_fork", "sched_getaffinity",
@@ -26,7 +22,37 @@ for name in ("O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "fork", "getuid", "regis
         delattr(os, name)
 for name in ("SIGALRM", "SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "alarm", "setitimer"):
     delattr(signal, name)
+sys.platform, platform.system = "win32", lambda: "Windows"
+"""
+# What Linux has and macOS has not.
+MACOS = """
+for name in ("sched_getaffinity", "sched_setaffinity", "posix_fadvise", "posix_fallocate", "pipe2", "memfd_create"):
+    if hasattr(os, name):
+        delattr(os, name)
+sys.platform, platform.system = "darwin", lambda: "Darwin"
+"""
+LOADED = """
+import builtins, ctypes, importlib, io, os, pkgutil, platform, signal, sys, tempfile
+import cyclopts, filelock, jinja2, matplotlib.figure, numpy, rich.progress, safetensors.torch, scipy.optimize
+import scipy.stats, tensorly, torch, torch.distributed, torch.utils.data
+"""
+# Neither has files of the kernel's, nor glibc.
+NEITHER = """
+opened, stated = io.open, os.stat
 
+def here(path):
+    if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(("/proc", "/sys/fs")):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+    return path
+
+def refused(*given, **more):
+    raise OSError("no such library")
+
+io.open = builtins.open = lambda path, *given, **more: opened(here(path), *given, **more)
+os.stat = lambda path, *given, **more: stated(here(path), *given, **more)
+ctypes.CDLL = refused
+"""
+EVERY_MODULE = """
 import metapeft
 count = 0
 for package in ("metapeft", "theory"):
@@ -37,12 +63,32 @@ for package in ("metapeft", "theory"):
             count += 1
 print(count)
 """
+A_RUN = """
+import metapeft as mp
+source = torch.Generator().manual_seed(0)
+data = mp.data(torch.randn(60, 4, generator=source), torch.arange(60) % 6)
+sampler = mp.EpisodeSampler(data, 3, 1, 2)
+learner = mp.methods.lora_ml(mp.backbones.mlp(4, 3, hidden=(8,)))
+with tempfile.TemporaryDirectory() as folder:
+    trainer = mp.BilevelTrainer(learner, tasks_per_step=2, progress=False)
+    trainer.fit(sampler, steps=2, run_dir=f"{folder}/run")
+    task = sampler[0]
+    adapted = mp.load(f"{folder}/run").adapt(task.support_x, task.support_y, steps=1)
+    adapted.export_peft(f"{folder}/adapter")
+    print(mp.evaluate(learner, sampler, episodes=2).accuracy >= 0)
+"""
 
 
-def test_every_module_imports_without_what_windows_lacks() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    "system", [WINDOWS, pytest.param(MACOS, marks=pytest.mark.slow)], ids=["windows", "macos"]
+)
+def test_every_module_imports_and_a_run_is_kept(system: str) -> None:
+    code = LOADED + system + NEITHER + EVERY_MODULE + A_RUN
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 150
+    count, ran = done.stdout.split()
+    assert int(count) > 150
+    assert ran == "True"
 
 
 def test_files_are_written_where_folders_cannot_be_opened(

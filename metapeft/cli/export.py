@@ -71,6 +71,7 @@ def export(
     task = EpisodeSampler(found, own_ways, own_shots, 1, seed=seed, shift=swaps(found.name))[episode]
     if steps is None:
         steps = chosen_steps(run, shift=False)
-    learner.adapt(task.support_x, task.support_y, steps).export_peft(folder)
+    names = None if task.classes is None else [str(found.classes[i]) for i in task.classes.tolist()]
+    learner.adapt(task.support_x, task.support_y, steps, classes=names).export_peft(folder)
     print(f"{folder}: the adapter of episode {episode}")
     return 0

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metapeft.base.files import write_atomically
+from metapeft.base.machine.torchvision_operators import help_torchvision
 from metapeft.datasets.text_rows import class_names, read_text_rows
 from metapeft.experiments.report.bar_plot import rank_bars
 from metapeft.experiments.report.scores_plot import score_dots
@@ -64,6 +65,7 @@ def loaded(folder: Path, classes: int, seed: int) -> tuple[torch.nn.Module, Any]
         raise ValueError(
             f"--model {folder}: a folder that save_pretrained() wrote is needed, with a config.json"
         )
+    help_torchvision()
     try:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
     except ImportError as error:

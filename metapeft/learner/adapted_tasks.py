@@ -160,7 +160,7 @@ class Adapted:
         return {name: update.delta(1)[0] for name, update in made.items()}
 
     def export_peft(self, folder: str | Path) -> None:
-        """Write an adapter folder that PEFT loads; see `metapeft.updates.peft_export.export_peft`."""
+        """Write an adapter folder that PEFT loads, with a README that says how; see `mp.export_peft`."""
         from metapeft.updates.peft_export import export_peft
 
         self._check_one_update("export_peft()")
@@ -174,7 +174,8 @@ class Adapted:
         state = {**learner.model.parameters, **dict(module.named_buffers())}
         weights = {name: value.detach().to(like[name]) for name, value in state.items()}
         head = {name: value[0] for name, value in self.head.items()} or None
-        export_peft(own, self.single_factors(), folder, weights=weights, head=head)
+        about = {"classes": self.classes, "image": learner.image_shape}
+        export_peft(own, self.single_factors(), folder, weights=weights, head=head, **about)
 
     def _check_one_update(self, what: str) -> None:
         if self.learner.per_input:

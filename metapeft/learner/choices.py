@@ -123,6 +123,13 @@ def resolved_selection(selection: Any, registry: Registry) -> Any:
     )
 
 
+def starts_under(selection: Any, model: AttachedModel) -> dict[str, Tensor]:
+    """Where the factors start: an update that the model was given is the same under the selection's first weights."""
+    starts = model.factors()
+    undone = getattr(selection, "undone", None)
+    return starts if model.given_start is None or undone is None else undone(model.sites, starts)
+
+
 def resolved(part: Any, registry: Registry) -> Any:
     """A part by its name, or the part itself."""
     return registry.resolve(part)() if isinstance(part, str) else part

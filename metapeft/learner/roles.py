@@ -15,7 +15,13 @@ from metapeft.generators.generator import Generator
 from metapeft.heads.head import HEAD, Head, wide
 from metapeft.heads.normalized import CENTER, OnFeatures
 from metapeft.inner.solver import Solver
-from metapeft.learner.choices import GROUPS, adapted_names, check_groups, classifier_parameters
+from metapeft.learner.choices import (
+    GROUPS,
+    adapted_names,
+    check_groups,
+    classifier_parameters,
+    starts_under,
+)
 from metapeft.learner.items import Items, moved
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.copying import copied, feature_size, viewed
@@ -89,7 +95,7 @@ class Roles:
 
     def _name_variables(self) -> None:
         """Collect every tensor under its group's name."""
-        starts = self.model.factors()
+        starts = starts_under(self.selection, self.model)
         self.factor_names = list(starts)
         self.is_factor = frozenset(starts)
         self.seeds = _seeds(self.model, starts)

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from metapeft.updates.formats.scores import Scores
     from metapeft.updates.formats.selection import Softmax, at_ranks, costs
     from metapeft.updates.formats.tensor_ring import TensorRing
+    from metapeft.updates.peft_base import load_base
     from metapeft.updates.peft_export import export_peft
-    from metapeft.updates.peft_import import import_peft, load_base
+    from metapeft.updates.peft_import import from_peft, import_peft
     from metapeft.updates.peft_ranks import lora_config
     from metapeft.updates.singular_terms import canonical
 else:
@@ -45,6 +46,7 @@ __all__ = [
     "costs",
     "decompose",
     "export_peft",
+    "from_peft",
     "import_peft",
     "load_base",
     "lora_config",

@@ -56,6 +56,7 @@ class AttachedModel(BatchedBackbone):
         output: takes the tensor from what the forward gives; None: its `logits`, or its first tensor.
         like: a tensor of the backbone's type and device; an empty one where it has none.
         left_out: what carries no update because it cannot: parameter -> why.
+        given_start: the update that tasks start from, `name -> (1, ...)`; None: a zero update.
 
     Example:
         >>> import metapeft as mp
@@ -76,8 +77,9 @@ class AttachedModel(BatchedBackbone):
         dropout: bool = False,
         output: Output | None = None,
         left_out: Mapping[str, str] | None = None,
+        given_start: Factors | None = None,
     ) -> None:
-        super().__init__(module, sites, classifier, classifier_is_certain, seed, dropout, output)
+        super().__init__(module, sites, classifier, classifier_is_certain, seed, dropout, output, given_start)
         self.left_out = dict(left_out or {})
         self.norm, self.preprocess = norm, preprocess
         self._state: dict[str, Tensor] = dict(self.parameters)
@@ -107,7 +109,7 @@ class AttachedModel(BatchedBackbone):
         """It is copied and pickled by what it was made of: a skeleton knows its leaf modules by closures."""
         made_of = (
             self.module, self.sites, self.norm, self.preprocess, self.classifier, self.classifier_is_certain, self.seed,
-            self.dropout, self.output, self.left_out,
+            self.dropout, self.output, self.left_out, self.given_start,
         )  # fmt: skip
         return AttachedModel, made_of
 

@@ -34,6 +34,7 @@ class BatchedBackbone:
         classifier: name of the classifier layer, or None; `classifier_is_certain` where it was not guessed.
         dropout: whether it runs in train mode, with the masks that a run is given.
         output: takes the tensor from what the forward gives; None: `inputs.output_tensor`.
+        given_start: factors that tasks start from in place of the formats' own start, or None.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class BatchedBackbone:
         seed: int,
         dropout: bool,
         output: Output | None = None,
+        given_start: Mapping[str, Tensor] | None = None,
     ) -> None:
+        self.given_start = None if given_start is None else dict(given_start)
         self.module, self.sites, self.seed, self.dropout = module, sites, seed, dropout
         self.classifier, self.classifier_is_certain = classifier, classifier_is_certain
         self.output = output
@@ -55,7 +58,7 @@ class BatchedBackbone:
         self.parameters: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
 
     def factors(self) -> dict[str, Tensor]:
-        """Where every task starts: `name -> (1, ...)`, a zero update.
+        """Where every task starts: `name -> (1, ...)`, a zero update, or the one that it was made with.
 
         Example:
             >>> import metapeft as mp
@@ -64,7 +67,12 @@ class BatchedBackbone:
             {'weight.A': (1, 1, 3), 'weight.B': (1, 2, 1)}
         """
         start: dict[str, Tensor] = {}
+        given = self.given_start or {}
         for name, site in self.sites.items():
+            own = [f"{name}.{key}" for key in site.format.shapes(site.geometry)]
+            if set(own) <= given.keys():
+                start.update({key: given[key].detach().clone().to(self.parameters[name]) for key in own})
+                continue
             # a generator a parameter: what else carries an update changes nothing here
             number = (self.seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63
             generator = torch.Generator().manual_seed(number)

@@ -63,6 +63,7 @@ def copied(
         model.seed,
         output=model.output,
         left_out=model.left_out,
+        given_start=model.given_start,
     )
     return other, trainable
 
@@ -83,6 +84,9 @@ def frozen(model: AttachedModel) -> AttachedModel:
         model.classifier_is_certain,
         model.seed,
         model.dropout,
+        model.output,
+        model.left_out,
+        model.given_start,
     )
 
 
@@ -104,6 +108,7 @@ def viewed(
         dropout,
         model.output,
         model.left_out,
+        model.given_start,
     )
 
 

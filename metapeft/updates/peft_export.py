@@ -2,7 +2,8 @@
 
     adapter_config.json         PEFT's settings: a rank, a scale and a name for each layer
     adapter_model.safetensors   LoRA factors, and the head under `modules_to_save`
-    metapeft.json               what PEFT cannot say: layers of rank 0, the SHA-256 of base/ and of the other files
+    metapeft.json               what PEFT cannot say: layers of rank 0, classes, the SHA-256 of backbone and files
+    README.md                   what it is, what it belongs to, and the lines that load it
     base/model.safetensors      the backbone's weights, where they were trained or the head has another shape
 
 Everything is written as LoRA: `W0 + (alpha / r) B A`. Where the groups of a convolution share `A` here, PEFT gives
@@ -16,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from metapeft.updates import factors as _factors
 from metapeft.updates.attached import AttachedModel
 from metapeft.updates.formats.site import Site
 from metapeft.updates.leaf import is_gpt2_linear
+from metapeft.updates.peft_base import source_of, weights_digest
+from metapeft.updates.peft_card import Card, checked_classes
 from metapeft.updates.peft_layers import OWN_MODULES, PREFIX, Adapter, adapters
 from metapeft.updates.peft_settings import settings_digest
 
@@ -42,6 +45,8 @@ def export_peft(
     *,
     weights: Mapping[str, Tensor] | None = None,
     head: Mapping[str, Tensor] | None = None,
+    classes: Sequence[str] | None = None,
+    image: tuple[int, int, int] | None = None,
 ) -> None:
     """Write one task's update as an adapter folder for PEFT; see the top of this file.
 
@@ -51,6 +56,7 @@ def export_peft(
         folder: is made; what is there already must be empty.
         weights: trained weights of the backbone by name; `base/` is written where they differ from its own.
         head: `{"head.weight": (N, F), "head.bias": (N,)}`, in place of the classifier.
+        classes: names of the outputs. image: channels, height and width of its images. Both stand in the README.
 
     Raises:
         ValueError: what PEFT cannot say, by name: Full updates (but on the classifier, which is saved whole),
@@ -65,7 +71,7 @@ def export_peft(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     export_peft(model, {name: value[0] for name, value in model.factors().items()}, folder)
         ...     sorted(path.name for path in Path(folder).iterdir())
-        ['adapter_config.json', 'adapter_model.safetensors', 'metapeft.json']
+        ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'metapeft.json']
     """
     folder = Path(folder)
     new_folder(folder)
@@ -103,10 +109,16 @@ def export_peft(
         base = _bytes({name: (whole if reshaped else {}).get(name, state[name]) for name in first_names})
         files["base/model.safetensors"] = base
         extra["base_sha256"] = hashlib.sha256(base).hexdigest()
+    else:
+        extra["backbone_sha256"] = weights_digest(model.module, whole)
+    if classes is not None:
+        extra["classes"] = checked_classes(classes)
     files["adapter_model.safetensors"] = _bytes(tensors)
     config = _config(model.module, found, saved_whole)
     extra["adapter_sha256"] = hashlib.sha256(files["adapter_model.safetensors"]).hexdigest()
     extra["settings_sha256"] = settings_digest(config)
+    card = Card(model.module, config, extra, "base_sha256" in extra, classes, image)
+    files["README.md"] = card.markdown().encode()
     files["metapeft.json"] = f"{json.dumps(sealed(extra), indent=2)}\n".encode()
     files["adapter_config.json"] = f"{json.dumps(config, indent=2)}\n".encode()
     _write(folder, files)
@@ -191,10 +203,12 @@ def _config(backbone: nn.Module, adapters: Mapping[str, Adapter], whole: str | N
     if exact:
         targets = "|".join(re.escape(layer) for layer in adapters)
     first = next(iter(adapters.values()), Adapter({}, 1, 1.0))
+    name, revision = source_of(backbone)
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": name,
+        "revision": revision,
         "inference_mode": True,
         "bias": "none",
         "lora_dropout": 0.0,

@@ -4,46 +4,57 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from metapeft.base.errors import RunError, stored_in
-from metapeft.base.reading import check_file, read_json, reading
+from metapeft.updates.attach_model import attach
+from metapeft.updates.attached import AttachedModel
 from metapeft.updates.formats.format import Format
 from metapeft.updates.formats.full import Full
 from metapeft.updates.formats.lora import LoRA
+from metapeft.updates.inputs import Output, Preprocess
 from metapeft.updates.layers.slots import slots
 from metapeft.updates.leaf import is_transposed
+from metapeft.updates.peft_base import adapter_json, adapter_tensors, check_pair, check_trained_on
+from metapeft.updates.peft_full import SUFFIXES, check_layer, full_delta
 from metapeft.updates.peft_layers import PREFIX, block_diagonal, refuse_shared
 from metapeft.updates.peft_settings import alphas, check_settings, settings_digest
 from metapeft.updates.targets import find_sites
 
-_SUFFIXES = {
-    ".lora_A.weight": "A",
-    ".lora_B.weight": "B",
-    ".lora_embedding_A": "A",
-    ".lora_embedding_B": "B",
-}
 
+def from_peft(
+    backbone: nn.Module,
+    folder: str | Path,
+    *,
+    check_base: bool = True,
+    preprocess: Preprocess | None = None,
+    classifier: str | None = "auto",
+    output: Output | None = None,
+) -> tuple[AttachedModel, dict[str, Tensor]]:
+    """Read an adapter folder of PEFT, ours or another's, and attach its update to a backbone.
 
-def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Format], dict[str, Tensor]]:
-    """Read an adapter folder of PEFT, ours or another's.
+    The update is where every task of the model starts: `Learner(model, ...)`, `mp.finetune(model, ...)` and
+    `mp.search_ranks(model, ...)` go on from it, whole (a selection's first weights do not divide it).
 
     Args:
+        backbone: the module that the adapter belongs to; where the folder has `base/`, `mp.load_base` comes first.
         folder: as `export_peft` or PEFT's `save_pretrained` writes it.
-        backbone: the module that the adapter belongs to; where the folder has `base/`, `load_base` comes first.
+        check_base: whether weights other than those that the adapter says it was trained on are refused.
+        preprocess, classifier, output: as `mp.attach` takes them.
 
-    Returns: formats by parameter name, for `attach(backbone, formats)`, and one task's factors, without the task
-        axis, for `merged`. Layers of rank 0 come back as `LoRA(0)`, modules that were saved whole as Full updates.
+    Returns: the attached backbone, and the update `name -> (1, ...)`, as `model(x, factors)` takes it. Layers of rank 0
+        have `LoRA(0)`; modules that were saved whole, layers under DoRA, and embeddings whose weight the adapter brings
+        have Full updates.
 
     Raises:
-        ValueError: files that are missing or damaged, an adapter that is no plain LoRA, that belongs to
-            another backbone, or whose base was not loaded.
+        ValueError: files that are missing or damaged, an adapter that is neither LoRA nor DoRA, that belongs to
+            another backbone or to other weights, or whose base was not loaded.
 
     Example:
         >>> import tempfile
@@ -52,38 +63,71 @@ def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Form
         >>> model = mp.attach(net, mp.LoRA(rank=1), targets="0")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     mp.export_peft(model, {name: value[0] for name, value in model.factors().items()}, folder)
-        ...     formats, factors = import_peft(folder, net)
-        >>> sorted(factors)
-        ['0.weight.A', '0.weight.B']
+        ...     model, factors = from_peft(net, folder)
+        >>> sorted(factors), tuple(model(torch.zeros(1, 5, 3), factors).shape)
+        (['0.weight.A', '0.weight.B'], (1, 5, 2))
     """
+    check_pair(backbone, folder)
+    formats, own = read_adapter(folder, backbone, check_base)
+    model = attach(backbone, formats, preprocess=preprocess, classifier=classifier, output=output)
+    model.given_start = {name: value.unsqueeze(0) for name, value in own.items()}
+    return model, model.factors()
+
+
+def import_peft(folder: str | Path, backbone: nn.Module) -> tuple[dict[str, Format], dict[str, Tensor]]:
+    """Formats by parameter name and one task's factors, without the task axis: `from_peft` as it was until 0.2.
+
+    Warns:
+        FutureWarning: it goes with the next version.
+
+    Example:
+        >>> import tempfile
+        >>> import metapeft as mp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2))
+        >>> model = mp.attach(net, mp.LoRA(rank=1))
+        >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     mp.export_peft(model, {name: value[0] for name, value in model.factors().items()}, folder)
+        ...     formats, factors = import_peft(folder, net)
+        >>> formats
+        {'0.weight': LoRA(rank=1, alpha=None)}
+    """
+    warnings.warn(
+        "import_peft(folder, backbone) goes with the next version: model, factors = from_peft(backbone, folder)",
+        FutureWarning,
+        stacklevel=2,
+    )
+    check_pair(backbone, folder)
+    return read_adapter(folder, backbone)
+
+
+def read_adapter(
+    folder: str | Path, backbone: nn.Module, check_base: bool = True
+) -> tuple[dict[str, Format], dict[str, Tensor]]:
+    """Formats by parameter name, and one task's factors without the task axis; see `from_peft`."""
     folder = Path(folder)
-    config, extra = _json(folder / "adapter_config.json"), {}
+    config, extra = adapter_json(folder / "adapter_config.json"), {}
     if (folder / "metapeft.json").exists():
-        extra = _json(folder / "metapeft.json")
+        extra = adapter_json(folder / "metapeft.json")
     check_settings(config, folder)
     with stored_in(folder / "adapter_config.json"):
-        found = _imported(folder, config, extra, backbone)
+        found = _imported(folder, config, extra, backbone, check_base)
     _check_digests(folder, config, extra)
     return found
 
 
 def _imported(
-    folder: Path, config: Mapping[str, Any], extra: Mapping[str, Any], backbone: nn.Module
+    folder: Path,
+    config: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    backbone: nn.Module,
+    check_base: bool,
 ) -> tuple[dict[str, Format], dict[str, Tensor]]:
     """Formats and factors, of files that were checked."""
     state = dict(backbone.state_dict(keep_vars=True))
-    if "base_sha256" in extra:
-        _check_base(_base(folder, extra), state)
-
-    pairs: dict[str, dict[str, Tensor]] = {}
-    whole: dict[str, Tensor] = {}
-    for key, value in _tensors(folder / "adapter_model.safetensors").items():
-        name = key.removeprefix(PREFIX)
-        suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
-        if suffix is None or name in state:  # a layer of the backbone may be called lora_A
-            whole[name] = value
-        else:
-            pairs.setdefault(name.removesuffix(suffix), {})[_SUFFIXES[suffix]] = value
+    pairs, whole = _sorted(adapter_tensors(folder / "adapter_model.safetensors"), state)
+    if check_base:
+        check_trained_on(folder, extra, config, backbone, whole)
 
     first_name = {id(value): name for name, value in backbone.named_parameters()}
     tied = slots(backbone)
@@ -92,18 +136,25 @@ def _imported(
     alpha = alphas(config, pairs, folder)
     for layer, pair in pairs.items():
         parameter = state.get(f"{layer}.weight")
-        if parameter is None or set(pair) != {"A", "B"}:
+        if parameter is None or not {"A", "B"} <= set(pair):
             raise ValueError(
                 f"{folder} adapts {layer!r}, which this backbone does not have, or only half of it is there"
             )
         module = backbone.get_submodule(layer)
         refuse_shared(backbone, layer)
         _refuse_half_of_tied(tied[id(parameter)], {f"{layer}.weight" for layer in pairs}, folder)
+        check_layer(folder, layer, module, parameter, pair, bool(config.get("use_dora")))
         alpha[layer] *= math.sqrt(pair["A"].shape[0]) if config.get("use_rslora") else 1.0
         format, local = _layer(module, layer, pair, alpha[layer])
         name = first_name[id(parameter)]
         owner = backbone.get_submodule(name.rpartition(".")[0])
-        if is_transposed(owner) != is_transposed(module):  # the other layer of a tied pair
+        base = pair.get("base")
+        if base is not None and torch.equal(base.to(parameter), parameter.detach()):
+            base = None
+        if base is not None or "magnitude" in pair:
+            delta = full_delta(module, parameter.detach(), base, (format, local), pair.get("magnitude"))
+            format, local = Full(), {"delta": delta}
+        elif is_transposed(owner) != is_transposed(module):  # the other layer of a tied pair
             local = {"A": local["B"].T.contiguous(), "B": local["A"].T.contiguous()}
         if formats.setdefault(name, format) != format or any(
             not torch.equal(factors.setdefault(f"{name}.{key}", value), value) for key, value in local.items()
@@ -129,74 +180,22 @@ def _imported(
     return formats, factors
 
 
-def load_base(folder: str | Path, backbone: nn.Module) -> nn.Module:
-    """Put the weights of `base/` into a backbone, in place; returns it.
-
-    The classifier's own shape is changed where the exported head has another number of outputs.
-
-    Raises:
-        ValueError: the folder has no base, its hash is wrong, or it belongs to another backbone.
-
-    Example:
-        >>> import tempfile
-        >>> import metapeft as mp
-        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
-        >>> model = mp.attach(net, mp.LoRA(rank=1), targets="0")
-        >>> factors = {name: value[0] for name, value in model.factors().items()}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     mp.export_peft(model, factors, folder, weights={"0.bias": torch.ones(4)})
-        ...     _ = load_base(folder, net)
-        >>> net[0].bias.tolist()
-        [1.0, 1.0, 1.0, 1.0]
-    """
-    folder = Path(folder)
-    extra = _json(folder / "metapeft.json")
-    if "base_sha256" not in extra:
-        raise ValueError(f"{folder} has no base/: its adapter belongs to the backbone's own weights")
-    base = _base(folder, extra)
-    own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-    if set(base) != set(own):
-        odd = sorted(set(base) ^ set(own))
-        raise ValueError(
-            f"base/ of {folder} belongs to another backbone: they disagree on {', '.join(odd[:5])}"
-        )
-    with torch.no_grad():
-        for name, value in base.items():
-            if own[name].shape == value.shape:
-                own[name].copy_(value)
-                continue
-            module = backbone.get_submodule(name.rpartition(".")[0])
-            local = name.rpartition(".")[2]
-            if not isinstance(module, nn.Linear) or own[name].shape[1:] != value.shape[1:]:
-                raise ValueError(
-                    f"base/ of {folder} has {name!r} of shape {tuple(value.shape)}, not {own[name].shape}"
-                )
-            setattr(module, local, nn.Parameter(value.to(own[name])))
-            module.out_features = value.shape[0]
-    return backbone
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise ValueError(f"{path} is missing: is {path.parent} an adapter folder?")
-    found = read_json(path, again="it is no JSON of an adapter, but a damaged or foreign file")
-    if not isinstance(found, dict):
-        raise RunError(f"{path} is a {type(found).__name__} of JSON, an adapter has an object there")
-    return found
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise ValueError(f"{path} is missing: adapters in pickle files (adapter_model.bin) are not read")
-    with reading(path, again="a damaged or truncated file"):
-        check_file(path)
-        found = load(path.read_bytes())
-        for name, value in found.items():
-            if value.is_floating_point() and not bool(value.isfinite().all()):
-                raise ValueError(
-                    f"{name!r} has NaN or infinity in it: its training diverged, or the file is damaged"
-                )
-    return found
+def _sorted(
+    given: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The tensors of an adapter: by layer and part, and those that were saved whole, by parameter."""
+    pairs: dict[str, dict[str, Tensor]] = {}
+    whole: dict[str, Tensor] = {}
+    for key, value in given.items():
+        name = key.removeprefix(PREFIX)
+        suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+        if suffix is None or name in state:  # a layer of the backbone may be called lora_A
+            whole[name] = value
+        else:
+            pairs.setdefault(name.removesuffix(suffix), {})[SUFFIXES[suffix]] = value
+    for layer in [layer for layer, parts in pairs.items() if set(parts) == {"base"}]:
+        whole[f"{layer}.weight"] = pairs.pop(layer)["base"]
+    return pairs, whole
 
 
 def _check_digests(folder: Path, config: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
@@ -213,22 +212,6 @@ def _check_digests(folder: Path, config: Mapping[str, Any], extra: Mapping[str, 
             f"{folder / 'adapter_config.json'} is damaged, or was changed: its settings are not those that were "
             "exported. Export the adapter again, or remove metapeft.json if the change is meant and no layer has rank 0"
         )
-
-
-def _base(folder: Path, extra: Mapping[str, Any]) -> dict[str, Tensor]:
-    path = folder / "base" / "model.safetensors"
-    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != extra["base_sha256"]:
-        raise ValueError(f"{path} is missing or not the file that was exported: its SHA-256 differs")
-    return _tensors(path)
-
-
-def _check_base(base: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    for name, value in base.items():
-        own = state.get(name)
-        if own is None or own.shape != value.shape or not torch.equal(own.detach().to(value), value):
-            raise ValueError(
-                f"the adapter was trained on other weights ({name!r} differs): load_base() first"
-            )
 
 
 def _refuse_half_of_tied(names: list[str], adapted: Collection[str], folder: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metapeft.base.arguments import by_name, is_whole, number
+from metapeft.base.machine.torchvision_operators import help_torchvision
 
 
 def lora_config(ranks: Mapping[str, int], alpha: float | None = None, **options: Any) -> Any:
@@ -40,6 +41,7 @@ def lora_config(ranks: Mapping[str, int], alpha: float | None = None, **options:
     own = {name.removesuffix(".weight"): rank for name, rank in ranks.items() if rank}
     if not own:
         raise ValueError("all ranks are 0: there is no adapter to configure")
+    help_torchvision()
     try:
         from peft import LoraConfig
     except ImportError as error:

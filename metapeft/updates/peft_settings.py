@@ -16,7 +16,7 @@ _READ = frozenset((
     "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern",
     "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config",
     "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r",
-    "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
+    "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
 ))  # fmt: skip
 #: starts of A and B that leave the base weight as it is, so that the adapter is all that was added to it
 _STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
@@ -42,13 +42,13 @@ def settings_digest(config: Mapping[str, Any]) -> str:
 
 
 def check_settings(config: Mapping[str, Any], folder: object) -> None:
-    """Raise ValueError for what is no plain LoRA, and for every setting that is unknown and not off.
+    """Raise ValueError for what is neither plain LoRA nor DoRA, and for every setting that is unknown and not off.
 
     Example:
         >>> check_settings({"peft_type": "LORA", "init_lora_weights": True, "use_dora": False}, "adapter")
         >>> check_settings({"peft_type": "LORA", "use_tomorrows_idea": 3}, "adapter")
         Traceback (most recent call last):
-        ValueError: adapter has use_tomorrows_idea=3: only plain LoRA can be read, which this may not be
+        ValueError: adapter has use_tomorrows_idea=3: only plain LoRA and DoRA can be read, which this may not be
     """
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{folder} is a {config.get('peft_type')} adapter: only LORA can be read")
@@ -63,7 +63,7 @@ def check_settings(config: Mapping[str, Any], folder: object) -> None:
         off = value is None or value is False or value in ("none", [], {})
         if key not in _READ and key != "init_lora_weights" and not off:
             raise ValueError(
-                f"{folder} has {key}={value!r}: only plain LoRA can be read, which this may not be"
+                f"{folder} has {key}={value!r}: only plain LoRA and DoRA can be read, which this may not be"
             )
 
 

@@ -23,8 +23,9 @@ registry = Registry(
         "canonical": "singular_terms",
         "lora_config": "peft_ranks",
         "export_peft": "peft_export",
+        "from_peft": "peft_import",
         "import_peft": "peft_import",
-        "load_base": "peft_import",
+        "load_base": "peft_base",
     },
     names={"full": "Full", "lora": "LoRA", "cp": "CP", "tensor-ring": "TensorRing", "softmax": "Softmax"},
 )

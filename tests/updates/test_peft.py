@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import metapeft as mp
+from metapeft.updates.peft_import import read_adapter
 from tests.updates.helpers import FORMATS, assert_close, call, randn, random_factors, randomised, task
 from tests.updates.networks import Tied, tiny
 
@@ -77,7 +78,7 @@ def test_round_trip(tmp_path: Path, format: str) -> None:
     model = mp.attach(net, LOW_RANK[format])
     factors = task(random_factors(model, 1), 0)
     mp.export_peft(model, factors, tmp_path)
-    formats, back = mp.import_peft(tmp_path, net)
+    formats, back = read_adapter(tmp_path, net)
     again = mp.attach(net, formats)
     assert_close(call(again.merged(back), words()), call(model.merged(factors), words()), 1e-12)
     if format == "lora":
@@ -98,7 +99,7 @@ def test_rank_zero_survives(peft: ModuleType, tmp_path: Path) -> None:
     assert sorted(config["target_modules"]) == ["head", "linear.0"]
     assert config["rank_pattern"] == {"linear.0": 3, "head": 1}
     assert config["alpha_pattern"] == {"linear.0": 1.5, "head": 1}
-    formats, back = mp.import_peft(tmp_path, net)
+    formats, back = read_adapter(tmp_path, net)
     assert {name: format.terms for name, format in formats.items()} == {
         "words.weight": 0,
         "conv.0.weight": 0,
@@ -141,7 +142,7 @@ def test_gpt2(peft: ModuleType, tmp_path: Path, targets: str, format: str) -> No
     x = torch.randint(20, (3, 5), generator=torch.Generator().manual_seed(0))
     expected = call(model.merged(factors), {"input_ids": x})
     assert_close(loaded(peft, net(), tmp_path)(input_ids=x).logits, expected, 1e-5)
-    formats, back = mp.import_peft(tmp_path, model.module)
+    formats, back = read_adapter(tmp_path, model.module)
     assert_close(call(mp.attach(model.module, formats).merged(back), {"input_ids": x}), expected, 1e-12)
 
 
@@ -151,7 +152,7 @@ def test_tied_layers(tmp_path: Path, linear_first: bool) -> None:
     model = mp.attach(net, mp.LoRA(2))
     factors = task(random_factors(model, 1), 0)
     mp.export_peft(model, factors, tmp_path)
-    formats, back = mp.import_peft(tmp_path, net)
+    formats, back = read_adapter(tmp_path, net)
     assert formats == {name: site.format for name, site in model.sites.items()}
     assert all(torch.equal(back[name], value) for name, value in factors.items())
 
@@ -175,9 +176,9 @@ def test_heads_and_trained_weights(peft: ModuleType, tmp_path: Path, trained: bo
     fresh = network()
     if trained or ways != 3:
         with pytest.raises(ValueError, match="load_base"):
-            mp.import_peft(tmp_path, fresh)
-        fresh = mp.load_base(tmp_path, fresh)
-    formats, back = mp.import_peft(tmp_path, fresh)
+            read_adapter(tmp_path, fresh)
+        fresh = mp.load_base(fresh, tmp_path)
+    formats, back = read_adapter(tmp_path, fresh)
     assert_close(call(mp.attach(fresh, formats).merged(back), words()), expected, 1e-12)
     assert_close(loaded(peft, fresh, tmp_path)(words()), expected, 1e-5)
 
@@ -188,7 +189,7 @@ def test_full_update_of_the_classifier_is_saved_whole(peft: ModuleType, tmp_path
     mp.export_peft(model, factors, tmp_path)
     expected = call(model.merged(factors), words())
     assert_close(loaded(peft, network(), tmp_path)(words()), expected, 1e-5)
-    formats, back = mp.import_peft(tmp_path, model.module)
+    formats, back = read_adapter(tmp_path, model.module)
     assert_close(call(mp.attach(model.module, formats).merged(back), words()), expected, 1e-12)
 
 
@@ -206,7 +207,7 @@ def test_an_adapter_of_peft_itself(peft: ModuleType, tmp_path: Path) -> None:
         if "lora" in name:
             value.data = 0.3 * torch.randn(value.shape, dtype=torch.float64)
     theirs.save_pretrained(tmp_path)
-    formats, factors = mp.import_peft(tmp_path, network())
+    formats, factors = read_adapter(tmp_path, network())
     merged = mp.attach(network(), formats).merged({name: value.double() for name, value in factors.items()})
     assert_close(call(merged, words()), theirs.eval()(words()), 1e-5)
 
@@ -242,29 +243,29 @@ def test_damaged_and_foreign_folders(tmp_path: Path) -> None:
     weights = {name: value + 1 for name, value in net.named_parameters()}
     mp.export_peft(model, task(random_factors(model, 1), 0), tmp_path, weights=weights)
     with pytest.raises(ValueError, match="is missing"):
-        mp.import_peft(tmp_path / "nowhere", net)
+        read_adapter(tmp_path / "nowhere", net)
     with pytest.raises(ValueError, match="other weights"):
-        mp.import_peft(tmp_path, net)
+        read_adapter(tmp_path, net)
     with pytest.raises(ValueError, match="another backbone"):
-        mp.load_base(tmp_path, nn.Linear(2, 2))
-    mp.load_base(tmp_path, net)
-    mp.import_peft(tmp_path, net)
+        mp.load_base(nn.Linear(2, 2), tmp_path)
+    mp.load_base(net, tmp_path)
+    read_adapter(tmp_path, net)
     config = tmp_path / "adapter_config.json"
     plain = json.loads(config.read_text())
     for key, value in {"peft_type": "LOHA", "use_dora": True, "bias": "all"}.items():
         config.write_text(json.dumps({**plain, key: value}))
         with pytest.raises(ValueError, match=str(value)):
-            mp.import_peft(tmp_path, net)
+            read_adapter(tmp_path, net)
     config.write_text(json.dumps(plain))
     base = tmp_path / "base" / "model.safetensors"
     base.write_bytes(base.read_bytes()[:-1])
     with pytest.raises(ValueError, match="SHA-256"):
-        mp.import_peft(tmp_path, net)
+        read_adapter(tmp_path, net)
     adapter = tmp_path / "adapter_model.safetensors"
     (tmp_path / "metapeft.json").write_text("{}")
     adapter.write_bytes(adapter.read_bytes()[:50])
     with pytest.raises(ValueError, match="damaged"):
-        mp.import_peft(tmp_path, net)
+        read_adapter(tmp_path, net)
     config.write_text("{")
     with pytest.raises(ValueError, match="no JSON"):
-        mp.import_peft(tmp_path, net)
+        read_adapter(tmp_path, net)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import metapeft as mp
+from metapeft.updates.peft_import import read_adapter
 from tests.updates.helpers import assert_close, call, randn, random_factors, randomised, task
 
 WORDS = [
@@ -99,7 +100,7 @@ def test_any_names(
     mp.export_peft(model, factors, tmp_path)
     x = randn(4, 3)
     expected = call(model.merged(factors), x)
-    back_formats, back = mp.import_peft(tmp_path, network())
+    back_formats, back = read_adapter(tmp_path, network())
     assert back_formats == formats
     assert_close(call(mp.attach(network(), back_formats, classifier=None).merged(back), x), expected, 1e-12)
     assert_close(peft.PeftModel.from_pretrained(network(), tmp_path).eval()(x), expected, 1e-6)
@@ -127,6 +128,6 @@ def test_the_name_of_a_classifier_that_is_saved_whole(peft: ModuleType, tmp_path
     mp.export_peft(model, factors, tmp_path)
     x = randn(4, 3)
     expected = call(model.merged(factors), x)
-    back_formats, back = mp.import_peft(tmp_path, network())
+    back_formats, back = read_adapter(tmp_path, network())
     assert_close(call(mp.attach(network(), back_formats, classifier=None).merged(back), x), expected, 1e-12)
     assert_close(peft.PeftModel.from_pretrained(network(), tmp_path).eval()(x), expected, 1e-6)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import metapeft as mp
+from metapeft.updates.peft_import import read_adapter
 from tests.updates.helpers import assert_close, call, randn, random_factors, randomised, task
 from tests.updates.networks import Tied
 
@@ -39,7 +40,7 @@ def trained(adapted: nn.Module) -> nn.Module:
 
 
 def imported(folder: Path, backbone: nn.Module, x: Tensor) -> Tensor:
-    formats, factors = mp.import_peft(folder, backbone)
+    formats, factors = read_adapter(folder, backbone)
     return call(mp.attach(backbone, formats, classifier=None).merged(factors), x)
 
 
@@ -57,7 +58,7 @@ def test_a_start_that_changes_the_base_weights_is_refused(
         assert_close(imported(tmp_path, network(), x), adapted(x), 1e-6)
         return
     with pytest.raises(ValueError, match=f"init_lora_weights='{start}'.*path_initial_model_for_weight_conv"):
-        mp.import_peft(tmp_path, network())
+        read_adapter(tmp_path, network())
 
 
 @pytest.mark.filterwarnings("ignore:.* changes the base weights of the model:UserWarning")
@@ -112,14 +113,14 @@ def with_settings(folder: Path, **settings: Any) -> Path:
 def test_settings_that_are_not_known_to_be_plain_are_refused(tmp_path: Path, settings: dict) -> None:
     name = list(settings)[-1]
     with pytest.raises(ValueError, match=f"{name}="):
-        mp.import_peft(ours(tmp_path, **settings), network())
+        read_adapter(ours(tmp_path, **settings), network())
 
 
 def test_settings_that_are_off_or_only_for_training_are_read(tmp_path: Path) -> None:
     settings = {"use_dora": False, "kasa_config": None, "loftq_config": {}, "a_setting_of_tomorrow": False}
     training = {"lora_dropout": 0.3, "runtime_config": {"ephemeral_gpu_offload": True}, "peft_version": "9"}
     folder = ours(tmp_path, **settings, **training)
-    assert mp.import_peft(folder, network())[0] == {"0.weight": mp.LoRA(2), "2.weight": mp.LoRA(1)}
+    assert read_adapter(folder, network())[0] == {"0.weight": mp.LoRA(2), "2.weight": mp.LoRA(1)}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_patterns_of_others_are_matched_within_a_limit(tmp_path: Path, pattern: 
     with_settings(tmp_path, alpha_pattern={pattern: 1})
     began = time.perf_counter()
     with pytest.raises(ValueError, match=match) as refusal:
-        mp.import_peft(tmp_path, net)
+        read_adapter(tmp_path, net)
     assert time.perf_counter() - began < 2.0
     assert len(str(refusal.value)) < 500
 
@@ -182,7 +183,7 @@ def test_patterns_are_read_by_pefts_own_rule(peft: ModuleType, patterns: dict, e
 @pytest.mark.parametrize("alpha", ["8", None, float("nan"), True, [8]], ids=str)
 def test_a_scale_that_is_no_number_is_refused(tmp_path: Path, alpha: Any) -> None:
     with pytest.raises(ValueError, match="allowed is a finite number"):
-        mp.import_peft(ours(tmp_path, alpha_pattern={"0": alpha}), network())
+        read_adapter(ours(tmp_path, alpha_pattern={"0": alpha}), network())
 
 
 class Sharing(nn.Module):
@@ -232,7 +233,7 @@ def test_an_adapter_on_a_part_of_what_is_shared_is_refused(
         assert_close(imported(tmp_path, sharing(kind), x), adapted(x), 1e-6)
         return
     with pytest.raises(ValueError, match=match):
-        mp.import_peft(tmp_path, sharing(kind))
+        read_adapter(tmp_path, sharing(kind))
 
 
 @pytest.mark.filterwarnings(
@@ -259,7 +260,7 @@ def test_one_of_two_tied_layers_saved_whole_is_refused(peft: ModuleType, tmp_pat
     adapted = peft.get_peft_model(net, peft.LoraConfig(target_modules=["words"], modules_to_save=["output"]))
     adapted.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="only one of the layers that share a weight"):
-        mp.import_peft(tmp_path, randomised(Tied(linear_first=False)))
+        read_adapter(tmp_path, randomised(Tied(linear_first=False)))
 
 
 def test_a_backbone_that_is_itself_the_layer_is_refused(tmp_path: Path) -> None:

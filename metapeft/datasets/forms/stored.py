@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metapeft.base.errors import DataError
+from metapeft.base.files import clear_partials, partial_of
 from metapeft.datasets.forms.source import Content, Picture, Source
 
 FOLDER, FORM = "store", "metapeft's store"
@@ -90,14 +90,15 @@ def made(root: Path, name: str) -> Iterator[Writer]:
         raise DataError(f"there is {target} already: remove it to import anew, or give another folder")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=root, prefix=f".{FOLDER}-", suffix=".part"))
+        clear_partials(root, FOLDER)  # of an import that was killed
+        part = partial_of(target)
+        part.mkdir()
     except OSError as error:
         raise DataError(f"cannot write to {root} ({error.strerror or error}): give another folder") from None
     try:
         writer = Writer(part, name)
         yield writer
         writer.finish()
-        part.chmod(0o755)  # as other folders, not for its maker alone
         os.rename(part, target)
     except OSError as error:
         raise DataError(

@@ -46,7 +46,10 @@ class SelectionSearch:
     ) -> None:
         self.model, self.settings, self.method = model, settings, method
         self.selection, self.joint = Softmax(), JointStep(model, settings)
-        self.lower = Adapter(model.factors(), train, None, settings)
+        start = model.factors()
+        if model.given_start is not None:  # an update that is there is not divided by k
+            start = self.selection.undone(model.sites, start)
+        self.lower = Adapter(start, train, None, settings)
         self.validation = Draw(validation, settings.batch_size, settings.seed, settings.bucket)
         like = next(iter(model.parameters.values()))
         self.logits = {

@@ -83,6 +83,25 @@ class Softmax:
                 selected[f"{name}.{key}"] = value
         return selected
 
+    def undone(self, sites: Sites, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Factors whose update under the weights of the start, `1 / k`, is that of `factors`.
+
+        Example:
+            >>> import metapeft as mp
+            >>> model, selection = mp.attach(torch.nn.Linear(4, 3), mp.LoRA(rank=2)), Softmax()
+            >>> start = model.factors()
+            >>> back = selection(model.sites, selection.undone(model.sites, start), selection.start(model.sites))
+            >>> torch.equal(back["weight.A"], start["weight.A"])
+            True
+        """
+        found = dict(factors)
+        for name, logits in self.start(sites).items():
+            site = sites[name]
+            local = {key: factors[f"{name}.{key}"] for key in site.format.shapes(site.geometry)}
+            inverse = (1.0 / self.weights(logits)).to(next(iter(local.values())))
+            found.update({f"{name}.{key}": v for key, v in site.format.select(local, inverse).items()})
+        return found
+
 
 def costs(model: HasSites | Sites) -> dict[str, int]:
     """Parameters that one term of each layer's update has (a tensor ring's: one more on the bond `r1`).
