@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metapeft.experiments.config import TrainConfig
+from metapeft.datasets.texts import TextData
+from metapeft.experiments.config import TEXTS, TrainConfig
 from metapeft.experiments.report.bar_plot import rank_bars
 from metapeft.experiments.report.dot_plot import intervals
 from metapeft.experiments.report.line_plot import curves
 from metapeft.experiments.report.page import Figure, Section, Table, write_report
 from metapeft.experiments.report.pictures import episode_grid
 from metapeft.experiments.report.regression import fits
+from metapeft.experiments.report.sentences import episode_texts
 from metapeft.experiments.results import Regression, Results
 from metapeft.experiments.samplers import Samplers
 from metapeft.experiments.tables import accuracy_rows, apart, error_rows, protocol_line
@@ -38,8 +40,9 @@ def write(
     if (said := verdict(found)) is not None:
         sections.insert(0, Section("In one sentence", said))
     episodes = f"{config.ways}-way {config.shots}-shot"
+    backbone = config.backbone if config.data in TEXTS else f"{config.backbone} of width {config.width}"
     facts = {
-        "data": f"{config.data}, {episodes}, {config.backbone} of width {config.width}",
+        "data": f"{config.data}, {episodes}, {backbone}",
         "seed": str(config.seed),
         "commit": str(environment.get("commit") or "not from a checkout"),
         "precision": _precision(config),
@@ -122,14 +125,17 @@ def _ranks(found: Results, largest: int) -> list[Section]:
 
 
 def _episodes(samplers: Samplers) -> Section:
-    figures = []
+    figures, tables = [], []
     for name, sampler in samplers.tests.items():
         episode = sampler[0]
         classes = sampler.dataset.classes
         names = None if episode.classes is None else [classes[i] for i in episode.classes.tolist()]
+        if isinstance(sampler.dataset, TextData):
+            tables.append(Table(*episode_texts(episode, sampler.dataset), f"The first test episode, {name}."))
+            continue
         grid = episode_grid(episode.support_x, episode.support_y, episode.query_x, episode.query_y, names)
         figures.append(Figure(grid, f"The first test episode, {name}."))
-    return Section("Episodes", figures=figures)
+    return Section("Episodes", tables=tables, figures=figures)
 
 
 def _regression(found: Regression) -> Section:
