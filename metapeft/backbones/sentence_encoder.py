@@ -31,22 +31,37 @@ def encoder_folder() -> Path:
 class SentenceEncoder(nn.Module):
     """`classifier(mean_l h_l)`, the mean of the last hidden states over a text's tokens, scaled to length `sqrt(F)`.
 
+    It makes a body of transformers, an encoder or a decoder, a backbone whose features heads and generators read.
+
     Args:
-        model: of transformers, whose output has `last_hidden_state (B, L, F)`. classifier: `F` to ways.
+        model: whose output has `last_hidden_state (B, L, F)`, and whose `config` says `hidden_size`, F. A pooler, which
+            nothing would read, is left out by `AutoModel.from_pretrained(..., add_pooling_layer=False)`.
+        ways: outputs of the classifier. seed: of its weights.
+
+    Raises:
+        ValueError: a model that does not say its size, ways below 1.
 
     Example:
         >>> class Words(nn.Embedding):
+        ...     config = type("Config", (), {"hidden_size": 4})
         ...     def forward(self, input_ids, attention_mask):
         ...         return type("Output", (), {"last_hidden_state": super().forward(input_ids)})
-        >>> net = SentenceEncoder(Words(9, 4), nn.Linear(4, 3))
+        >>> net = SentenceEncoder(Words(9, 4), ways=3)
         >>> net(torch.tensor([[1, 2, 0]]), torch.tensor([[1, 1, 0]])).shape
         torch.Size([1, 3])
     """
 
-    def __init__(self, model: nn.Module, classifier: nn.Linear) -> None:
+    def __init__(self, model: nn.Module, ways: int = 5, seed: int = 0) -> None:
         super().__init__()
+        check_sizes(ways=ways)
+        size = getattr(getattr(model, "config", None), "hidden_size", None)
+        if not isinstance(size, int):
+            raise ValueError(
+                f"model is a {type(model).__name__} without config.hidden_size: a body of transformers is needed, as "
+                "AutoModel.from_pretrained(...) gives"
+            )
         self.model = model
-        self.classifier = classifier
+        self.classifier = seeded(lambda: nn.Linear(size, ways), seed)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -92,7 +107,4 @@ def minilm(ways: int = 5, trained: int = 6, seed: int = 0) -> nn.Module:
         parameter.requires_grad_(False)
     for layer in layers[len(layers) - trained :]:
         layer.requires_grad_(True)
-    classifier = seeded(lambda: nn.Linear(model.config.hidden_size, ways), seed)
-    if not isinstance(classifier, nn.Linear):
-        raise TypeError("the classifier is no Linear")
-    return SentenceEncoder(model, classifier).eval()
+    return SentenceEncoder(model, ways, seed).eval()

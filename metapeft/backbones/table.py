@@ -19,6 +19,7 @@ registry = Registry(
         "vit": "vision_transformer",
         "mlp": "perceptron",
         "minilm": "sentence_encoder",
+        "SentenceEncoder": "sentence_encoder",
     },
     names={
         "conv4": "conv4",
