@@ -9,7 +9,7 @@ from __future__ import annotations
 from cyclopts import App
 
 app = App(help=__doc__, version_flags=[])
-for name in ("intents", "glue", "controls"):
+for name in ("intents", "glue", "controls", "entities", "generation"):
     app.command(f"benchmarks.language.{name}:run", name=name)
 
 if __name__ == "__main__":

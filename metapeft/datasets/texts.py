@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metapeft.base.arguments import whole
 from metapeft.base.errors import DataError
@@ -41,7 +41,7 @@ class TextData:
     """
 
     more_classes = ""
-    shift = None  # styles of images have no counterpart here
+    preprocess = None  # tokens go to the backbone as they are
 
     def __init__(
         self,
@@ -82,11 +82,6 @@ class TextData:
     def lengths(self) -> list[int]:
         """Tokens of each text."""
         return [int(count) for count in self._counts]
-
-    @property
-    def preprocess(self) -> nn.Module:
-        """The identity: tokens go to the backbone as they are."""
-        return nn.Identity()
 
     @property
     def split_hash(self) -> str:

@@ -50,7 +50,7 @@ def test_the_main_job_on_texts(data: list[str], tmp_path: Path, capsys: pytest.C
     assert "the pay my a; " in (out / "report.html").read_text()  # of the first test episode
     assert "Generating the update from the support set" in capsys.readouterr().out
     assert run([*call, "--resume"]) == 0
-    assert run(["evaluate", str(out / "metapeft"), "--episodes", "2", "--split", "test"]) == 0
+    assert run(["evaluate", str(out / "metapeft"), "--episodes", "2", "--queries", "2"]) == 0
 
 
 def test_what_texts_hold(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
