@@ -10,6 +10,7 @@ import torch
 from cyclopts import App
 
 from benchmarks.generation_tables import of_generation, of_readme
+from benchmarks.language_tables import of_language
 from benchmarks.rank_tables import of_ranks
 from benchmarks.speed_tables import of_speed, speed
 from benchmarks.start_tables import of_starts
@@ -205,6 +206,7 @@ PAGES = {
     ROOT / "docs" / "results.md": of_results,
     ROOT / "docs" / "few-shot.md": lambda: of_starts(RESULTS),
     ROOT / "docs" / "generation.md": lambda: of_generation(RESULTS),
+    ROOT / "docs" / "language.md": lambda: of_language(RESULTS),
     ROOT / "docs" / "ranks.md": lambda: of_ranks(RESULTS),
     ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),
     ROOT / "docs" / "theory.md": of_theory,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 import metapeft as mp
 from benchmarks.language.glue import BATCH, LARGEST, TARGETS, TOTAL
@@ -59,8 +60,9 @@ def _row(rule: str, seed: int, sentences: int) -> dict[str, Any]:
     begun = time.monotonic()
     rows = _tokenised("train")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()[:sentences]
-    train = [rows[place] for place in order]
-    cut = round(0.8 * len(train))
+    train = Subset(rows, order)
+    cut = round(0.8 * len(order))
+    fit, choose = Subset(rows, order[:cut]), Subset(rows, order[cut:])
     given: dict[str, Any] = {
         "full": ("classifier.*",), "epochs": EPOCHS, "batch_size": BATCH, "lr": RATE, "schedule": "linear",
         "options": {"weight_decay": 0.0}, "clip": 1.0, "autocast": torch.bfloat16, "seed": seed,
@@ -70,13 +72,14 @@ def _row(rule: str, seed: int, sentences: int) -> dict[str, Any]:
     even, total = {name: torch.zeros(LARGEST) for name in model.sites}, TOTAL
     if rule == "Fisher":
         ranks = mp.search_ranks(
-            net, train[:cut], train[cut:], format=mp.LoRA(LARGEST), targets=TARGETS, total=total, **given
+            net, fit, choose, format=mp.LoRA(LARGEST), targets=TARGETS, total=total, **given
         ).ranks
     else:
         ranks = mp.ranks(even, "uniform", total=total if rule == "uniform" else LARGEST * len(even))
     formats: Any = mp.at_ranks(model, ranks)
     fitted = mp.finetune(net, train, format=formats, metrics=(entity_f1,), **given)
-    found = fitted.evaluate(_tokenised("test"))
+    test = _tokenised("test")
+    found = fitted.evaluate(Subset(test, range(len(test))))
     curve = [[line["step"], round(line["loss"], 4)] for line in fitted.log]
     return {
         "row": rule, "seed": seed, "score": found["entity_f1"], "scores": found, "ranks": ranks, "curve": curve,
@@ -114,7 +117,7 @@ def spans(tags: list[int]) -> set[tuple[int, int]]:
     return found
 
 
-def _tokenised(split: str) -> list[dict[str, Any]]:
+def _tokenised(split: str) -> Any:
     """Sentences as tokens with a tag each; of a word the first token has its tag, the others none."""
     from transformers import AutoTokenizer
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 
 import metapeft as mp
 from benchmarks.language.rows import file_of, kept, write
@@ -79,8 +80,11 @@ def _row(rule: str, seed: int, sentences: int, tests: int) -> dict[str, Any]:
     net, tokenizer = loaded()
     rows = [(facts, texts[0]) for facts, texts in facts_of("train")]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()[:sentences]
-    train = [item(tokenizer, *rows[place]) for place in order]
-    cut = round(0.9 * len(train))
+    items: Any = [item(tokenizer, *rows[place]) for place in order]
+    cut = round(0.9 * len(items))
+    train, fit, choose = (
+        Subset(items, own) for own in (range(len(items)), range(cut), range(cut, len(items)))
+    )
     given: dict[str, Any] = {
         "epochs": EPOCHS, "batch_size": BATCH, "lr": RATE, "schedule": "linear", "options": {"weight_decay": 0.0},
         "clip": 1.0, "loss": mp.next_token_cross_entropy, "autocast": torch.bfloat16, "seed": seed,
@@ -90,7 +94,7 @@ def _row(rule: str, seed: int, sentences: int, tests: int) -> dict[str, Any]:
     even, total = {name: torch.zeros(LARGEST) for name in model.sites}, EACH * len(model.sites)
     if rule == "Fisher":
         ranks = mp.search_ranks(
-            net, train[:cut], train[cut:], format=mp.LoRA(LARGEST), targets=TARGETS, total=total, **given
+            net, fit, choose, format=mp.LoRA(LARGEST), targets=TARGETS, total=total, **given
         ).ranks
     else:
         ranks = mp.ranks(even, "uniform", total=total if rule == "uniform" else LARGEST * len(even))
@@ -98,7 +102,8 @@ def _row(rule: str, seed: int, sentences: int, tests: int) -> dict[str, Any]:
     fitted = mp.finetune(net, train, format=formats, metrics=("perplexity",), **given)
     # of several with the same facts one alone
     judged = facts_of("test")[:: max(1, len(facts_of("test")) // tests)][:tests]
-    found = fitted.evaluate([item(tokenizer, facts, texts[0]) for facts, texts in judged])
+    test: Any = [item(tokenizer, facts, texts[0]) for facts, texts in judged]
+    found = fitted.evaluate(Subset(test, range(len(test))))
     said = generated(fitted.merged(), tokenizer, [facts for facts, _ in judged])
     found["bleu"] = bleu(said, [texts for _, texts in judged])
     curve = [[line["step"], round(line["loss"], 4)] for line in fitted.log]
