@@ -13,6 +13,7 @@ from cyclopts import App
 from benchmarks.generation_tables import of_generation, of_readme
 from benchmarks.interop_tables import of_interop
 from benchmarks.knn_tables import of_knn
+from benchmarks.language_tables import of_language
 from benchmarks.literature_tables import of_literature
 from benchmarks.rank_tables import of_ranks
 from benchmarks.reliability_tables import of_reliability
@@ -154,6 +155,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "results.md": of_results,
     ROOT / "docs" / "few-shot.md": lambda: joined(of_literature(RESULTS), of_starts(RESULTS)),
     ROOT / "docs" / "generation.md": lambda: joined(of_generation(RESULTS), of_knn(RESULTS)),
+    ROOT / "docs" / "language.md": lambda: of_language(RESULTS),
     ROOT / "docs" / "ranks.md": lambda: of_ranks(RESULTS),
     ROOT / "docs" / "reliability.md": lambda: of_reliability(RESULTS),
     ROOT / "docs" / "speed.md": lambda: of_speed(RESULTS),

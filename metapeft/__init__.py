@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from metapeft.datasets.glyphs import read_glyphs
     from metapeft.datasets.images import ImageData, Preprocess
     from metapeft.datasets.importing import import_dataset
+    from metapeft.datasets.intents import read_banking77, read_clinc150
     from metapeft.datasets.miniimagenet import read_miniimagenet
     from metapeft.datasets.omniglot import read_omniglot
     from metapeft.datasets.omniglot_pairs import read_omniglot_pairs
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from metapeft.datasets.rotated import Rotated
     from metapeft.datasets.sinusoid import Sinusoid, read_sinusoid
     from metapeft.datasets.tensors import TensorData, data
+    from metapeft.datasets.text_files import read_text
+    from metapeft.datasets.texts import TextData
     from metapeft.episodes.augment import Augment
     from metapeft.episodes.episode import Episode, EpisodeBatch
     from metapeft.episodes.listing import dump, verify
@@ -237,6 +240,7 @@ __all__ = [
     "TaskPairs",
     "TensorData",
     "TensorRing",
+    "TextData",
     "Truncated",
     "Unroll",
     "WeightedRidge",
@@ -276,7 +280,9 @@ __all__ = [
     "next_token_cross_entropy",
     "pretrain",
     "ranks",
+    "read_banking77",
     "read_cifar_fs",
+    "read_clinc150",
     "read_coloured_glyphs",
     "read_cub",
     "read_fc100",
@@ -290,6 +296,7 @@ __all__ = [
     "read_omniglot_pairs",
     "read_sinusoid",
     "read_support",
+    "read_text",
     "read_tieredimagenet",
     "report",
     "resolve",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from metapeft.backbones.mlp_mixer import mixer
     from metapeft.backbones.perceptron import mlp
     from metapeft.backbones.residual import resnet12
+    from metapeft.backbones.sentence_encoder import SentenceEncoder, minilm
     from metapeft.backbones.vision_transformer import vit
 else:
 
@@ -23,7 +24,9 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "SentenceEncoder",
     "conv4",
+    "minilm",
     "mixer",
     "mlp",
     "registry",

@@ -18,6 +18,8 @@ registry = Registry(
         "mixer": "mlp_mixer",
         "vit": "vision_transformer",
         "mlp": "perceptron",
+        "minilm": "sentence_encoder",
+        "SentenceEncoder": "sentence_encoder",
     },
     names={
         "conv4": "conv4",
@@ -25,5 +27,6 @@ registry = Registry(
         "mixer": "mixer",
         "vit": "vit",
         "mlp": "mlp",
+        "minilm": "minilm",
     },
 )

@@ -28,7 +28,7 @@ def data(
     ----------
     name
         Data set: glyphs, glyph-pairs, coloured-glyphs, omniglot, omniglot-pairs, miniimagenet, cifar-fs, fc100,
-        tieredimagenet, cub or folder.
+        tieredimagenet, cub or folder; of texts banking77, clinc150 or text.
     root
         Where the data lies; default $METAPEFT_DATA.
     data_options
@@ -43,13 +43,16 @@ def data(
 
     options = reader_options(data_options, root) | ({"download": True} if download else {})
     table = Table(title=name)
-    for column in ("split", "images", "classes", "shape", "hash"):
+    for column in ("split", "items", "classes", "shape", "hash"):
         table.add_column(column)
     for split in ("train", "val", "test"):
         found = load_dataset(name, split=split, **options)
-        if not hasattr(found, "images"):
+        if hasattr(found, "draw"):
             raise ValueError(f"{name} holds no images: its tasks are drawn when they are asked for")
-        shape = "x".join(str(size) for size in found.images.shape[1:])
+        if hasattr(found, "lengths"):
+            shape = f"{min(found.lengths)} to {max(found.lengths)} tokens"
+        else:
+            shape = "x".join(str(size) for size in found.images.shape[1:])
         table.add_row(split, str(len(found)), str(len(found.classes)), shape, found.split_hash)
     Console().print(table)
     return 0

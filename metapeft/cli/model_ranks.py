@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from metapeft.base.files import write_atomically
 from metapeft.base.machine.torchvision_operators import help_torchvision
 from metapeft.datasets.text_rows import class_names, read_text_rows
+from metapeft.datasets.texts import TextData
 from metapeft.experiments.report.bar_plot import rank_bars
+from metapeft.experiments.report.page import Figure, Section, write_report
 from metapeft.experiments.report.scores_plot import score_dots
-from metapeft.training.finetuning.tokenised import Tokenised
 from metapeft.training.rank_search.found import RankSearch
 from metapeft.training.rank_search.search import search_ranks
 from metapeft.updates.formats.lora import LoRA
@@ -41,7 +41,7 @@ def searched(
     texts, judged = read_text_rows(data), read_text_rows(validation)
     classes = class_names([*texts, *judged])
     backbone, tokenizer = loaded(model, len(classes), seed)
-    rows = [Tokenised(own, tokenizer, classes, max_length) for own in (texts, judged)]
+    rows = [TextData(own, tokenizer, max_length, classes) for own in (texts, judged)]
     pad = getattr(tokenizer, "pad_token_id", None)
     found = search_ranks(
         backbone, *rows, format=LoRA(rank, alpha), targets=[f"*{name}" for name in targets], full=("classifier*",),
@@ -49,14 +49,33 @@ def searched(
     )  # fmt: skip
     if not (out / "adapter").exists():
         found.export_peft(out / "adapter")
-    pictures = rank_bars({"ranks": found.ranks}, rank)
-    if found.scores is not None:
-        pictures += f"\n{score_dots(found.scores.values)}"
-    head = (
-        f"<!doctype html><meta charset=utf-8><title>Ranks</title><h1>Ranks of {len(found.ranks)} layers</h1>"
-    )
-    write_atomically(out / "report.html", f"{head}{pictures}\n".encode())
+    facts = {"model": str(model), "data": f"{len(texts)} texts for training, {len(judged)} for validation"}
+    facts |= {"method": str(settings["method"]), "time": f"{found.seconds:.0f} s"}
+    write_report(out, f"Ranks of {len(found.ranks)} layers", sections(found, rank), facts)
     return found
+
+
+def sections(found: RankSearch, largest: int) -> list[Section]:
+    """Ranks by layer as bars, and what they were chosen by, a dot a term: scores, or AutoLoRA's weights.
+
+    Args:
+        found: of a search. largest: the rank that a layer could get.
+    """
+    total = sum(found.ranks.values())
+    made = [
+        Figure(
+            rank_bars({"ranks": found.ranks}, largest), f"{total} terms in all, at most {largest} a layer."
+        )
+    ]
+    parts = [Section("Ranks by layer", figures=made)]
+    if found.scores is not None and any(bool((own > 0).any()) for own in found.scores.values.values()):
+        said = "What the loss would miss if a term were not there; the largest stay."
+        parts.append(Section("Scores by layer", figures=[Figure(score_dots(found.scores.values), said)]))
+    elif found.logits is not None:
+        weights = {name: own.softmax(0) for name, own in found.logits.items()}
+        said = f"The softmax of AutoLoRA's selection variables; 1 / {largest} is where all of them began."
+        parts.append(Section("Weights by layer", figures=[Figure(score_dots(weights), said)]))
+    return parts
 
 
 def loaded(folder: Path, classes: int, seed: int) -> tuple[torch.nn.Module, Any]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from metapeft.datasets.glyphs import read_glyphs
     from metapeft.datasets.images import ImageData, Preprocess
     from metapeft.datasets.importing import import_dataset
+    from metapeft.datasets.intents import read_banking77, read_clinc150
     from metapeft.datasets.miniimagenet import read_miniimagenet
     from metapeft.datasets.omniglot import read_omniglot
     from metapeft.datasets.omniglot_pairs import read_omniglot_pairs
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from metapeft.datasets.rotated import Rotated
     from metapeft.datasets.sinusoid import Sinusoid, read_sinusoid
     from metapeft.datasets.tensors import TensorData, data
+    from metapeft.datasets.text_files import read_text
+    from metapeft.datasets.texts import TextData
 else:
 
     def __getattr__(name: str) -> Any:
@@ -41,10 +44,13 @@ __all__ = [
     "Sinusoid",
     "SupportImages",
     "TensorData",
+    "TextData",
     "data",
     "import_dataset",
     "load_dataset",
+    "read_banking77",
     "read_cifar_fs",
+    "read_clinc150",
     "read_coloured_glyphs",
     "read_cub",
     "read_fc100",
@@ -58,6 +64,7 @@ __all__ = [
     "read_omniglot_pairs",
     "read_sinusoid",
     "read_support",
+    "read_text",
     "read_tieredimagenet",
     "registry",
 ]

@@ -17,14 +17,15 @@ def load_dataset(
 
     Args:
         name: `"glyphs"`, `"glyph-pairs"` and `"coloured-glyphs"` (embedded, no download), `"omniglot"`,
-            `"omniglot-pairs"`, `"miniimagenet"`, `"folder"`; or `"sinusoid"` and `"functions"`.
+            `"omniglot-pairs"`, `"miniimagenet"`, `"folder"`; `"banking77"`, `"clinc150"` and `"text"`, which are
+            texts; or `"sinusoid"` and `"functions"`.
         root: where the data lies; None: `$METAPEFT_DATA/<its folder>`.
         split: `"train"`, `"val"` or `"test"`.
-        **options: the reader's own, such as `size=28`.
+        **options: the reader's own, such as `size=28`, or of texts `tokenizer="minilm", max_length=48`.
 
     Returns:
-        An `ImageData`; for `"sinusoid"` and `"functions"` a family of regression tasks. Both go into an
-        `EpisodeSampler`.
+        An `ImageData`; of texts a `TextData`; for `"sinusoid"` and `"functions"` a family of regression tasks. All of
+        them go into an `EpisodeSampler`.
 
     Raises:
         ValueError: for unknown names and options, with the nearest known one.
@@ -48,6 +49,12 @@ download; did you mean 'size'?
                 f"data set {name!r} has no option {option!r}: it has {has}{did_you_mean(option, known)}"
             )
     data = reader(root, split, **options)
+    if "tokenizer" in options:
+        if (
+            data.tokenizer is None
+        ):  # an object of the user's own, of which no run folder can say how to make it
+            return data
+        options["tokenizer"] = data.tokenizer
     # how to read it again, for run folders
     data.loaded = {"name": name, "root": None if root is None else os.fspath(root), "split": split, **options}
     return data

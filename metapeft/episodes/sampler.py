@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metapeft.base import counter
 from metapeft.base.arguments import flag, whole
+from metapeft.base.trees import mapped, tree_leaves
 from metapeft.datasets.rotated import Rotated
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.numbered import Numbered
@@ -160,18 +161,29 @@ class EpisodeSampler(Numbered):
         parts = {part: fields[f"{part}_index"] for part in ("support", "query")}
         if not self.sizes.fixed:
             parts = {part: index.clamp(min=0) for part, index in parts.items()}
-        if self.shift is None and self.augment is None:
-            found = {f"{part}_x": self.dataset.gather(index) for part, index in parts.items()}
+        changed = self.shift is not None or self.augment is not None
+        if changed or hasattr(self.dataset, "pad_id"):  # texts of both parts are padded to one length
+            items = self.dataset.gather(torch.cat(list(parts.values()), dim=1))
+            items = self._changed(key, items) if changed else items
+            found, begin = {}, 0
+            for part, index in parts.items():
+                own = slice(begin, begin + index.shape[1])
+                found[f"{part}_x"] = mapped(items, lambda leaf, own=own: leaf[:, own].contiguous())
+                begin += index.shape[1]
         else:
-            images = self._changed(key, self.dataset.gather(torch.cat(list(parts.values()), dim=1)))
-            pieces = torch.split(images, [index.shape[1] for index in parts.values()], dim=1)
-            found = {f"{part}_x": piece.contiguous() for part, piece in zip(parts, pieces)}
+            found = {f"{part}_x": self.dataset.gather(index) for part, index in parts.items()}
         for part in parts if not self.sizes.fixed else ():
-            images = found[f"{part}_x"]
-            images[~fields[f"{part}_mask"].to(images.device)] = 0
+            for leaf in tree_leaves(found[f"{part}_x"]):
+                if (
+                    leaf.dtype == torch.uint8 or leaf.is_floating_point()
+                ):  # of tokens a row of zeros is no text
+                    leaf[~fields[f"{part}_mask"].to(leaf.device)] = 0
         return found
 
     def _changed(self, key: counter.Words, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor):
+            name = "shift" if self.augment is None else "augment"
+            raise ValueError(f"{name} acts on images: it has no effect on {self.dataset.name}; leave it out")
         if self.augment is not None:
             rows = counter.words(key[:, _AUGMENT], images.shape[1])
             images = _checked_images(self.augment(images, _seeds(rows)), images, "augment")

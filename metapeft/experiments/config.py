@@ -12,11 +12,12 @@ from metapeft.base.whole_numbers import Whole
 from metapeft.datasets.shell_options import reader_options
 from metapeft.datasets.table import registry as datasets
 
-BackboneName = Literal["conv4", "resnet12", "mixer", "vit"]
+BackboneName = Literal["conv4", "resnet12", "mixer", "vit", "minilm"]
 DtypeName = Literal["float32", "float64"]
 AutocastName = Literal["bfloat16"]
 AutocastOrOff = Literal["bfloat16", "off"]  # off: not that of the run
 PAIRS = ("glyph-pairs", "omniglot-pairs")  # the episode decides which half of an image counts
+TEXTS = ("banking77", "clinc150", "text")  # which minilm reads, and nothing else
 REGRESSIONS = {
     "sinusoid": "metapeft trains such tasks from Python",
     "functions": "the main job fits them by itself, at its end",
@@ -31,8 +32,9 @@ class TrainConfig:
     ----------
     data
         Data set: glyph-pairs, glyphs and coloured-glyphs (embedded, no download), omniglot-pairs, omniglot,
-        miniimagenet or folder. On pairs the episode decides which half counts, methods are evaluated at the numbers of
-        inner steps of --inner-steps, and other settings have other defaults than on other data.
+        miniimagenet, folder; or texts: banking77, clinc150 and text (a folder of train, val and test.jsonl). On pairs
+        the episode decides which half counts, and methods are evaluated at the numbers of inner steps of --inner-steps;
+        pairs and texts have other defaults than other data.
     root
         Where the data lies; default $METAPEFT_DATA.
     data_options
@@ -46,13 +48,15 @@ class TrainConfig:
     queries
         Query images a class, Q.
     backbone
-        Backbone, with random weights.
+        Backbone, with random weights; of texts minilm, a sentence encoder with its own.
     width
         Its width.
     blocks
         Blocks of a conv4; default 4.
     neck
         Features of a linear layer behind the blocks of a conv4; default no such layer.
+    trained_layers
+        The last layers of a minilm whose weights are trained.
     rank
         Rank of the updates.
     targets
@@ -109,6 +113,7 @@ class TrainConfig:
     width: Whole = 32
     blocks: Whole | None = None
     neck: Whole | None = None
+    trained_layers: Whole = 2
     rank: Whole = 4
     targets: str | None = None
     modulated: bool = False
@@ -137,8 +142,8 @@ class TrainConfig:
         if self.data in REGRESSIONS:
             raise ValueError(f"data={self.data!r} has no classes: {REGRESSIONS[self.data]}")
         positive = (
-            "ways", "shots", "queries", "width", "rank", "pretrain_steps", "steps", "tasks_per_step", "episodes",
-            "validation_episodes",
+            "trained_layers", "ways", "shots", "queries", "width", "rank", "pretrain_steps", "steps", "tasks_per_step",
+            "episodes", "validation_episodes",
         )  # fmt: skip
         whole(**{name: getattr(self, name) for name in positive})
         whole(0, function_steps=self.function_steps, seed=self.seed, threads=self.threads)
@@ -191,6 +196,23 @@ class PairsConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
+class TextsConfig(TrainConfig):
+    """The settings of the main job on texts."""
+
+    data: str = "banking77"
+    methods: tuple[str, ...] = ("metapeft", "constant", "blind", "lora-ml", "sr+lora", "centroids")
+    shots: Whole = 5
+    queries: Whole = 5
+    backbone: BackboneName = "minilm"
+    targets: str | None = "*layer.[45].attention.self.[qv]*.weight"
+    pretrain_steps: Whole = 60
+    steps: Whole = 60
+    tasks_per_step: Whole = 2
+    weights_lr: float = 3e-5
+    inner_steps: tuple[Whole, ...] = (1, 3)
+
+
+@dataclass(frozen=True)
 class BenchConfig(TrainConfig):
     """The settings of the job on plain and shifted episodes, with ablations and controls as further methods."""
 
@@ -216,17 +238,30 @@ def following_data(config: TrainConfig, given: frozenset[str]) -> TrainConfig:
         >>> following_data(TrainConfig(data="glyph-pairs", shots=2), frozenset({"data", "shots"})).rank
         16
     """
-    plain, pairs, own = TrainConfig(), PairsConfig(), type(config)()
-    wanted = pairs if config.data in PAIRS else plain
-    names = {one.name for one in fields(plain) if getattr(plain, one.name) != getattr(pairs, one.name)}
+    plain, own = TrainConfig(), type(config)()
+    kinds = (PairsConfig(), TextsConfig())
+    texts = config.data in TEXTS
+    wanted = kinds[0] if config.data in PAIRS else kinds[1] if texts else plain
+    names = {
+        one.name
+        for one in fields(plain)
+        if any(getattr(plain, one.name) != getattr(kind, one.name) for kind in kinds)
+    }
     if not isinstance(own, PairsConfig):
         names = {name for name in names if getattr(own, name) == getattr(plain, name)} - {"function_steps"}
     values = {name: getattr(wanted, name) for name in names - given - {"data"}}
-    if config.backbone != "conv4":
+    backbone = values.get("backbone", config.backbone)
+    if texts != (backbone == "minilm"):
+        reads = "images" if texts else "texts"
+        raise ValueError(
+            f"backbone={backbone!r} reads {reads}, and data={config.data!r} has none: leave it out"
+        )
+    if backbone != "conv4":
         for name in ("blocks", "neck"):
             if name in given:
-                raise ValueError(f"{name} has no effect on backbone={config.backbone!r}: it is of a conv4")
-        values |= {name: None for name in ("blocks", "neck", "targets") if name not in given}
+                raise ValueError(f"{name} has no effect on backbone={backbone!r}: it is of a conv4")
+        own_to_conv4 = ("blocks", "neck") if texts else ("blocks", "neck", "targets")
+        values |= {name: None for name in own_to_conv4 if name not in given}
     return replace(config, **values)
 
 

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from metapeft.base.errors import NumericalError, RunError
+from metapeft.datasets.texts import TextData
 from metapeft.episodes.sampler import EpisodeSampler
 from metapeft.experiments.compared_methods import OWN
 from metapeft.experiments.report.bar_plot import rank_bars
-from metapeft.experiments.report.page import Figure, Section
+from metapeft.experiments.report.page import Figure, Section, Table
 from metapeft.experiments.report.pictures import episode_grid
 from metapeft.experiments.report.scatter_plot import embedding
+from metapeft.experiments.report.sentences import episode_texts
 from metapeft.experiments.results import Results
 from metapeft.experiments.samplers import Column, Samplers
 from metapeft.learner.learner import Learner
@@ -51,10 +53,15 @@ def read(folder: Path) -> Learner | None:
 
 def episodes_section(samplers: Samplers, found: Results, method: Kept | None) -> Section:
     """The first test episode of each kind or column, its query images framed by what the method says of them."""
-    figures = []
+    figures: list[Figure] = []
+    tables: list[Table] = []
     for column, number, name in _first_of_each(samplers):
         sampler = column.test
         episode = sampler[number]
+        if isinstance(sampler.dataset, TextData):
+            titles, rows = episode_texts(episode, sampler.dataset)
+            tables.append(Table(titles, rows, f"Test episode {number}, {name}."))
+            continue
         names = None
         if episode.classes is not None:
             names = [sampler.dataset.classes[place] for place in episode.classes.tolist()]
@@ -72,7 +79,7 @@ def episodes_section(samplers: Samplers, found: Results, method: Kept | None) ->
         if others := _others(found, method.name, column.name, number, len(said)):
             caption += f" On the same images {others}."
         figures.append(Figure(episode_grid(*parts, queries=10, predicted=said), caption, large=True))
-    return Section("Episodes", figures=figures)
+    return Section("Episodes", tables=tables, figures=figures)
 
 
 def _first_of_each(samplers: Samplers) -> Iterator[tuple[Column, int, str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from metapeft.backbones.table import registry as backbones
 from metapeft.experiments.compared_methods import METHODS, OWN, Method, check_method
-from metapeft.experiments.config import PAIRS, TrainConfig, plain_config
+from metapeft.experiments.config import PAIRS, TEXTS, TrainConfig, plain_config
 from metapeft.experiments.job import Job, Start
 from metapeft.experiments.one_method import outcome_of
 from metapeft.experiments.outcome import Outcome, differences
@@ -24,8 +25,8 @@ REFERENCES = ("sr+lora", "centroids")  # that all others are compared with
 
 
 def references(config: TrainConfig) -> tuple[str, ...]:
-    """The rows that all others are compared with: on pairs the whole method, for they are its controls."""
-    return (OWN,) if config.data in PAIRS else REFERENCES
+    """The rows that all others are compared with: on pairs and texts the whole method, for they are its controls."""
+    return (OWN,) if config.data in (*PAIRS, *TEXTS) else REFERENCES
 
 
 def checked_samplers(config: TrainConfig) -> Samplers:
@@ -49,7 +50,12 @@ def checked_samplers(config: TrainConfig) -> Samplers:
 
 
 def make_backbone(config: TrainConfig, data: Any) -> nn.Module:
-    """The configured backbone for images of the data's shape, with random weights."""
+    """The configured backbone: for images of the data's shape, with random weights; for texts with its own."""
+    if config.data in TEXTS:
+        encoder: nn.Module = backbones.resolve(config.backbone)(
+            config.ways, trained=config.trained_layers, seed=config.seed
+        )
+        return encoder
     channels, size = data.images.shape[1], data.images.shape[2]
     factory = backbones.resolve(config.backbone)
     options = {"blocks": config.blocks, "neck": config.neck}
@@ -60,8 +66,11 @@ def make_backbone(config: TrainConfig, data: Any) -> nn.Module:
     return module
 
 
-def run(job: Job) -> Results:
+def run(job: Job, each: Callable[[str, Outcome], None] | None = None) -> Results:
     """Run the main job in its folder; what is already there is not done again.
+
+    Args:
+        each: receives a method's name and what came out for it, as soon as it is there.
 
     Returns: what came out of every method on the same test episodes, and differences to the baselines. Where torchrun
         started several processes, they train together, and only rank 0 has numbers.
@@ -84,6 +93,8 @@ def run(job: Job) -> Results:
             continued = _continued(job, start)
         begin = start if method.trains or continued is None else continued
         outcomes[name] = outcome_of(name, job, begin, outcomes)
+        if each is not None and job.processes.main:
+            each(name, outcomes[name])
     outcomes = {name: outcomes[name] for name in config.methods}
     return Results(
         plain_config(config),

@@ -8,7 +8,7 @@ from typing import Any
 
 from metapeft.experiments.accuracy_section import accuracy_section
 from metapeft.experiments.command_line import command_of
-from metapeft.experiments.config import TrainConfig
+from metapeft.experiments.config import TEXTS, TrainConfig
 from metapeft.experiments.learner_sections import episodes_section, kept, ranks_section, seeds_section
 from metapeft.experiments.report.bar_plot import stacked_bars
 from metapeft.experiments.report.line_plot import curves
@@ -44,8 +44,9 @@ def write(
         *_costs(found),
     ]
     episodes = f"{config.ways}-way {config.shots}-shot"
+    backbone = config.backbone if config.data in TEXTS else f"{config.backbone} of width {config.width}"
     facts = {
-        "data": f"{config.data}, {episodes}, {config.backbone} of width {config.width}",
+        "data": f"{config.data}, {episodes}, {backbone}",
         "seed": str(config.seed),
         "commit": str(environment.get("commit") or "not from a checkout"),
         "precision": _precision(config),

@@ -8,9 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from metapeft.base.errors import RunError, stored_in
+from metapeft.experiments.config import TEXTS
 from metapeft.experiments.job import Job
 from metapeft.training.pretraining import pretrain
 from metapeft.training.runs.checkpoint import load, save
+
+RATES = ((2e-3, 1e-3), (1e-4, 5e-5))  # at first and where it goes on: of fresh weights, of pretrained ones
 
 
 def retrained(
@@ -46,7 +49,8 @@ def retrained(
     job.view.begin(stage, "retraining", "training" if softmax is None else "the retraining goes on")
     trained, log = pretrain(
         body, job.data, steps, group=group, groups=groups, seed=job.config.seed + (softmax is not None),
-        softmax=softmax, shift=job.samplers.train.shift, lr=2e-3 if softmax is None else 1e-3, run_dir=folder / "run",
+        softmax=softmax, shift=job.samplers.train.shift, lr=RATES[job.config.data in TEXTS][softmax is not None],
+        run_dir=folder / "run",
         resume=True, progress=job.view.tell, memory=job.config.memory, **place,
     )  # fmt: skip
     if job.processes.main:

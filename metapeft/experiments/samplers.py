@@ -9,7 +9,7 @@ from metapeft.datasets.by_name import load_dataset
 from metapeft.datasets.shell_options import reader_options
 from metapeft.episodes.sampler import EpisodeSampler
 from metapeft.episodes.shift import Shift, training_styles
-from metapeft.experiments.config import PAIRS, TrainConfig
+from metapeft.experiments.config import PAIRS, TEXTS, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Samplers:
     """Training, validation and test episodes, the same for all methods.
 
     Attributes:
-        data: split -> image data set. train: episodes of training.
-        columns: plain episodes, and shifted ones in the styles of their split; on pairs the same episodes at several
-            numbers of inner steps.
+        data: split -> images or texts. train: episodes of training.
+        columns: plain episodes, and of images shifted ones in the styles of their split; on pairs the same episodes
+            at several numbers of inner steps.
     """
 
     data: dict[str, Any]
@@ -63,8 +63,9 @@ def samplers(config: TrainConfig) -> Samplers:
     options = reader_options(config.data_options, config.root)
     data = {split: load_dataset(config.data, split=split, **options) for split in ("train", "val", "test")}
     sizes = (config.ways, config.shots, config.queries)
-    pairs = swaps(config.data)
-    train = EpisodeSampler(data["train"], *sizes, seed=config.seed, shift=pairs or training_styles())
+    pairs, texts = swaps(config.data), config.data in TEXTS
+    shift = False if texts else pairs or training_styles()
+    train = EpisodeSampler(data["train"], *sizes, seed=config.seed, shift=shift)
 
     def column(name: str, shift: Any, steps: int | None = None) -> Column:
         validation, test = (
@@ -73,7 +74,9 @@ def samplers(config: TrainConfig) -> Samplers:
         )
         return Column(name, validation, test, steps)
 
-    if pairs is None:
+    if texts:
+        columns = [column("plain", False)]
+    elif pairs is None:
         columns = [column("plain", False), column("shifted", True)]
     else:
         # none among them always: what has no inner loop stands there

@@ -10,22 +10,26 @@ import torch
 from torch import Tensor
 
 from metapeft.base import counter
+from metapeft.base.trees import mapped
 from metapeft.episodes.settings import of_change, of_data
 from metapeft.episodes.shift import checked_change, resolved_shift
 
 
 @dataclass(frozen=True)
 class ImageGroups:
-    """Images in groups: `x (G, n, ...)`, `y (G, n)` global labels. Batch statistics are taken a group at a time."""
+    """Images or texts in groups: leaves of x `(G, n, ...)`, `y (G, n)` global labels.
 
-    x: Tensor
+    Batch statistics are taken a group at a time.
+    """
+
+    x: Any
     y: Tensor
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.y)
 
     def tasks(self, which: slice) -> ImageGroups:
-        return ImageGroups(self.x[which], self.y[which])
+        return ImageGroups(mapped(self.x, lambda leaf: leaf[which]), self.y[which])
 
 
 class ImageGroupSampler:

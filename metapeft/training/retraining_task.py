@@ -97,7 +97,7 @@ class Pretraining(Task):
         """Mean cross-entropy over the groups and its gradient; `.log` has accuracy and statistics."""
         refuse_not_finite(batch.x, "x")
         x = self.model.prepared(batch.x)
-        y = batch.y.to(x.device)
+        y = batch.y.to(self.model.like.device)
         statistics: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
         def outer(u: dict[str, Tensor], w: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -50,8 +50,8 @@ def build(name: str, arguments: dict, seed: int = 0) -> nn.Module:
 
 
 def test_every_backbone_is_in_the_grids():
-    names = set(registry.names)
-    assert set(registry) == set(registry.names.values())
+    names = set(registry.names) - {"minilm"}  # which brings its own weights: test_sentence_encoder.py
+    assert set(registry) == set(registry.names.values()) | {"SentenceEncoder"}
     assert set(GRID) == {name for name, *_ in SETTINGS} == set(OURS) == names
 
 

@@ -55,7 +55,8 @@ def test_ranks_adapter_and_report(folder: Path, capsys: pytest.CaptureFixture[st
     assert "3 in all" in capsys.readouterr().out
     page = (folder / "out" / "report.html").read_text()
     assert page.count("<svg") == 2
-    assert all(name in page for name in said["ranks"])
+    assert all(page.count(f">{name}<") >= 2 for name in said["ranks"]), "a layer in both pictures"
+    assert all(heading in page for heading in ("Ranks by layer", "Scores by layer"))
     assert run(options(folder, "--total", "3")) == 0  # one that is at its end
     peft = pytest.importorskip("peft", reason="pip install 'metapeft[peft]'")
     from transformers import AutoModelForSequenceClassification
@@ -65,6 +66,13 @@ def test_ranks_adapter_and_report(folder: Path, capsys: pytest.CaptureFixture[st
     )
     loaded = peft.PeftModel.from_pretrained(base, folder / "out" / "adapter")
     assert loaded(input_ids=torch.tensor([[6, 2, 4]])).logits.shape == (1, 2)
+
+
+def test_weights_of_autolora_are_drawn_too(folder: Path) -> None:
+    assert run(options(folder, "--method", "autolora", "--total", "3")) == 0
+    page = (folder / "out" / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "Weights by layer" in page
 
 
 def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

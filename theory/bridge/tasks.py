@@ -12,8 +12,9 @@ from torch import nn
 
 import metapeft as mp
 from metapeft.datasets.images import ImageData
+from metapeft.datasets.intents import HELD_OUT
 from metapeft.episodes.shift import Shift, training_styles
-from theory.bridge.text import HELD_OUT, read_features
+from theory.bridge.text import read_features
 
 SPLITS = ("train", "val", "test")
 IMAGES = ("omniglot", "glyphs", "miniimagenet")

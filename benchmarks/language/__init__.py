@@ -1,0 +1,1 @@
+"""Tables on real language: one command each, resumable row by row."""
