@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.knn import BACKBONES, DATA, NEIGHBOURS
+from benchmarks.knn import BACKBONES, DATA, NEIGHBOURS, SEEDS
 from benchmarks.knn_rows import HIDDEN, RANK, ROWS
 from metapeft.base.intervals import mean_interval
 from metapeft.episodes.protocol import Protocol
@@ -89,6 +89,9 @@ class Table:
     def verdict(self) -> str:
         """Where a seed for each input helps, by the intervals."""
         generated = [row for row in self.rows if ROWS[row].constant]
+        seeds = min((len(self.values(row, str(NEIGHBOURS[0]))) for row in generated), default=0)
+        if seeds < len(SEEDS):
+            return f"No verdict: it wants {len(SEEDS)} training seeds of each row, and there are {seeds}."
         said = [f"`{row}` at k = {k}" for row in generated for k in NEIGHBOURS if self.helps(row, k)]
         return (
             "A seed for each input helps (ahead of the constant seed and of other images' seeds, both intervals off "
@@ -101,12 +104,19 @@ class Table:
         seeds = sorted({one["seed"] for one in self.files})
         ways, shots, queries = first["train"]
         commits = sorted({str(one["environment"]["commit"])[:9] for one in self.files})
+        pretraining = ""
+        if first["backbone"] == "mixer":
+            own = first["pretraining"]
+            pretraining = (
+                f" The mixer was pretrained by us, on one softmax over miniImageNet's 64 training classes: "
+                f"{own['steps']} steps of {own['group']} images, Adam at {own['lr']:g}."
+            )
         return (
             f"Accuracy in %, mean over training seeds {', '.join(map(str, seeds))} ± half-width of the 95 % t-interval "
             f"over test episodes; differences paired, their half-width over the training seeds. "
             f"{Protocol.from_dict(first['protocol'])}. Trained for {first['steps']} steps of one episode of training "
             f"classes ({ways}-way, {shots} shots, {queries} queries, nearest centroids); commits {', '.join(commits)}, "
-            f"{first['environment']['cpu']}; `python -m benchmarks.knn all {first['backbone']}`."
+            f"{first['environment']['cpu']}; `python -m benchmarks.knn all {first['backbone']}`.{pretraining}"
         )
 
 

@@ -28,7 +28,13 @@ from metapeft.training.trainer import BilevelTrainer
 from metapeft.updates.formats.cp import CP
 
 STEPS = (0, 1, 5)
-RATE = 0.001  # of the one inner step in training; more of them, or learned rates, diverge on the way
+TRAINED_STEPS, RATE = 5, 0.03  # of the inner loop; its rates are learned from there
+# The inner gradient of a task is cut to this norm: functions differ in size by a factor of a hundred, and where outer
+# steps make the curvature of one of them too large for the rate, five steps without a bound end at infinity.
+CLIP = 10.0
+RATES_LR = (
+    0.05 * RATE
+)  # of the outer optimiser: rates are small numbers, of which its other steps make wild ones
 SHOTS, POINTS, TASKS, EPISODES = 10, 20, 25, 400
 DIRECT = 0.5  # of the outer steps, as in the main job
 
@@ -38,7 +44,7 @@ def learners(seed: int, **place: Any) -> dict[str, Learner]:
     factory = backbones.resolve("mlp")
     common: dict[str, Any] = {"loss": F.mse_loss, "head": "learned", "norm": "running", "seed": seed, **place}
     body = factory(1, 1, hidden=(40, 40), seed=seed)
-    common["inner"] = SGD(1, RATE)
+    common["inner"] = SGD(TRAINED_STEPS, RATE, rates="step", clip=CLIP)
     whole: dict[str, Any] = {
         "format": CP(8, shift=True, gate=True, dictionary=True),
         "selection": None,
@@ -77,8 +83,8 @@ def run(
             view.tell(number * total + step, len(made) * total, numbers)
 
         trainer = BilevelTrainer(
-            learner, lr=3e-3, tasks_per_step=TASKS, clip=10.0, schedule="cosine", progress=tell, memory=memory,
-            direct_steps=0 if name == "lora-ml" else round(DIRECT * steps),
+            learner, lr={"default": 3e-3, "rates": RATES_LR}, tasks_per_step=TASKS, clip=10.0, schedule="cosine",
+            progress=tell, memory=memory, direct_steps=0 if name == "lora-ml" else round(DIRECT * steps),
         )  # fmt: skip
         if trainer.has_run(folder / name):
             trainer.resume(folder / name, sampler["train"])

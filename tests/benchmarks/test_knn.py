@@ -176,7 +176,11 @@ def test_the_verdict_wants_both_controls_and_intervals_off_zero() -> None:
             found.append(result("cp-constant", seed, {"5": [low] * 2, "10": [low + 0.001 * seed] * 2}))
         return found
 
-    assert knn_tables.Table(files(0.1, 0.0)).helps("cp", 5)
+    ahead = knn_tables.Table(files(0.1, 0.0))
+    assert ahead.helps("cp", 5)
+    assert "`cp` at k = 5" in ahead.verdict()
+    assert "No verdict" in knn_tables.Table(files(0.1, 0.0)[:8]).verdict()  # of four seeds
+    assert "nowhere" in knn_tables.Table(files(0.0, -0.1)).verdict()
     assert not knn_tables.Table(files(0.1, 0.1)).helps("cp", 5)  # the seed of another image does as well
     assert not knn_tables.Table(files(0.0, -0.1)).helps("cp", 5)
     assert not knn_tables.Table(files(0.001, -0.1)).helps("cp", 10)  # within the spread of seeds
