@@ -127,7 +127,9 @@ def _episodes(samplers: Samplers) -> Section:
         episode = sampler[0]
         classes = sampler.dataset.classes
         names = None if episode.classes is None else [classes[i] for i in episode.classes.tolist()]
-        grid = episode_grid(episode.support_x, episode.support_y, episode.query_x, episode.query_y, names)
+        there = slice(None) if episode.query_mask is None else episode.query_mask
+        query = episode.query_x[there], episode.query_y[there]
+        grid = episode_grid(episode.support_x, episode.support_y, *query, names)
         figures.append(Figure(grid, f"The first test episode, {name}."))
     return Section("Episodes", figures=figures)
 

@@ -64,11 +64,13 @@ def samplers(config: TrainConfig) -> Samplers:
     data = {split: load_dataset(config.data, split=split, **options) for split in ("train", "val", "test")}
     sizes = (config.ways, config.shots, config.queries)
     pairs = swaps(config.data)
-    train = EpisodeSampler(data["train"], *sizes, seed=config.seed, shift=pairs or training_styles())
+    train = EpisodeSampler(
+        data["train"], *sizes, seed=config.seed, shift=pairs or training_styles(), small=config.small
+    )
 
     def column(name: str, shift: Any, steps: int | None = None) -> Column:
         validation, test = (
-            EpisodeSampler(data[split], *sizes, seed=config.seed + offset, shift=shift)
+            EpisodeSampler(data[split], *sizes, seed=config.seed + offset, shift=shift, small=config.small)
             for offset, split in enumerate(("val", "test"), 1)
         )
         return Column(name, validation, test, steps)
