@@ -72,6 +72,9 @@ class Roles:
     inner_data: str
     loss: Callable[..., Tensor]
     row_loss: Callable[[Tensor, Tensor], Tensor]
+    inner_loss: Callable[..., Tensor] | None
+    inner_row_loss: Callable[[Tensor, Tensor], Tensor]
+    batch_loss: Callable[[Tensor, Tensor | None, Tensor | None], Tensor] | None
     test_steps: int | None
     autocast: torch.dtype | None
     dropout: bool
