@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 from metapeft.base.arguments import plain, whole
+from metapeft.base.machine.room import refuse_large
 
 P = ParamSpec("P")
+_MOST_POOLINGS = 32  # of an image with a side of 2^32
+_MOST_LAYERS = 1000
 
 
 def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -20,6 +23,9 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 
     The weights are drawn on the CPU, so that one seed gives the same start on every device, and moved to
     torch's default device afterwards.
+
+    Raises:
+        ValueError: weights that take more memory than is free, before any of them is made.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -29,6 +35,7 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """
     device = torch.get_default_device()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        refuse_large(lambda: build().state_dict(), "the weights of a backbone of these sizes")
         torch.default_generator.manual_seed(seed)
         module = build()
     return module.to(device)
@@ -84,8 +91,20 @@ def check_pooled(size: int, poolings: int = 4) -> int:
         >>> check_pooled(84), check_pooled(28, 3)
         (5, 3)
     """
+    whole(1, _MOST_POOLINGS, poolings=plain(poolings))
     whole(2**poolings, size=plain(size), more=f"for each of {poolings} poolings halves the side of the image")
     return int(size // 2**poolings)
+
+
+def check_depth(depth: int, name: str = "depth") -> None:
+    """Raise ValueError for a number of blocks, or of layers, that takes minutes to build.
+
+    Example:
+        >>> check_depth(10**9)
+        Traceback (most recent call last):
+        ValueError: depth=1000000000: allowed is a whole number from 1 to 1000
+    """
+    whole(1, _MOST_LAYERS, **{name: plain(depth)})
 
 
 def check_patches(size: int, patch: int) -> int:

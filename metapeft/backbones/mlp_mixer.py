@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from metapeft.backbones._building import check_patches, check_sizes, recorded, seeded
+from metapeft.backbones._building import check_depth, check_patches, check_sizes, recorded, seeded
 
 
 class MixerBlock(nn.Module):
@@ -102,7 +102,8 @@ def mixer(
     """
     token_hidden = max(1, width // 2) if token_hidden is None else token_hidden
     channel_hidden = 4 * width if channel_hidden is None else channel_hidden
-    check_sizes(ways=ways, channels=channels, width=width, depth=depth)
+    check_depth(depth)
+    check_sizes(ways=ways, channels=channels, width=width)
     check_sizes(token_hidden=token_hidden, channel_hidden=channel_hidden)
     tokens = check_patches(size, patch)
     hidden = (token_hidden, channel_hidden)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from metapeft.backbones._building import check_sizes, recorded, seeded
+from metapeft.backbones._building import check_depth, check_sizes, recorded, seeded
 
 
 @recorded
@@ -39,6 +39,7 @@ def mlp(inputs: int = 1, outputs: int = 1, hidden: Sequence[int] = (40, 40), see
     if not isinstance(hidden, Sequence):
         raise ValueError(f"hidden={hidden!r}: a tuple is needed, a width each, such as ({hidden},)")
     sizes = [inputs, *hidden]
+    check_depth(len(hidden) + 1, "layers")
     check_sizes(inputs=inputs, outputs=outputs, **{f"hidden[{i}]": units for i, units in enumerate(hidden)})
 
     def build() -> nn.Module:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metapeft.backbones._building import check_patches, check_sizes, recorded, seeded
+from metapeft.backbones._building import check_depth, check_patches, check_sizes, recorded, seeded
 
 
 class Attention(nn.Module):
@@ -120,7 +120,8 @@ def vit(
 
     Source: Dosovitskiy et al. 2021, section 3.1; mean over tokens: Beyer et al. 2022 (arXiv 2205.01580).
     """
-    check_sizes(ways=ways, channels=channels, width=width, depth=depth, heads=heads)
+    check_depth(depth)
+    check_sizes(ways=ways, channels=channels, width=width, heads=heads)
     if width % heads:
         raise ValueError(
             f"heads={heads}: must divide width={width}, for each head attends with width / heads channels"

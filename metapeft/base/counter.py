@@ -82,7 +82,8 @@ def draw(key: Words, sizes: Integers, count: int) -> Integers:
 
     Args:
         key: a key a row, `(R,)`.
-        sizes: how many there are to draw from in each row, `(R,)`, at least `count`.
+        sizes: how many there are to draw from in each row, `(R,)`; where it is less than `count`, all of them come
+            first, and then numbers that are none of them.
         count: how many to draw.
 
     Returns:
@@ -106,7 +107,7 @@ def draw(key: Words, sizes: Integers, count: int) -> Integers:
 
 
 def _ordered(key: Words, sizes: Integers, count: int) -> Integers:
-    most = int(sizes.max())
+    most = max(int(sizes.max()), count)
     stream = words(key, most)
     stream[np.arange(most) >= sizes[:, None]] = np.iinfo(np.uint64).max
     return np.ascontiguousarray(stream.argsort(axis=1, kind="stable")[:, :count])

@@ -20,3 +20,14 @@ def whole(kind: type, tokens: Sequence[Token]) -> int:
 
 
 Whole = Annotated[int, Parameter(converter=whole)]
+
+
+def whole_or_rest(kind: type, tokens: Sequence[Token]) -> int | str:
+    """A whole number, or the word `rest`.
+
+    Raises ValueError: `all`.
+    """
+    return "rest" if tokens[0].value == "rest" else whole(kind, tokens)
+
+
+WholeOrRest = Annotated[int | str, Parameter(converter=whole_or_rest)]

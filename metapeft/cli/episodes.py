@@ -8,8 +8,9 @@ from typing import Any
 from cyclopts import App
 
 from metapeft.base.arguments import whole
-from metapeft.base.whole_numbers import Whole
+from metapeft.base.whole_numbers import Whole, WholeOrRest
 from metapeft.datasets.shell_options import reader_options
+from metapeft.experiments.config import Small
 
 app = App(name="episodes", help="Write or check the index lists of a protocol.", help_format="plaintext")
 
@@ -24,9 +25,10 @@ def dump(
     split: str = "test",
     ways: tuple[Whole, ...] = (5,),
     shots: tuple[Whole, ...] = (1,),
-    queries: Whole = 15,
+    queries: WholeOrRest = 15,
     rotations: bool = False,
     imbalanced: bool = False,
+    small: Small = "refuse",
     episodes: Whole = 600,
     seed: Whole = 0,
 ) -> int:
@@ -49,11 +51,13 @@ def dump(
     shots
         Support images a class; two numbers for one that varies.
     queries
-        Query images a class.
+        Query images a class; rest for all that are not in the support set.
     rotations
         Rotated images are further classes.
     imbalanced
         Each class of an episode has a number of shots of its own.
+    small
+        Classes with too few images: refuse; skip leaves them out; cap takes as many queries as there are.
     episodes
         How many episodes.
     seed
@@ -72,7 +76,7 @@ def dump(
     options = reader_options(data_options, root)
     sampler = EpisodeSampler(
         load_dataset(data, split=split, **options), queries=queries, seed=seed, rotations=rotations,
-        imbalanced=imbalanced, **sizes,
+        imbalanced=imbalanced, small=small, **sizes,
     )  # fmt: skip
     print(f"{path}: {write(sampler, episodes, path)}")
     return 0

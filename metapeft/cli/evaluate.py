@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metapeft.base.whole_numbers import Whole
-from metapeft.experiments.config import AutocastOrOff, DtypeName
+from metapeft.base.whole_numbers import Whole, WholeOrRest
+from metapeft.experiments.config import AutocastOrOff, DtypeName, Small
 
 
 def evaluate(
@@ -16,7 +16,8 @@ def evaluate(
     split: str = "test",
     ways: Whole | None = None,
     shots: Whole | None = None,
-    queries: Whole = 15,
+    queries: WholeOrRest = 15,
+    small: Small | None = None,
     episodes: Whole = 600,
     steps: Whole | None = None,
     shift: bool = False,
@@ -44,7 +45,10 @@ def evaluate(
     shots
         Support images a class; default those of the run.
     queries
-        Query images a class.
+        Query images a class; rest for all that are not in the support set.
+    small
+        Classes with too few images: refuse; skip leaves them out; cap takes as many queries as there are; default as in
+        the run.
     episodes
         How many episodes.
     steps
@@ -71,8 +75,8 @@ def evaluate(
     from metapeft.updates.layers.compiled.switch import compiled_used
 
     learner = loaded(run, checkpoint, device, dtype, autocast)
-    found, (own_ways, own_shots) = data_and_sizes(run, data, root, split, ways, shots)
-    sampler = EpisodeSampler(found, own_ways, own_shots, queries, seed=seed, shift=shift or swaps(found.name))
+    found, sizes = data_and_sizes(run, data, root, split, ways=ways, shots=shots, small=small)
+    sampler = EpisodeSampler(found, queries=queries, seed=seed, shift=shift or swaps(found.name), **sizes)
     if steps is None:
         steps = chosen_steps(run, shift)
     with compiled_used(compiled):

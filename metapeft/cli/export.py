@@ -67,11 +67,12 @@ def export(
     whole(0, episode=episode)
     new_folder(folder)  # before anything is loaded
     learner = loaded(run, checkpoint, device, dtype, autocast)
-    found, (own_ways, own_shots) = data_and_sizes(run, data, root, split, ways, shots)
-    task = EpisodeSampler(found, own_ways, own_shots, 1, seed=seed, shift=swaps(found.name))[episode]
+    found, sizes = data_and_sizes(run, data, root, split, ways, shots)
+    task = EpisodeSampler(found, queries=1, seed=seed, shift=swaps(found.name), **sizes)[episode]
     if steps is None:
         steps = chosen_steps(run, shift=False)
     names = None if task.classes is None else [str(found.classes[i]) for i in task.classes.tolist()]
-    learner.adapt(task.support_x, task.support_y, steps, classes=names).export_peft(folder)
+    adapted = learner.adapt(task.support_x, task.support_y, steps, mask=task.support_mask, classes=names)
+    adapted.export_peft(folder)
     print(f"{folder}: the adapter of episode {episode}")
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metapeft.cli.right_folder import run_wanted
-from metapeft.experiments.config import AutocastOrOff, DtypeName
+from metapeft.experiments.config import AutocastOrOff, DtypeName, Small
 
 if TYPE_CHECKING:
     from metapeft.learner.learner import Learner
@@ -44,9 +44,15 @@ def loaded(
 
 
 def data_and_sizes(
-    run: Path, data: str | None, root: Path | None, split: str, ways: int | None, shots: int | None
-) -> tuple[Any, tuple[Any, Any]]:
-    """The data set of a command, and ways and shots: what it was given or, where it was not, those of the run.
+    run: Path,
+    data: str | None,
+    root: Path | None,
+    split: str,
+    ways: int | None,
+    shots: int | None,
+    small: Small | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """The data set of a command, and ways, shots and small: what it was given or, where it was not, that of the run.
 
     Raises:
         ValueError: a run on data of the user's own, where the command names none.
@@ -70,12 +76,13 @@ def data_and_sizes(
         options["root"] = root
     found = load_dataset(data, split=split, **options)
 
-    def chosen(given: int | None, name: str, usual: int) -> Any:
+    def chosen(given: Any, name: str, usual: Any) -> Any:
         stored = spec.get(name, usual)
         own = tuple(stored) if isinstance(stored, list) else stored
         return own if given is None else given
 
-    return found, (chosen(ways, "ways", 5), chosen(shots, "shots", 1))
+    wanted = (("ways", ways, 5), ("shots", shots, 1), ("small", small, "refuse"))
+    return found, {name: chosen(given, name, usual) for name, given, usual in wanted}
 
 
 def image_size(run: Path) -> dict[str, int]:

@@ -6,11 +6,12 @@ import functools
 import os
 from pathlib import Path
 
-from metapeft.base.arguments import flag, whole
+from metapeft.base.arguments import flag
 from metapeft.datasets.facts import Facts
 from metapeft.datasets.found import Found, image_data, opened
 from metapeft.datasets.images import SPLITS, ImageData, check_split
 from metapeft.datasets.published import table
+from metapeft.datasets.sides import check_side
 from metapeft.datasets.store import data_root
 
 # Of the training images, as those who publish on these sets normalise them.
@@ -170,7 +171,7 @@ def bird_split(name: str) -> str | None:
 
 def _read(name: str, root: Root, split: str, size: int, complete: bool) -> ImageData:
     check_split(split)
-    whole(8, size=size)
+    check_side(size)
     flag(complete=complete)
     folder = data_root(root, name)
     return image_data(facts(name), folder, open_split(name, folder, split, complete), size)

@@ -23,6 +23,7 @@ from metapeft.datasets.forms.class_folders import (
     subfolders,
 )
 from metapeft.datasets.images import SPLITS, ImageData, check_split, statistics
+from metapeft.datasets.sides import check_side
 from metapeft.datasets.store import Images, cached_images, progress, signature
 
 _CHUNK = 200
@@ -73,7 +74,7 @@ def read_folder(
         )
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), not {channels!r}")
-    whole(8, size=size)
+    check_side(size)
     if ground not in GROUNDS:
         raise ValueError(f"ground={ground!r}: allowed are {' and '.join(map(repr, GROUNDS))}")
     whole(ways=ways)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metapeft.base.arguments import whole
+from metapeft.datasets.sides import check_side
 
 SPLITS = ("train", "val", "test")
 
@@ -150,7 +150,7 @@ class ImageData:
         """
         from metapeft.datasets.pairs import read_pairs
 
-        whole(8, size=size)
+        check_side(size)
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (colour), not {channels!r}")
         images, labels, classes = read_pairs(dataset, size, channels)

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from metapeft.base.arguments import whole
 from metapeft.base.errors import DataError
 from metapeft.datasets.facts import Facts
 from metapeft.datasets.forms.source import Content, Picture, Source
@@ -16,6 +15,7 @@ from metapeft.datasets.found import Found, image_data, opened
 from metapeft.datasets.images import SPLITS, ImageData, check_split
 from metapeft.datasets.miniimagenet_rows import PER_CLASS, read_rows
 from metapeft.datasets.published import lines_hash, table
+from metapeft.datasets.sides import check_side
 from metapeft.datasets.store import data_root
 
 # Mean and deviation of the training split at 84x84, measured on all of its pixels.
@@ -52,7 +52,7 @@ def read_miniimagenet(
         ImageData(miniimagenet, test: 12000 images 3x84x84, 20 classes)
     """
     check_split(split)
-    whole(8, size=size)
+    check_side(size)
     folder = data_root(root, "miniimagenet")
     return image_data(facts(), folder, open_split(folder, split, per_class), size)
 

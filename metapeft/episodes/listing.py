@@ -81,6 +81,7 @@ def verify(path: str | os.PathLike[str], dataset: Any) -> Protocol:
             rotations=protocol.rotations,
             imbalanced=protocol.imbalanced,
             episodes=protocol.episodes,
+            small=protocol.small,
         )
     except ValueError as error:
         raise DataError(f"{path} says what cannot be drawn from {dataset!r}: {error}") from error

@@ -19,6 +19,7 @@ from metapeft.base.trees import in_order, mapped, tree_leaves
 from metapeft.datasets.images import split_hash
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.numbered import Numbered
+from metapeft.episodes.padding import widened
 from metapeft.episodes.protocol import Protocol, named
 
 # past the numbers of episodes: a sampler with the same seed has keys of its own
@@ -43,7 +44,8 @@ class MixedSampler(Numbered):
     themselves. Ids of classes and images are those of its own data.
 
     Args:
-        samplers: name -> sampler; all with the same ways, shots, queries, shapes and types.
+        samplers: name -> sampler; all with the same ways, shots, queries, shapes and types. Query sets whose sizes vary
+            are padded to the widest.
         weights: how often each comes, name -> number or in order; None for equally often.
         seed: 0 to 2^63 - 1, of the choice alone; each sampler has its own.
 
@@ -77,8 +79,9 @@ class MixedSampler(Numbered):
                 )
         if not samplers:
             raise ValueError("samplers is empty: at least one is needed, by its name")
-        _check_that_they_fit(samplers)
         self.samplers = dict(samplers)
+        self._queries = _widest([one.batch(0, 1) for one in samplers.values()])
+        self._check_that_they_fit()
         self.kinds = tuple(samplers)
         self.weights = _checked_weights(weights, self.kinds)
         self._bounds = np.cumsum(self.weights)
@@ -88,6 +91,10 @@ class MixedSampler(Numbered):
         self.ways, self.shots, self.queries, self.seed = first.ways, first.shots, first.queries, int(seed)
         self.rotations = any(one.rotations for one in parts)
         self.imbalanced = any(one.imbalanced for one in parts)
+        small = {name: one.small for name, one in samplers.items()}
+        self.small = (
+            first.small if len(set(small.values())) == 1 else ", ".join(map(": ".join, small.items()))
+        )
         self.shift = _together({name: one.shift for name, one in samplers.items()})
         self.augment = _together({name: one.augment for name, one in samplers.items()})
         self.dataset = self._mixture()
@@ -95,10 +102,14 @@ class MixedSampler(Numbered):
     def _at(self, numbers: counter.Integers) -> EpisodeBatch:
         kinds = self._kinds_at(numbers)
         groups = [np.flatnonzero(kinds == kind) for kind in range(len(self.kinds))]
-        parts = [one.at(numbers[mine]) for one, mine in zip(self.samplers.values(), groups) if len(mine)]
+        chosen = [(one, numbers[mine]) for one, mine in zip(self.samplers.values(), groups) if len(mine)]
+        parts = [self._fitted(one.at(own)) for one, own in chosen]
         order = torch.from_numpy(np.concatenate(groups).argsort())
         together = parts[0] if len(parts) == 1 else _joined(parts, order)
         return dataclasses.replace(together, kind=torch.from_numpy(kinds))
+
+    def _fitted(self, batch: EpisodeBatch) -> EpisodeBatch:
+        return batch if self._queries is None else widened(batch, self._queries, masked=True)
 
     def _kinds_at(self, numbers: counter.Integers) -> counter.Integers:
         drawn = counter.uniforms(self._keys(numbers)[:, _KIND], 1)[:, 0] * self._bounds[-1]
@@ -120,6 +131,27 @@ class MixedSampler(Numbered):
             own = {"seed": None} if one.seed == self.seed else {}
             parts.append(f"{weight / self._bounds[-1]:.6g} {name}: {protocol | own}")
         return Mixture(f"mixed({', '.join(self.samplers)})", split, split_hash(split, parts))
+
+    def _check_that_they_fit(self) -> None:
+        """Raise ValueError for the first two samplers whose episodes cannot stand in one batch."""
+        (first, one), *others = ((name, self._described(sampler)) for name, sampler in self.samplers.items())
+        for name, other in others:
+            for what, mine in one.items():
+                if mine != other[what]:
+                    raise ValueError(
+                        f"samplers {first!r} and {name!r} do not fit together: {what} is {mine} in {first!r} and "
+                        f"{other[what]} in {name!r}; episodes of one batch have the same sizes and types"
+                    )
+
+    def _described(self, sampler: Numbered) -> dict[str, str]:
+        """Sizes, and of each field of an episode what its tensors are."""
+        found = {name: str(getattr(sampler, name)) for name in ("ways", "shots", "queries")}
+        for name, value in self._fitted(sampler.batch(0, 1)).fields().items():
+            leaves = () if value is None else tree_leaves(value)
+            said = [f"{str(x.dtype)[6:]} {tuple(x.shape[1:])} on {x.device.type}" for x in leaves]
+            if name != "kind":
+                found[name] = ", ".join(said) or "None"
+        return found
 
     def __repr__(self) -> str:
         return f"MixedSampler({', '.join(self.samplers)})"
@@ -153,27 +185,10 @@ def _checked_weights(weights: Any, names: Sequence[str]) -> tuple[float, ...]:
     return tuple(float(weight) for weight in given)
 
 
-def _check_that_they_fit(samplers: Mapping[str, Numbered]) -> None:
-    """Raise ValueError for the first two samplers whose episodes cannot stand in one batch."""
-    (first, one), *others = ((name, _described(sampler)) for name, sampler in samplers.items())
-    for name, other in others:
-        for what, mine in one.items():
-            if mine != other[what]:
-                raise ValueError(
-                    f"samplers {first!r} and {name!r} do not fit together: {what} is {mine} in {first!r} and "
-                    f"{other[what]} in {name!r}; episodes of one batch have the same sizes and types"
-                )
-
-
-def _described(sampler: Numbered) -> dict[str, str]:
-    """Sizes, and of each field of an episode what its tensors are."""
-    found = {name: str(getattr(sampler, name)) for name in ("ways", "shots", "queries")}
-    for name, value in sampler.batch(0, 1).fields().items():
-        leaves = () if value is None else tree_leaves(value)
-        said = [f"{str(x.dtype)[6:]} {tuple(x.shape[1:])} on {x.device.type}" for x in leaves]
-        if name != "kind":
-            found[name] = ", ".join(said) or "None"
-    return found
+def _widest(batches: Sequence[EpisodeBatch]) -> int | None:
+    """The most queries a class, where samplers differ in them or only some have masks; None where nothing is padded."""
+    counts = {(batch.query_y.shape[1] // batch.ways, batch.query_mask is None) for batch in batches}
+    return max(count for count, _ in counts) if len(counts) > 1 else None
 
 
 def _together(changes: Mapping[str, Any]) -> Any:

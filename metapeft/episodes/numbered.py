@@ -25,7 +25,7 @@ class Numbered(ABC):
     Attributes:
         episodes: how many there are.
         kinds: the names of the kinds of tasks; empty where none are known.
-        dataset, ways, shots, queries, seed, shift, augment, rotations, imbalanced: what a protocol says of them.
+        dataset, ways, shots, queries, seed, shift, augment, rotations, imbalanced, small: what a protocol says of them.
     """
 
     episodes: int
@@ -33,12 +33,13 @@ class Numbered(ABC):
     dataset: Any
     ways: int | tuple[int, int]
     shots: int | tuple[int, int]
-    queries: int
+    queries: int | str
     seed: int
     shift: Any
     augment: Any
     rotations: bool
     imbalanced: bool
+    small: str = "refuse"
 
     @abstractmethod
     def _at(self, numbers: counter.Integers) -> EpisodeBatch:

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 from metapeft.episodes.numbered import Numbered
 
 Range = int | tuple[int, int]
+_LATER = (("shown", None), ("small", "refuse"))
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Protocol:
         split_hash: hash of the split's name and class list.
         ways: N, or its range.
         shots: K, or its range.
-        queries: Q a class.
+        queries: Q a class, or `"rest"`.
         episodes: how many.
         seed: the sampler's.
         shift: `"none"`, or the kinds of shift.
@@ -34,6 +35,7 @@ class Protocol:
         precision: `"float32"`, `"float64"`, or `"bfloat16 forwards"`.
         interval: what the interval beside the mean is.
         shown: what the generator was shown in place of the task's support set, a control; None for that itself.
+        small: what became of classes with too few images.
 
     Example:
         >>> print(Protocol("omniglot", "test", "0f", 5, 1, 15, 600, seed=1, inner_steps=5, head="zero"))
@@ -45,7 +47,7 @@ class Protocol:
     split_hash: str
     ways: Range
     shots: Range
-    queries: int
+    queries: int | str
     episodes: int
     seed: int
     shift: str = "none"
@@ -58,6 +60,7 @@ class Protocol:
     precision: str = "float32"
     interval: str = "95 % t"
     shown: str | None = None
+    small: str = "refuse"
 
     @classmethod
     def of(
@@ -92,14 +95,15 @@ class Protocol:
             precision=precision,
             interval=interval,
             shown=shown,
+            small=getattr(sampler, "small", "refuse"),  # of one of the user's own
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, of types that JSON has (ranges become lists); `shown` only in a control."""
+        """The fields by name, of types that JSON has (ranges become lists); later ones where they are set."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
-            if (name, value) != ("shown", None)
+            if (name, value) not in _LATER
         }
 
     @classmethod
@@ -126,6 +130,7 @@ class Protocol:
             f"{self.queries}-query x{self.episodes}",
             f"seed {self.seed}",
             *extra,
+            *([f"small classes: {self.small}"] if self.small != "refuse" else []),
             f"shift {self.shift}",
             *([f"augment {self.augment}"] if self.augment != "none" else []),
             *([f"{self.inner_steps} steps"] if self.inner_steps is not None else []),

@@ -15,6 +15,7 @@ from metapeft.base import counter
 from metapeft.base.arguments import flag, whole
 from metapeft.base.trees import mapped, tree_leaves
 from metapeft.datasets.rotated import Rotated
+from metapeft.episodes.class_images import ClassImages
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.episodes.numbered import Numbered
 from metapeft.episodes.protocol import named
@@ -41,7 +42,7 @@ class EpisodeSampler(Numbered):
             regression tasks with `.draw(keys, count)`, such as the data set `"sinusoid"` (then `ways=1`).
         ways: N, classes an episode; `(low, high)` draws it, uniformly, for each episode.
         shots: K, support images a class; `(low, high)` draws it for each episode.
-        queries: Q, query images a class.
+        queries: Q, query images a class; `"rest"`: all of its images that are not in the support set.
         seed: 0 to 2^63 - 1.
         shift: True draws one transformation an episode, shared by support and query, from the kinds that
             belong to the data's split (`metapeft.episodes.Shift`); or a callable `(images (T, n, C, H, W)
@@ -51,7 +52,12 @@ class EpisodeSampler(Numbered):
         rotations: each class turned by 0, 90, 180 and 270 degrees is a class of its own; `sampler.dataset` is
             then the four times larger data set (`metapeft.datasets.Rotated`) that indices point into.
         imbalanced: with a range of shots: draw the shots for each class on its own.
+        small: what becomes of classes with fewer than `K + Q` images: `"refuse"`; `"skip"` leaves them out; `"cap"`
+            takes as many queries as there are, and leaves out classes without a single one.
         episodes: how many there are, `len(sampler)`; default 2^63 - 1.
+
+    Attributes:
+        left_out: names of the classes that no episode has, for they are too small.
 
     Raises:
         ValueError: for sizes that the data set cannot serve, and for options that would have no effect.
@@ -71,7 +77,7 @@ class EpisodeSampler(Numbered):
         dataset: Any,
         ways: Range = 5,
         shots: Range = 1,
-        queries: int = 15,
+        queries: int | str = 15,
         seed: int = 0,
         shift: Any = False,
         *,
@@ -79,24 +85,27 @@ class EpisodeSampler(Numbered):
         rotations: bool = False,
         imbalanced: bool = False,
         episodes: int | None = None,
+        small: str = "refuse",
     ) -> None:
         self._root = counter.root(seed)
         flag(rotations=rotations, imbalanced=imbalanced)
         self.generative = callable(getattr(dataset, "draw", None))
-        self.sizes = Sizes.checked(ways, shots, queries, imbalanced)
+        self.sizes = Sizes.checked(ways, shots, queries, imbalanced, small)
         if not self.generative:
             _check_images(dataset)
         self.dataset = Rotated(dataset) if rotations and not self.generative else dataset
         self.ways, self.shots, self.queries = self.sizes.as_given()
         self.seed, self.rotations, self.imbalanced = int(seed), bool(rotations), bool(imbalanced)
+        self.small = small
         self.shift = resolved_shift(shift, getattr(dataset, "split", "train"))
         self.augment = checked_change("augment", augment)
         self.episodes = sys.maxsize if episodes is None else episodes
         whole(1, sys.maxsize, episodes=self.episodes)
         if self.generative:
-            self._check_generative(ways, shots, shift, augment, rotations)
+            self._check_generative(ways, shots, queries, shift, augment, rotations, small)
         else:
-            self._index_classes()
+            self._pool = ClassImages(self.dataset, self.sizes)
+        self.left_out = () if self.generative else self._pool.left_out
         self._name_kinds()
 
     def _at(self, numbers: counter.Integers) -> EpisodeBatch:
@@ -104,7 +113,7 @@ class EpisodeSampler(Numbered):
         kind = {"kind": torch.from_numpy(self._kinds_of(key))} if self.kinds else {}
         if self.generative:
             shots = self.sizes.shots[1]
-            x, y = self.dataset.draw(key[:, _TASK], shots + self.queries)
+            x, y = self.dataset.draw(key[:, _TASK], self.sizes.needed)
             return EpisodeBatch(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:], **kind)
         fields = self._lists(key)
         return EpisodeBatch(**self._images(key, fields), **fields, **kind)
@@ -140,16 +149,21 @@ class EpisodeSampler(Numbered):
         self._distinct = np.array([self.kinds.index(name) for name in names], dtype=np.int64)
 
     def _lists(self, key: counter.Words) -> dict[str, Tensor]:
-        (_, ways), (_, shots), tasks = self.sizes.ways, self.sizes.shots, len(key)
-        classes = counter.draw(key[:, _CLASSES], np.full(tasks, len(self._counts)), ways)
-        rows = counter.words(key[:, _IMAGES], ways).ravel()
-        drawn = counter.draw(rows, self._counts[classes].ravel(), shots + self.queries)
-        places = self._order[self._starts[classes][..., None] + drawn.reshape(tasks, ways, -1)]
+        drawn, shots = self.sizes.drawn(key[:, _SIZES])
+        tasks, ways = drawn.shape
+        classes, support, query, there = self._pool.draw(key[:, _CLASSES], key[:, _IMAGES], shots)
         fields: dict[str, NDArray[Any]] = {"classes": classes}
-        for part, piece in (("support", places[..., :shots]), ("query", places[..., shots:])):
+        for part, piece in (("support", support), ("query", query)):
             fields[f"{part}_index"] = piece.reshape(tasks, -1)
             fields[f"{part}_y"] = np.arange(ways).repeat(piece.shape[2])[None].repeat(tasks, axis=0)
-        masks = self.sizes.masks(key[:, _SIZES])
+        masks = {}
+        if not self.sizes.fixed:
+            masks["classes"] = drawn
+            masks["support"] = drawn[..., None] & (np.arange(support.shape[2]) < shots[..., None])
+        if not self.sizes.fixed or there is not None:
+            every = np.ones(query.shape, dtype=bool) if there is None else there
+            masks["query"] = drawn[..., None] & every
+        masks = {name: mask.reshape(tasks, -1) for name, mask in masks.items()}
         for part, mask in masks.items():
             for name, padding in ((part, -1), (f"{part}_index", -1), (f"{part}_y", 0)):
                 if name in fields:
@@ -158,9 +172,8 @@ class EpisodeSampler(Numbered):
         return {name: torch.from_numpy(value) for name, value in (fields | present).items()}
 
     def _images(self, key: counter.Words, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        parts = {part: fields[f"{part}_index"] for part in ("support", "query")}
-        if not self.sizes.fixed:
-            parts = {part: index.clamp(min=0) for part, index in parts.items()}
+        # what is padded is made of the data set's first item
+        parts = {part: fields[f"{part}_index"].clamp(min=0) for part in ("support", "query")}
         changed = self.shift is not None or self.augment is not None
         if changed or hasattr(self.dataset, "pad_id"):  # texts of both parts are padded to one length
             items = self.dataset.gather(torch.cat(list(parts.values()), dim=1))
@@ -172,12 +185,12 @@ class EpisodeSampler(Numbered):
                 begin += index.shape[1]
         else:
             found = {f"{part}_x": self.dataset.gather(index) for part, index in parts.items()}
-        for part in parts if not self.sizes.fixed else ():
-            for leaf in tree_leaves(found[f"{part}_x"]):
-                if (
-                    leaf.dtype == torch.uint8 or leaf.is_floating_point()
-                ):  # of tokens a row of zeros is no text
-                    leaf[~fields[f"{part}_mask"].to(leaf.device)] = 0
+        for part in parts:
+            mask = fields.get(f"{part}_mask")
+            for leaf in () if mask is None else tree_leaves(found[f"{part}_x"]):
+                # of tokens a row of zeros is no text
+                if mask is not None and (leaf.dtype == torch.uint8 or leaf.is_floating_point()):
+                    leaf[~mask.to(leaf.device)] = 0
         return found
 
     def _changed(self, key: counter.Words, images: Tensor) -> Tensor:
@@ -191,29 +204,25 @@ class EpisodeSampler(Numbered):
             images = _checked_images(self.shift(images, _seeds(key[:, _SHIFT])), images, "shift")
         return images
 
-    def _index_classes(self) -> None:
-        labels = self.dataset.labels.cpu().numpy()
-        self._counts = np.bincount(labels, minlength=len(self.dataset.classes))
-        self._starts = self._counts.cumsum() - self._counts
-        self._order = labels.argsort(kind="stable").astype(np.int64)
-        ways, each = self.sizes.ways[1], self.sizes.shots[1] + self.sizes.queries
-        if ways > len(self._counts):
-            raise ValueError(
-                f"ways={self.ways} needs {ways} classes, but {self.dataset.name} has {len(self._counts)} "
-                f"in its {self.dataset.split} split{getattr(self.dataset, 'more_classes', '')}"
-            )
-        least = int(self._counts.argmin())
-        if each > self._counts[least]:
-            raise ValueError(
-                f"shots={self.shots} and queries={self.queries} need {each} images a class, but class "
-                f"{self.dataset.classes[least]!r} of {self.dataset.name} has {self._counts[least]}"
-            )
-
-    def _check_generative(self, ways: Range, shots: Range, shift: Any, augment: Any, rotations: bool) -> None:
+    def _check_generative(
+        self,
+        ways: Range,
+        shots: Range,
+        queries: int | str,
+        shift: Any,
+        augment: Any,
+        rotations: bool,
+        small: str,
+    ) -> None:
         if ways != 1:
             raise ValueError(f"ways must be 1 for the regression tasks of {self.dataset.name}, not {ways!r}")
         if not isinstance(shots, int):
             raise ValueError(f"shots must be one number for the tasks of {self.dataset.name}, not {shots!r}")
+        if isinstance(queries, str) or small != "refuse":
+            said = f"queries={queries!r}" if isinstance(queries, str) else f"small={small!r}"
+            raise ValueError(
+                f"{said}: the tasks of {self.dataset.name} are made up, as many points as are asked for"
+            )
         for name, value in (("shift", shift), ("augment", augment), ("rotations", rotations)):
             if value not in (None, False):
                 raise ValueError(
@@ -224,6 +233,7 @@ class EpisodeSampler(Numbered):
         data = self.dataset
         changes = [name for name in ("shift", "augment") if getattr(self, name) is not None]
         more = "".join(f", {name} {named(getattr(self, name))}" for name in changes)
+        more += "" if self.small == "refuse" else f", small classes: {self.small}"
         sizes = f"{self.shots} points" if self.generative else f"{self.ways}-way {self.shots}-shot"
         return f"EpisodeSampler({data.name}/{data.split}: {sizes}, {self.queries} queries, seed {self.seed}{more})"
 

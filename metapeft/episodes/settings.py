@@ -40,6 +40,8 @@ def of_episodes(episodes: Any) -> Any:
         "imbalanced": episodes.imbalanced,
         "episodes": episodes.episodes,
     }
+    if episodes.small != "refuse":  # as runs of before there was any say it
+        found["small"] = episodes.small
     numbers = {name: getattr(episodes, name) for name in ("ways", "shots", "queries", "seed")}
     return {"sampler": as_json({**numbers, **found})}
 
@@ -93,5 +95,5 @@ def built_episodes(spec: Any, part: str) -> Any:
     shift = None if own["shift"] is None else Shift(own["shift"]["kinds"])
     augment = None if own["augment"] is None else Augment(**own["augment"])
     ways, shots = (tuple(v) if isinstance(v, list) else v for v in (own["ways"], own["shots"]))
-    more = {name: own[name] for name in ("rotations", "imbalanced", "episodes")}
+    more = {name: own[name] for name in ("rotations", "imbalanced", "episodes", "small") if name in own}
     return EpisodeSampler(data, ways, shots, own["queries"], own["seed"], shift, augment=augment, **more)

@@ -15,6 +15,7 @@ from metapeft.datasets.table import registry as datasets
 BackboneName = Literal["conv4", "resnet12", "mixer", "vit", "minilm"]
 DtypeName = Literal["float32", "float64"]
 AutocastName = Literal["bfloat16"]
+Small = Literal["refuse", "skip", "cap"]
 AutocastOrOff = Literal["bfloat16", "off"]  # off: not that of the run
 PAIRS = ("glyph-pairs", "omniglot-pairs")  # the episode decides which half of an image counts
 TEXTS = ("banking77", "clinc150", "text")  # which minilm reads, and nothing else
@@ -100,6 +101,8 @@ class TrainConfig:
         Forwards in bfloat16, with all else in float32; default none.
     compiled
         Compute with compiled kernels where they fit: about twice as fast, needs a C++ compiler.
+    small
+        Classes with too few images: refuse; skip leaves them out; cap takes as many queries as there are.
     """
 
     data: str = "glyphs"
@@ -135,6 +138,7 @@ class TrainConfig:
     dtype: DtypeName | None = None
     autocast: AutocastName | None = None
     compiled: bool = False
+    small: Small = "refuse"
 
     def __post_init__(self) -> None:
         datasets.check(self.data)

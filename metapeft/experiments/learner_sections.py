@@ -65,12 +65,15 @@ def episodes_section(samplers: Samplers, found: Results, method: Kept | None) ->
         names = None
         if episode.classes is not None:
             names = [sampler.dataset.classes[place] for place in episode.classes.tolist()]
-        parts = (episode.support_x, episode.support_y, episode.query_x, episode.query_y, names)
+        there = slice(None) if episode.query_mask is None else episode.query_mask
+        query_y = episode.query_y[there]
+        parts = (episode.support_x, episode.support_y, episode.query_x[there], query_y, names)
         said = None if method is None else predicted(method, found, column, number)
         if method is None or said is None:
             figures.append(Figure(episode_grid(*parts), f"Test episode {number}, {name}."))
             continue
-        right = int((said == episode.query_y).sum())
+        said = said[there]
+        right = int((said == query_y).sum())
         steps = "" if column.steps is None else f", {column.name}"
         caption = (
             f"Test episode {number}, {name}: {method.name}{steps} names {right} of {len(said)} query images right "

@@ -65,11 +65,11 @@ def samplers(config: TrainConfig) -> Samplers:
     sizes = (config.ways, config.shots, config.queries)
     pairs, texts = swaps(config.data), config.data in TEXTS
     shift = False if texts else pairs or training_styles()
-    train = EpisodeSampler(data["train"], *sizes, seed=config.seed, shift=shift)
+    train = EpisodeSampler(data["train"], *sizes, seed=config.seed, shift=shift, small=config.small)
 
     def column(name: str, shift: Any, steps: int | None = None) -> Column:
         validation, test = (
-            EpisodeSampler(data[split], *sizes, seed=config.seed + offset, shift=shift)
+            EpisodeSampler(data[split], *sizes, seed=config.seed + offset, shift=shift, small=config.small)
             for offset, split in enumerate(("val", "test"), 1)
         )
         return Column(name, validation, test, steps)

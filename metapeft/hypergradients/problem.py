@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from metapeft.hypergradients.table import registry
 from metapeft.inner.fixed_point import as_solver
 from metapeft.inner.objective import Batches
 from metapeft.inner.solver import Solver, Tensors
-from metapeft.inner.variables import Start
+from metapeft.inner.variables import Start, bound_start
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class Problem:
             a pair of that and a dict of tensors.
         inner: `f(u, w)`, likewise, without aux; None for `"direct"`.
         u: outer variables, name -> tensor.
-        w0: start of the inner variables, name -> tensor, or a function of u that gives it.
+        w0: start of the inner variables, name -> tensor, or a function of u that gives it. A function with a parameter
+            `batch` is given the pair of `data` too, one with `step` the number of a trainer's outer step, from 0:
+            `lambda u, batch, step: ...`.
         solver: inner solver; a bare callable, `step(u, w, grads) -> w` or `solve(u, w) -> w`, is one step.
         method: name of an engine, an engine such as `mp.hypergradients.CG(damping=1.0)`, or a function of the
             problem that returns a `Result`.
@@ -79,6 +81,11 @@ class Problem:
     def batches(self) -> Batches:
         """The inner objective, bound step by step to its batches."""
         return Batches(self.inner, None if self.data is None else self.data[0], given=self.data is not None)
+
+    def started(self, step: int | None = None) -> Problem:
+        """The same with `w0` bound to what it asks for; raises ValueError where there is no such thing."""
+        bound = bound_start(self.w0, {"batch": self.data, "step": step})
+        return self if bound is self.w0 else replace(self, w0=bound)
 
     def outer_value(self, u: Mapping[str, Tensor], w: Mapping[str, Tensor]) -> Any:
         """What the outer objective returns, on its batch if there is one."""
@@ -141,6 +148,7 @@ class Engine:
                     f'solver is None, but {self!r} needs one: use method="direct" if w0 is final'
                 )
             problem.batches.check(problem.solver.steps, self.repeats_batches, self.fresh_batches)
+        problem = problem.started()
         with twice_differentiable(), second_derivatives():
             return self.compute(problem)
 
@@ -218,4 +226,4 @@ def hypergradient(
     """
     problem = Problem(outer, inner, u, w0, solver, method, data, task_axis, has_aux)
     with twice_differentiable():  # for engines of the user's own, too
-        return resolve(method)(problem)
+        return resolve(method)(problem.started())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from metapeft.inner.loop import solve
     from metapeft.inner.momentum import Momentum, Nesterov
     from metapeft.inner.multiclass import Softmax, softmax_regression
+    from metapeft.inner.projections import Ball, Box, Simplex
     from metapeft.inner.proximal import Projected, Proximal
     from metapeft.inner.rate_net import RateNet
     from metapeft.inner.solver import Solver
@@ -35,6 +36,8 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Ball",
+    "Box",
     "Descent",
     "FixedPoint",
     "Higher",
@@ -45,6 +48,7 @@ __all__ = [
     "Proximal",
     "RateNet",
     "Ridge",
+    "Simplex",
     "Softmax",
     "Solver",
     "Step",

@@ -34,7 +34,7 @@ class Adam(Descent):
     Source: Kingma & Ba 2015, algorithm 1.
 
     Args:
-        steps, lr, rates, proximal, weight_decay, clip: as in `SGD` (the decay is part of the gradient).
+        steps, lr, rates, proximal, weight_decay, clip, log_rates: as in `SGD` (the decay is part of the gradient).
         betas: b1 and b2, in [0, 1).
         eps: above 0. eps_root: added under the root, `m_hat / (sqrt(v_hat + eps_root) + eps)`, where derivatives by
             small gradients are to stay small, as in optax and TorchOpt.
@@ -57,8 +57,9 @@ class Adam(Descent):
         proximal: Setting = 0.0,
         weight_decay: Setting = 0.0,
         clip: float | None = None,
+        log_rates: bool = False,
     ) -> None:
-        super().__init__(steps, lr, rates, proximal, weight_decay, clip)
+        super().__init__(steps, lr, rates, proximal, weight_decay, clip, log_rates)
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas={betas!r} has to be a pair of numbers in [0, 1)")
         given: dict[str, Any] = {"betas[0]": betas[0], "betas[1]": betas[1]}
@@ -116,6 +117,7 @@ class AdamW(Adam):
         proximal: Setting = 0.0,
         weight_decay: Setting = 1e-2,
         clip: float | None = None,
+        log_rates: bool = False,
     ) -> None:
         super().__init__(
             steps,
@@ -127,6 +129,7 @@ class AdamW(Adam):
             proximal=proximal,
             weight_decay=weight_decay,
             clip=clip,
+            log_rates=log_rates,
         )
 
     def direction(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-from metapeft.base.arguments import number, whole
+from metapeft.base.arguments import flag, number, whole
 from metapeft.inner.solver import Bound, Solver, Tensors
 
 Setting = float | Tensor | Callable[[Mapping[str, Tensor]], Any]
 Per = Literal["step", "element"]
-_UNSAID = (("clip", None), ("eps_root", 0.0))
+_UNSAID = (("clip", None), ("eps_root", 0.0), ("log_rates", False))
 
 
 def value_of(setting: Setting, u: Mapping[str, Tensor]) -> Any:
@@ -64,6 +65,8 @@ class Descent(Solver):
         weight_decay: mu in `mu/2 ||w||^2`, added to the inner objective; like `lr`.
         clip: the largest norm of a task's gradient, over all of its inner variables: `g min(1, clip / ||g||)`; None for
             none. Differentiable; where it acts a step is shorter, but a point of rest is the same.
+        log_rates: with `rates`: `u["rates.<name>"]` holds natural logarithms, so that an outer step multiplies a rate
+            and never makes it negative.
 
     Raises:
         ValueError: a negative or non-finite number, unknown `rates`, rates whose `lr` is a function.
@@ -86,6 +89,7 @@ class Descent(Solver):
         proximal: Setting = 0.0,
         weight_decay: Setting = 0.0,
         clip: float | None = None,
+        log_rates: bool = False,
     ) -> None:
         whole(0, steps=steps)
         number(above=True, more="or None", clip=1.0 if clip is None else clip)
@@ -98,7 +102,13 @@ class Descent(Solver):
             raise ValueError(
                 f"rates={rates!r} start at lr, which then has to be a number, not a function of u"
             )
-        self.steps, self.lr, self.rates_per = steps, lr, rates
+        flag(log_rates=log_rates)
+        if log_rates and (rates is None or not bool(torch.as_tensor(lr) > 0)):
+            why = (
+                f"lr={lr!r} has none: it has to be above 0" if rates else 'say rates="step" or "element" too'
+            )
+            raise ValueError(f"log_rates=True learns the logarithms of rates, and {why}")
+        self.steps, self.lr, self.rates_per, self.log_rates = steps, lr, rates, log_rates
         self.proximal, self.weight_decay, self.clip = proximal, weight_decay, clip
 
     def settings(self) -> dict[str, Any]:
@@ -119,11 +129,12 @@ class Descent(Solver):
         return is_on(self.proximal)
 
     def rates(self, starts: Mapping[str, Tensor]) -> Tensors:
-        """First values of the learnable rates: `"rates.<name>"` -> `(steps,)` or `(steps, *start)`."""
+        """First values of what is learned of the rates: `"rates.<name>"` -> `(steps,)` or `(steps, *start)`."""
         if self.rates_per is None:
             return {}
         shape = {name: value.shape if self.rates_per == "element" else () for name, value in starts.items()}
         lr = float(value_of(self.lr, {}))
+        lr = math.log(lr) if self.log_rates else lr
         return {
             f"rates.{name}": value.new_full((self.steps, *shape[name]), lr) for name, value in starts.items()
         }
@@ -148,7 +159,8 @@ class Descent(Solver):
     def rate(self, k: int, name: str, u: Mapping[str, Tensor], lr: Any) -> float | Tensor:
         if self.rates_per is not None:
             rates = u[f"rates.{name}"]
-            return rates[min(k, rates.shape[0] - 1)]
+            rate = rates[min(k, rates.shape[0] - 1)]
+            return rate.exp() if self.log_rates else rate
         found: float | Tensor = lr[name] if isinstance(lr, Mapping) else lr
         return found
 

@@ -18,7 +18,7 @@ class Momentum(Descent):
     With `nesterov` the direction is `g_k + mu v_k`.
 
     Args:
-        steps, lr, rates, proximal, weight_decay, clip: as in `SGD`.
+        steps, lr, rates, proximal, weight_decay, clip, log_rates: as in `SGD`.
         momentum: mu, in [0, 1).
         dampening: tau, in [0, 1); 0 with `nesterov`.
         nesterov: look one velocity ahead.
@@ -43,8 +43,9 @@ class Momentum(Descent):
         proximal: Setting = 0.0,
         weight_decay: Setting = 0.0,
         clip: float | None = None,
+        log_rates: bool = False,
     ) -> None:
-        super().__init__(steps, lr, rates, proximal, weight_decay, clip)
+        super().__init__(steps, lr, rates, proximal, weight_decay, clip, log_rates)
         number(0, 1, momentum=momentum, dampening=dampening)
         if nesterov and (dampening or not momentum):
             raise ValueError(
@@ -85,6 +86,7 @@ class Nesterov(Momentum):
         proximal: Setting = 0.0,
         weight_decay: Setting = 0.0,
         clip: float | None = None,
+        log_rates: bool = False,
     ) -> None:
         super().__init__(
             steps,
@@ -95,6 +97,7 @@ class Nesterov(Momentum):
             proximal=proximal,
             weight_decay=weight_decay,
             clip=clip,
+            log_rates=log_rates,
         )
 
     def settings(self) -> dict[str, Any]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from metapeft.inner.solver import Tensors
 
-Start = Mapping[str, Tensor] | Callable[[Tensors], Mapping[str, Tensor]]
+Start = Mapping[str, Tensor] | Callable[..., Mapping[str, Tensor]]
+_PACKED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_NOT_HERE = {"batch": "data= is missing", "step": "only the outer steps of a trainer are numbered"}
 
 
 def starting_point(w0: Start, u: Tensors, may_be_empty: bool = False) -> Tensors:
@@ -21,6 +26,33 @@ def starting_point(w0: Start, u: Tensors, may_be_empty: bool = False) -> Tensors
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"w0[{name!r}] has to be a floating-point tensor, it is {kind}")
     return dict(start)
+
+
+def bound_start(w0: Start, known: Mapping[str, Any]) -> Start:
+    """`w0` as a function of u alone: what it has a parameter for is bound to it; itself where it has none.
+
+    Args:
+        known: name of a parameter -> value; None where there is none.
+
+    Raises:
+        ValueError: a parameter without a default, of which nothing is known.
+
+    Example:
+        >>> bound_start(lambda u, step: step + 1, {"step": 2, "batch": None})({})
+        3
+    """
+    if isinstance(w0, Mapping):
+        return w0
+    try:
+        _, *parameters = inspect.signature(w0).parameters.values()
+    except ValueError:  # of what is not written in Python, or takes no u
+        return w0
+    asked = {one.name: one for one in parameters if one.name in known and one.kind not in _PACKED}
+    for name, one in asked.items():
+        if known[name] is None and one.default is one.empty:
+            raise ValueError(f"w0 asks for {name!r}: {_NOT_HERE[name]}")
+    given = {name: known[name] for name in asked if known[name] is not None}
+    return functools.partial(w0, **given) if given else w0
 
 
 def constants(w: Mapping[str, Tensor]) -> Tensors:

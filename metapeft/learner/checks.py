@@ -85,6 +85,10 @@ def check_parts(roles: Roles) -> None:
             )
         if roles.test_steps is not None:
             raise ValueError(f"test_steps={roles.test_steps} has no effect: this learner has no inner solver")
+        if roles.inner_loss is not None:
+            raise ValueError(
+                f"inner_loss={roles.inner_loss!r} has no effect: this learner has no inner solver"
+            )
         if head == "zero":
             raise ValueError(
                 'head="zero" without an inner solver stays 0: inner= is missing, or take "prototypes"'
@@ -103,6 +107,10 @@ def check_parts(roles: Roles) -> None:
         raise ValueError(
             f'head="{head}" has no gradients and is for evaluation only: outer=() and inner=None here, train and '
             "adapt with another"
+        )
+    if roles.batch_loss is not None and not callable(roles.batch_loss):
+        raise ValueError(
+            f"batch_loss={roles.batch_loss!r} has to be a function (outputs, targets, mask) -> ()"
         )
     check_dropout(roles.dropout, roles.model.module, roles.outer, roles.seed)
     if roles.generator is not None and not roles.seeds:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor
 from metapeft.base import state
 from metapeft.base.arguments import floating, whole
 from metapeft.base.machine.devices import usable
-from metapeft.base.machine.precision import check_autocast
 from metapeft.base.trees import mapped
 from metapeft.episodes.episode import EpisodeBatch
 from metapeft.generators.features import with_own_features
@@ -25,14 +23,14 @@ from metapeft.hypergradients.problem import Result, resolve
 from metapeft.inner.fixed_point import as_solver
 from metapeft.inner.solver import Solver
 from metapeft.inner.warm_start import as_warm_start
-from metapeft.learner import adaptation, bilevel, checks, choices
+from metapeft.learner import adaptation, bilevel, checks, choices, views
 from metapeft.learner import settings as stored
 from metapeft.learner.adapted_tasks import Adapted, checked_names
 from metapeft.learner.backbone_pass import BackbonePass
 from metapeft.learner.dropout_masks import ItemMasks
 from metapeft.learner.items import Items, Parts, of_batch, refuse_no_tensor
 from metapeft.learner.labels import number_of_ways
-from metapeft.learner.losses import row_loss
+from metapeft.learner.losses import row_losses
 from metapeft.learner.objectives import Objectives
 from metapeft.learner.roles import Roles
 from metapeft.learner.summary import Summary, described, summarised
@@ -70,6 +68,9 @@ class Learner(Roles):
             the inner step). Adaptation and evaluation are without it, and so are the generator's features.
         seed: of the generator's random start and of the dropout masks.
         name: what tables call it.
+        inner_loss: as `loss`, of the inner solver, so that `loss` is of the queries alone; None for the same.
+        batch_loss: `batch_loss(outputs (T, B, ...), targets (T, B, ...), mask (T, B) or None) -> ()`: in training the
+            outer objective of all tasks of a batch together, in place of the mean of their losses.
 
     Attributes:
         variables: every tensor of every group, `"<group>.<name>"`; `trained` are those of the outer groups.
@@ -106,6 +107,8 @@ class Learner(Roles):
         dropout: bool = False,
         seed: int = 0,
         name: str = "learner",
+        inner_loss: Callable[..., Tensor] | None = None,
+        batch_loss: Callable[[Tensor, Tensor | None, Tensor | None], Tensor] | None = None,
     ) -> None:
         device = checks.check_arguments(model, inner_data, test_steps, device, dtype, dropout, seed)
         self.name, self.seed, self.inner_data = name, seed, inner_data
@@ -114,7 +117,8 @@ class Learner(Roles):
         self.head_name = stored.string_name(self.head, heads)
         self.generator = choices.resolved_generator(generator, generators)
         self.selection = choices.resolved_selection(selection, updates)
-        self.loss, self.row_loss = loss, row_loss(loss)
+        self.loss, self.inner_loss, self.batch_loss = loss, inner_loss, batch_loss
+        self.row_loss, self.inner_row_loss = row_losses(loss, inner_loss)
         self.inner = inner if inner is None or isinstance(inner, Solver) else as_solver(inner)
         self.test_steps, self.adapt_patterns = test_steps, adapt
         self.method = ("direct" if inner is None else "unroll") if hypergradient is None else hypergradient
@@ -177,10 +181,7 @@ class Learner(Roles):
         Raises:
             ValueError: an engine that cannot reach what is trained.
         """
-        view = copy.copy(self)
-        view.method, view.engine = method, resolve(method)
-        checks.check_engine(view)
-        return view
+        return views.with_engine(self, method)
 
     def with_autocast(self, autocast: torch.dtype | None) -> Learner:
         """This learner with its forwards in another type, None for the weights' own; all tensors are shared.
@@ -188,23 +189,14 @@ class Learner(Roles):
         Raises:
             ValueError: a type that the weights do not go with.
         """
-        check_autocast(autocast, self.like)
-        view = copy.copy(self)
-        view.autocast = autocast
-        return view
+        return views.with_autocast(self, autocast)
 
     def without_inner(self) -> Learner:
         """This learner without its inner loop: nothing adapts, all else as it is; all tensors are shared.
 
         What only the inner loop reads, rates, is not trained; a head that would be adapted stays where it starts.
         """
-        view = copy.copy(self)
-        view.inner, view.test_steps, view.method, view.engine = None, None, "direct", resolve("direct")
-        view.adapted, view.fixed_layers = [], {}
-        view.outer = tuple(group for group in self.outer if group != "rates")
-        view.trained = {n: value for n, value in self.trained.items() if not n.startswith("rates.")}
-        view.only_derived = {n for n in self.only_derived if not n.startswith("head.")}
-        return view
+        return views.without_inner(self)
 
     def objectives(
         self, batch: EpisodeBatch, training: bool, shown: EpisodeBatch | None = None

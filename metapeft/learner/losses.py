@@ -29,7 +29,7 @@ def task_means(values: Tensor, mask: Tensor | None) -> Tensor:
     return (values * weight).sum(1) / weight.sum(1)
 
 
-def row_loss(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+def row_loss(loss: Callable[..., Tensor], name: str = "loss") -> Callable[[Tensor, Tensor], Tensor]:
     """`loss` as a function of outputs and targets that gives one value a row.
 
     Functions of torch are called with `reduction="none"`; what has no such argument is called without it.
@@ -43,13 +43,33 @@ def row_loss(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         tensor([1., 1.])
     """
     if not callable(loss) or isinstance(loss, type):
-        raise ValueError(f"loss={loss!r} has to be a function (outputs, targets, reduction) -> (rows,)")
+        raise ValueError(f"{name}={loss!r} has to be a function (outputs, targets, reduction) -> (rows,)")
     own = getattr(loss, "reduction", "none")
     if own != "none":
-        raise ValueError(f'loss={loss!r} reduces by itself: build it with reduction="none", one value a row')
+        raise ValueError(
+            f'{name}={loss!r} reduces by itself: build it with reduction="none", one value a row'
+        )
     parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
     takes = "reduction" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return functools.partial(loss, reduction="none") if takes else loss
+
+
+def row_losses(
+    loss: Callable[..., Tensor], inner_loss: Callable[..., Tensor] | None
+) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+    """`row_loss` of both levels; without an inner loss they are the same.
+
+    Raises:
+        ValueError: what `row_loss` refuses, by its argument.
+
+    Example:
+        >>> import torch
+        >>> outer, inner = row_losses(torch.nn.functional.mse_loss, None)
+        >>> outer is inner
+        True
+    """
+    rows = row_loss(loss)
+    return rows, rows if inner_loss is None else row_loss(inner_loss, "inner_loss")
 
 
 def losses(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, items: Items) -> Tensor:
@@ -116,6 +136,29 @@ def task_losses(
     else:
         refuse_targets(outputs, items, getattr(F, getattr(loss, "__name__", ""), None) is loss)
     return losses(rows, outputs, items)
+
+
+def batch_value(
+    loss: Callable[[Tensor, Tensor | None, Tensor | None], Tensor], outputs: Tensor, items: Items
+) -> Tensor:
+    """The loss of a whole batch as the value of each of its tasks, `(T,)`, of which it is the mean.
+
+    Raises:
+        ValueError: a loss that does not return one number.
+
+    Example:
+        >>> import torch
+        >>> items = Items(torch.zeros(2, 3, 1), torch.zeros(2, 3))
+        >>> batch_value(lambda outputs, y, mask: outputs.square().sum(), torch.ones(2, 3, 1), items)
+        tensor([6., 6.])
+    """
+    value = loss(outputs, items.y, items.mask)
+    if not isinstance(value, Tensor) or value.ndim:
+        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"batch_loss returned {what}: it has to return one number, shape (), for all tasks together"
+        )
+    return value.expand(outputs.shape[0])
 
 
 def refuse_classes(logits: Tensor, items: Items, ways: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from metapeft.learner.backbone_pass import BackbonePass
 from metapeft.learner.derived import derive, generated_seeds, parted
 from metapeft.learner.items import Items, Parts
-from metapeft.learner.losses import correct, task_losses
+from metapeft.learner.losses import batch_value, correct, task_losses
 from metapeft.learner.roles import Roles, Tensors
 
 
@@ -36,13 +36,20 @@ class Objectives:
     def inner(self, u: Tensors, w: Tensors, derived: Tensors | None) -> Tensor:
         """Mean loss over the support set, or over all items with `inner_data="both"`: `(T,)`."""
         part = "both" if self.passes.both else "support"
-        return self._loss(self._logits(u, w, derived, part), part)
+        roles, items = self.roles, self.passes.parts[part]
+        given = roles.loss if roles.inner_loss is None else roles.inner_loss
+        logits = self._logits(u, w, derived, part)
+        return task_losses(given, roles.inner_row_loss, logits, items, self.passes.ways)
 
     def outer(self, u: Tensors, w: Tensors, derived: Tensors | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss over the query set, or over all items with `inner_data="both"`; the query's accuracy."""
+        """Mean loss over the query set, or over all items with `inner_data="both"`; the query's accuracy.
+
+        A loss of the whole batch is the value of each task.
+        """
         part = "both" if self.passes.both else "query"
         logits = self._logits(u, w, derived, part)
-        loss = self._loss(logits, part)
+        whole, items = self.roles.batch_loss, self.passes.parts[part]
+        loss = self._loss(logits, part) if whole is None else batch_value(whole, logits, items)
         query = self.passes.parts["query"]
         own = logits.detach()[:, -query.count :]
         hits = correct(own, query)

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metapeft.base.machine.room import refuse_large
 from metapeft.generators.features import embedder, with_own_features
 from metapeft.generators.generator import Generator
+from metapeft.generators.table import registry as generators
 from metapeft.heads.head import HEAD, Head, wide
 from metapeft.heads.normalized import CENTER, OnFeatures
 from metapeft.inner.solver import Solver
+from metapeft.inner.table import registry as solvers
 from metapeft.learner.choices import (
     GROUPS,
     adapted_names,
@@ -78,6 +81,9 @@ class Roles:
     inner_data: str
     loss: Callable[..., Tensor]
     row_loss: Callable[[Tensor, Tensor], Tensor]
+    inner_loss: Callable[..., Tensor] | None
+    inner_row_loss: Callable[[Tensor, Tensor], Tensor]
+    batch_loss: Callable[[Tensor, Tensor | None, Tensor | None], Tensor] | None
     test_steps: int | None
     autocast: torch.dtype | None
     dropout: bool
@@ -122,6 +128,9 @@ class Roles:
         if self.generator is not None:
             size = self.generator.size or feature_size(self.model, "the generator's size= says it")
             random = torch.Generator().manual_seed(self.seed)
+            if generators.made(self.generator):  # one of the user's own need not run on torch's meta device
+                start, what = self.generator.start, f"the variables of {type(self.generator).__name__}"
+                refuse_large(lambda: start(self.seeds, size, torch.Generator()), what)
             own = self.generator.start(self.seeds, size, random)
             found["generator"] = {**own, **embedder(self.generator)}
         if self.selection is not None:
@@ -130,6 +139,9 @@ class Roles:
             moving = {name: starts[name] for name in self.adapted}
             if self.adapts_head:  # axes of 1 for ways and features
                 moving.update(zip(HEAD, (self.like.new_zeros(1, 1, 1), self.like.new_zeros(1, 1))))
+            inner, shapes = self.inner, {name: value.to("meta") for name, value in moving.items()}
+            if solvers.made(inner):
+                refuse_large(lambda: inner.rates(shapes), "the rates of the inner solver")
             rates = self.inner.rates(moving)
             found["rates"] = {name.removeprefix("rates."): value for name, value in rates.items()}
         return found

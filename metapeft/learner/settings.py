@@ -124,6 +124,7 @@ def of_backbone(module: nn.Module) -> dict[str, Any]:
 def of_learner(roles: Roles) -> dict[str, Any]:
     """Everything that a learner was made of; shapes of its variables, and a hash of what it never trains."""
     model = roles.model
+    later = {"inner_loss": roles.inner_loss, "batch_loss": roles.batch_loss}  # runs of before have none
     return {
         "method": roles.name,
         "backbone": of_backbone(model.module),
@@ -146,6 +147,7 @@ def of_learner(roles: Roles) -> dict[str, Any]:
         "autocast": None if roles.autocast is None else str(roles.autocast).removeprefix("torch."),
         "dropout": roles.dropout or None,  # None, as in runs from before there was any
         "loss": of_loss(roles.loss),
+        **{name: of_loss(loss) for name, loss in later.items() if loss is not None},
         "test_steps": roles.test_steps,
         "seed": roles.seed,
         "shapes": {name: list(value.shape) for name, value in roles.variables.items()},

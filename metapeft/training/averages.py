@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+_COUNTS = ("diverged",)  # of which the sum is told
+
 
 class Averages:
-    """Means of numbers since they were last read.
+    """Means of numbers since they were last read, and sums of counts.
 
     Attributes:
         sums: name -> sum, and `"count"`; checkpoints hold them.
@@ -29,6 +31,6 @@ class Averages:
     def read(self) -> dict[str, Any]:
         """The means; what follows starts anew."""
         count = self.sums.pop("count", math.nan)
-        row = {name: total / count for name, total in self.sums.items()}
+        row = {name: total if name in _COUNTS else total / count for name, total in self.sums.items()}
         self.sums = {}
         return row

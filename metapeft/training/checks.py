@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from metapeft.base.machine.processes import Processes
 from metapeft.training.outer_settings import OuterSettings
+from metapeft.training.projecting import named_by
 from metapeft.training.task import Task
 
 
@@ -28,6 +29,9 @@ def refuse_settings(task: Task, settings: OuterSettings) -> None:
     together = "warm_start=True keeps all tasks together" if warm else task.undivided
     if settings.memory is not None and together is not None:
         raise ValueError(f"memory={settings.memory!r} has no effect: {together}")
+    if settings.diverged == "skip" and together is not None:
+        raise ValueError(f'diverged="skip" leaves out single tasks, but {together}: leave it out')
+    named_by(settings.projections or {}, task.trained)
     if settings.direct_steps and task.direct() is None:
         raise ValueError(
             f"direct_steps={settings.direct_steps} has no effect: there is no inner loop to do without, or nothing to "

@@ -169,6 +169,7 @@ def evaluated(
     """`evaluate` without checks of its arguments, and without a smaller forward where memory is too little.
 
     Args:
+        diverged: also `"count"`: as `"wrong"`, and in regression such losses stand beside the others.
         first: the number of the first episode: a process that shares a validation with others takes a part of it.
     """
     hits: list[Tensor] = []

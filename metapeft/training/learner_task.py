@@ -65,6 +65,11 @@ class LearnerTask(GivenTask):
     given: Learner
     keeps_state = True
 
+    def __init__(self, given: Learner) -> None:
+        super().__init__(given)
+        if given.batch_loss is not None:
+            self.undivided = "batch_loss= is of all tasks of a step together"
+
     @property
     def learner(self) -> Learner:
         return self.given

@@ -57,13 +57,17 @@ class OuterGradient:
         chunk: tasks in one forward; None to choose by `memory`.
         memory: bytes that this process may hold; None for what is free.
         warm_start: whether inner variables of all tasks are kept, so that they go through one forward.
+        skip: whether tasks that diverge are left out.
 
     Attributes:
         chunking: what was chosen; None before the first batch. Checkpoints hold it.
         changed: whether it changed since it was last stored.
     """
 
-    def __init__(self, tasks_per_step: int, chunk: int | None, memory: int | None, warm_start: bool) -> None:
+    def __init__(
+        self, tasks_per_step: int, chunk: int | None, memory: int | None, warm_start: bool, skip: bool = False
+    ) -> None:
+        self.skip = skip
         self.tasks, self.chunk, self.memory, self.whole = tasks_per_step, chunk, memory, warm_start
         self.chunking: Chunking | None = None
         self.changed = False
@@ -92,10 +96,10 @@ class OuterGradient:
         while True:
             chosen = self.chunking
             view, chunk = chosen.view(task), chosen.chunk
-            found = attempted(lambda: accumulated(view, batch, chunk, w0), processes)  # noqa: B023
+            found = attempted(lambda: accumulated(view, batch, chunk, w0, self.skip), processes)  # noqa: B023
             if found is not None:
                 try:
-                    return averaged(found, share.weight, processes, task.trained)
+                    return averaged(found, share.weight, processes, task.trained).of_those_left(self.tasks)
                 except (MemoryError, RuntimeError) as error:
                     refuse_too_little(
                         error, f"{where}: out of memory where the ranks' gradients are added up"
@@ -122,7 +126,16 @@ class OuterGradient:
         share = processes.share(0, count)
 
         def scored(size: int) -> Evaluation:
-            return evaluated(learner, episodes, share.count, first=share.start, tasks_per_batch=size, w0=w0)
+            diverged = "count" if self.skip else "raise"
+            return evaluated(
+                learner,
+                episodes,
+                share.count,
+                first=share.start,
+                tasks_per_batch=size,
+                w0=w0,
+                diverged=diverged,
+            )
 
         while True:
             size = (self.chunking or Chunking()).validation
@@ -131,8 +144,13 @@ class OuterGradient:
                 found = {"validation_loss": result.loss}
                 if result.has_accuracy:
                     found = {"validation_accuracy": result.accuracy, **found}
+                if self.skip:
+                    found["validation_diverged"] = result.diverged / share.count
                 numbers = {name: torch.tensor(v, dtype=torch.float64) for name, v in found.items()}
-                return {name: float(value) for name, value in processes.mean(numbers, share.weight).items()}
+                means = {name: float(value) for name, value in processes.mean(numbers, share.weight).items()}
+                if self.skip:
+                    means["validation_diverged"] = round(means["validation_diverged"] * count)
+                return means
             release(device_of(learner))
             self.chunking, self.changed = (self.chunking or Chunking()).validation_halved(where), True
 
@@ -164,6 +182,7 @@ def averaged(
     for name, value in trained.items():  # a weight that is idle on one rank need not be so on another
         own[f"grads.{name}"] = found.grads[name] if name in found.grads else torch.zeros_like(value)
         own[f"reached.{name}"] = torch.tensor(float(name in found.grads))
+    own["kept"] = torch.tensor(found.kept)
     own |= {f"values.{name}": value for name, value in found.values.items()}
     for name, (mean, variance) in found.statistics.items():
         own |= {f"mean.{name}": mean, f"variance.{name}": variance}
@@ -173,6 +192,7 @@ def averaged(
         found.w,
         {name: own[f"values.{name}"] for name in found.values},
         {name: (own[f"mean.{name}"], own[f"variance.{name}"]) for name in found.statistics},
+        float(own["kept"]),
     )
 
 

@@ -27,6 +27,7 @@ from metapeft.training.outer_gradient import OuterGradient
 from metapeft.training.outer_settings import OuterSettings
 from metapeft.training.plan import NO_LEARNER, Plan
 from metapeft.training.progress_bar import Progress
+from metapeft.training.projecting import named_by, project
 from metapeft.training.running_statistics import move_buffers
 from metapeft.training.runs import kept_inner
 from metapeft.training.runs.run import Run
@@ -46,6 +47,7 @@ class OuterLoop:
 
     Attributes:
         step: the outer steps that were made.
+        diverged: how many tasks were left out.
         best: the best validation score, None before the first.
         moving: the moving average of the state; None for none.
         inner: the inner variables of the last step, where they are kept for the next.
@@ -58,11 +60,17 @@ class OuterLoop:
         self.optimizer = made_optimizer(settings.optimizer, task.trained, settings.lr, settings.options or {})
         self.scheduler = resolve_schedule(settings.schedule, self.optimizer, steps)
         self.gradient = OuterGradient(
-            settings.tasks_per_step, settings.chunk, settings.memory_bytes, settings.warm_start
+            settings.tasks_per_step,
+            settings.chunk,
+            settings.memory_bytes,
+            settings.warm_start,
+            skip=settings.diverged == "skip",
         )
+        self.projections = named_by(settings.projections or {}, task.trained)
         self.averages = Averages()
         self.compiled = in_use()
         self.step = 0
+        self.diverged = 0
         self.best: float | None = None
         self.inner: WarmStart | None = None
         self.moving = None if settings.ema is None else MovingAverage(settings.ema, task.state())
@@ -89,7 +97,8 @@ class OuterLoop:
         if w0 is None and self.settings.warm_start and self.task.keeps_state:
             w0 = WarmStart({})
         try:
-            found = self.gradient(held or self.task, batch, share, w0, where, self.processes)
+            task = (held or self.task).at(self.step)
+            found = self.gradient(task, batch, share, w0, where, self.processes)
         except NumericalError as error:
             where += f", episodes {share.start} to {share.start + share.count - 1}"
             said = error.of_episode(share.start + error.task) if isinstance(error, NotFiniteInput) else error
@@ -105,7 +114,9 @@ class OuterLoop:
         self.step += 1
         if self.moving is not None:
             self.moving.add(self.task.state(), self.step)
-        self.averages.add({name: float(value) for name, value in found.values.items()})
+        self.diverged += found.diverged
+        counted = {"diverged": float(found.diverged)} if self.settings.diverged == "skip" else {}
+        self.averages.add({name: float(value) for name, value in found.values.items()} | counted)
 
     def _move(self, grads: Mapping[str, Tensor], where: str) -> None:
         """The optimiser's step on the clipped gradient."""
@@ -124,6 +135,7 @@ class OuterLoop:
             )
             raise
         self.optimizer.zero_grad(set_to_none=True)
+        project(trained, self.projections)
 
     def validate(self, validation: Any, episodes: int) -> tuple[float, dict[str, float]]:
         """The score (accuracy, or minus the loss) and the numbers for the log."""
@@ -150,6 +162,8 @@ class OuterLoop:
             "processes": self.processes.count,
             "compiled": self.compiled,
         }
+        if self.diverged:
+            tree["diverged"] = self.diverged
         if self.moving is not None:
             tree["moving"] = self.moving.state
         run.save("latest", tree, {"step": self.step})
@@ -159,7 +173,7 @@ class OuterLoop:
         """Go on where the run's latest checkpoint was written."""
         tree = run.load("latest")[0]
         self.step, self.best, self.averages.sums = tree["step"], tree["best"], tree["sums"]
-        device = self.task.device
+        device, self.diverged = self.task.device, tree.get("diverged", 0)
         self.inner = kept_inner.restored(tree, device)
         kept_inner.refuse_missing(tree["learner"], self.task.state())
         self.task.load_state(tree["learner"])

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metapeft.base.arguments import by_name, flag, number, whole
 from metapeft.base.machine.byte_units import parse_bytes
+from metapeft.learner.settings import of
 from metapeft.training.progress_bar import Told
+from metapeft.training.projecting import check_projections
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class OuterSettings:
     progress: bool | Told = True
     ema: float | None = None
     direct_steps: int = 0
+    projections: Mapping[str, Callable[[Tensor], Tensor]] | None = None
+    diverged: str = "raise"
 
     def __post_init__(self) -> None:
         if not callable(self.optimizer):
@@ -53,6 +58,9 @@ class OuterSettings:
             number(above=True, clip=self.clip)
         number(0, 1, above=True, more="such as 0.999, or None", ema=0.5 if self.ema is None else self.ema)
         by_name("settings", options=self.options or {})
+        check_projections(self.projections or {})
+        if self.diverged not in ("raise", "skip"):
+            raise ValueError(f"diverged={self.diverged!r}: allowed are 'raise' and 'skip'")
         _ = self.memory_bytes
 
     @property
@@ -66,6 +74,9 @@ class OuterSettings:
         options = self.options or {}
         later: dict[str, Any] = {} if self.ema is None else {"ema": self.ema}  # runs of before do not have it
         later |= {"direct_steps": self.direct_steps} if self.direct_steps else {}
+        later |= {"diverged": self.diverged} if self.diverged != "raise" else {}
+        if self.projections:
+            later["projections"] = {name: of(project) for name, project in self.projections.items()}
         return {
             **later,
             "optimizer": type(optimizer).__name__,

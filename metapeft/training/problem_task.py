@@ -42,6 +42,7 @@ class ProblemTask(Task):
         self.problem = problem
         self.variables = {n: v.to(device, dtype) for n, v in state.copies(problem.u).items()}
         self._engine = resolve(problem.method)
+        self._step: int | None = None
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -69,12 +70,18 @@ class ProblemTask(Task):
         ):
             more = getattr(self._engine, "fresh_batches", 0)  # no step takes a batch of its own
             data = (data[0][-more:] if more else data[0][-1], data[1])
-        own = replace(own, u=self.trained, w0=w0 or own.w0, data=data)
+        own = replace(own, u=self.trained, w0=w0 or own.w0, data=data).started(self._step)
         if own.solver is None or not isinstance(w0, WarmStart):
             return self._engine(own)
         resumed = Resumed(own.solver, w0)
         found = self._engine(replace(own, solver=resumed))
         return replace(found, w=resumed.kept_with(found.w))
+
+    def at(self, step: int) -> ProblemTask:
+        """The same task in an outer step, whose number the start of its inner variables may read."""
+        other = copy.copy(self)
+        other._step = step
+        return other
 
     def held(self) -> ProblemTask | None:
         """The same task with its inner variables held: no inner step, the same outer variables."""

@@ -71,6 +71,10 @@ class Task(Protocol):
         """Raise ValueError where inner variables that are kept from step to step have no effect, or a wrong one."""
         return
 
+    def at(self, step: int) -> Task:
+        """The same task in outer step number `step`, from 0, on the same outer variables."""
+        return self
+
     def held(self) -> Task | None:
         """The same task without an inner step, on the same outer variables; None where it has no inner solver."""
         return None

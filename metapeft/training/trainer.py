@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metapeft.base.arguments import floating, whole
 from metapeft.base.errors import stored_in
@@ -50,6 +51,10 @@ class BilevelTrainer:
             None for none.
         direct_steps: so many outer steps at the start are made without the inner loop (`learner.without_inner()`):
             where adapting repairs what a generator leaves undone, the generator learns little.
+        projections: `{pattern: function}`: after each outer step the outer variables that a glob names, the first that
+            does, become what the function makes of them, such as `{"c": mp.inner.Simplex()}`.
+        diverged: `"raise"`, or `"skip"`: a task whose numbers are not finite is left out of its outer step and counted,
+            in the log and as `.diverged`; a step without any task left ends the run.
         memory: what this process may hold, in bytes or as `"8GiB"`, for the choice of the chunk and, where one
             task is too much, of recompute instead of unroll; None for what is free. See docs/scale.md.
 
@@ -90,6 +95,8 @@ class BilevelTrainer:
         memory: int | str | None = None,
         ema: float | None = None,
         direct_steps: int = 0,
+        projections: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        diverged: str = "raise",
     ) -> None:
         self.processes = processes()  # first, for it says which GPU is this process's own
         device = None if device is None else usable(device)
@@ -98,7 +105,7 @@ class BilevelTrainer:
         self.outer = OuterSettings(
             optimizer, lr=lr, tasks_per_step=tasks_per_step, chunk=chunk, clip=clip, schedule=schedule,
             warm_start=warm_start, inner_every=inner_every, options=options, memory=memory, progress=progress,
-            ema=ema, direct_steps=direct_steps,
+            ema=ema, direct_steps=direct_steps, projections=projections, diverged=diverged,
         )  # fmt: skip
         refuse_settings(self.task, self.outer)
         refuse_processes(self.task, warm_start, self.processes)
@@ -128,6 +135,11 @@ class BilevelTrainer:
     def step(self) -> int:
         """The outer steps that the run has made."""
         return self.loop.step
+
+    @property
+    def diverged(self) -> int:
+        """How many tasks the run has left out, with `diverged="skip"`."""
+        return self.loop.diverged
 
     @property
     def best(self) -> float | None:

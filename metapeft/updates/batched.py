@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metapeft.base.machine.room import refuse_bytes
 from metapeft.updates import inputs
 from metapeft.updates.formats.site import Site
 from metapeft.updates.inputs import Output
@@ -65,7 +67,13 @@ class BatchedBackbone:
             >>> model = mp.attach(torch.nn.Linear(3, 2), mp.LoRA(rank=1))
             >>> {name: tuple(value.shape) for name, value in model.factors().items()}
             {'weight.A': (1, 1, 3), 'weight.B': (1, 2, 1)}
+
+        Raises ValueError for ranks whose factors take more memory than is free.
         """
+        shapes = [
+            shape for site in self.sites.values() for shape in site.format.shapes(site.geometry).values()
+        ]
+        refuse_bytes(4 * sum(map(math.prod, shapes)), "the factors of updates of these ranks")
         start: dict[str, Tensor] = {}
         given = self.given_start or {}
         for name, site in self.sites.items():

@@ -126,7 +126,7 @@ def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "mine", classes=3)
     for options, message in (
         ({"channels": 2}, "channels must be 1"),
-        ({"size": 4}, "size=4: allowed is a whole number of at least 8"),
+        ({"size": 4}, "size=4: allowed is a whole number from 8 to 2048"),
         ({"fractions": (0.5, 0.5, 0.5)}, "fractions must be three numbers of at least 0 with sum 1"),
     ):
         with pytest.raises(ValueError, match=message):

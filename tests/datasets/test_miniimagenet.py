@@ -115,7 +115,7 @@ def test_a_truncated_image_is_refused_by_name(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"size": 4}, "size=4: allowed is a whole number of at least 8"), ({"split": "x"}, "split must be")],
+    [({"size": 4}, "size=4: allowed is a whole number from 8 to 2048"), ({"split": "x"}, "split must be")],
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

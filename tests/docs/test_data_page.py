@@ -13,7 +13,7 @@ from metapeft.datasets.table import registry
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
 MADE_UP = {"glyphs", "glyph-pairs", "coloured-glyphs", "functions", "sinusoid"}
-SAID = ["torch.Size([4, 25, 3, 28, 28])", "5-way 1-shot", "[5, 5, 5]"]
+SAID = ["torch.Size([4, 25, 3, 28, 28])", "5-way 1-shot", "[5, 5, 5]", "('single',) torch.Size([4, 20, 16])"]
 
 
 @pytest.mark.parametrize(("block", "said"), list(zip(BLOCKS, SAID, strict=True)))

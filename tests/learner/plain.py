@@ -48,6 +48,7 @@ class Said:
     selection: str | None = None
     inner_data: str = "support"
     loss: Callable[..., Tensor] = F.cross_entropy
+    inner_loss: Callable[..., Tensor] | None = None
     seed: int = 0
     dropout: bool = False
 
@@ -215,18 +216,19 @@ class Task:
         weight, bias = (w["head.weight"], w["head.bias"]) if self.plain.moves_head else self.head(w)
         return logits(self.said.head, found, weight, bias)
 
-    def loss(self, output: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        losses = self.said.loss(output, y, reduction="none")
+    def loss(self, output: Tensor, y: Tensor, mask: Tensor | None, inner: bool) -> Tensor:
+        loss = self.said.inner_loss if inner and self.said.inner_loss is not None else self.said.loss
+        losses = loss(output, y, reduction="none")
         losses = losses.reshape(len(losses), -1).mean(1)
         return losses.mean() if mask is None else losses[mask].mean()
 
-    def objective(self, w: Tensors, data: str) -> Tensor:
+    def objective(self, w: Tensors, data: str, inner: bool = False) -> Tensor:
         support = self.support_x, self.support_y, self.support_mask
         query = self.query_x, self.query_y, self.query_mask
         parts = {"support": [support], "query": [query], "both": [support, query]}[data]
         masks = [torch.ones(len(y), dtype=torch.bool) if mask is None else mask for _, y, mask in parts]
         rows, y = torch.cat([self.scores(w, x) for x, _, _ in parts]), torch.cat([y for _, y, _ in parts])
-        return self.loss(rows, y, torch.cat(masks))
+        return self.loss(rows, y, torch.cat(masks), inner)
 
     def value(self) -> Tensor:
         both = self.said.inner_data == "both"
@@ -252,7 +254,7 @@ class Task:
             if not unrolled:
                 at = {name: value.detach().requires_grad_() for name, value in at.items()}
             found = torch.autograd.grad(
-                self.objective(at, data), list(at.values()), create_graph=unrolled, allow_unused=True,
+                self.objective(at, data, inner=True), list(at.values()), create_graph=unrolled, allow_unused=True,
                 materialize_grads=True,
             )  # fmt: skip
             base = at if unrolled else w

@@ -30,6 +30,8 @@ def load(
     *,
     backbone: nn.Module | None = None,
     loss: Callable[..., Any] | None = None,
+    inner_loss: Callable[..., Any] | None = None,
+    batch_loss: Callable[..., Any] | None = None,
     preprocess: Callable[..., Any] | None = None,
     output: Callable[..., Any] | None = None,
     generator: Any = None,
@@ -104,7 +106,9 @@ def load(
         adapt=stored["adapt"] or "all",
         outer=stored["outer"],
         inner_data=stored["inner_data"],
-        loss=_loss(stored["loss"], loss),
+        loss=_loss("loss", stored["loss"], loss),
+        inner_loss=_loss("inner_loss", stored.get("inner_loss"), inner_loss),
+        batch_loss=_loss("batch_loss", stored.get("batch_loss"), batch_loss),
         test_steps=stored["test_steps"],
         device=device,
         dtype=types["dtype"],
@@ -204,11 +208,15 @@ def _backbone(spec: Mapping[str, Any], given: nn.Module | None) -> nn.Module:
     return module
 
 
-def _loss(spec: Mapping[str, Any], given: Callable[..., Any] | None) -> Callable[..., Any]:
+def _loss(part: str, spec: Mapping[str, Any] | None, given: Callable[..., Any] | None) -> Any:
+    """The loss of a run: one of torch's by its name, what the user gives, or None where there was none."""
     if given is not None:
-        refuse_difference("loss", dict(spec), settings.of_loss(given))
+        refuse_difference(part, spec, settings.of_loss(given))
         return given
+    if spec is None:
+        return None
     if "functional" not in spec:
-        raise ValueError(f"loss= is missing: the run was made with {spec['custom']!r}, which is of your own")
-    found: Callable[..., Any] = getattr(F, spec["functional"])
-    return found
+        raise ValueError(
+            f"{part}= is missing: the run was made with {spec['custom']!r}, which is of your own"
+        )
+    return getattr(F, spec["functional"])
