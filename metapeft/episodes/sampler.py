@@ -178,22 +178,23 @@ class EpisodeSampler(Numbered):
         if changed or hasattr(self.dataset, "pad_id"):  # texts of both parts are padded to one length
             items = self.dataset.gather(torch.cat(list(parts.values()), dim=1))
             items = self._changed(key, items) if changed else items
-            found, begin = {}, 0
-            for part, index in parts.items():
-                own = slice(begin, begin + index.shape[1])
-                found[f"{part}_x"] = mapped(items, lambda leaf, own=own: leaf[:, own].contiguous())
-                begin += index.shape[1]
+            shots = parts["support"].shape[1]
+            found = {
+                "support_x": mapped(items, lambda leaf: leaf[:, :shots].contiguous()),
+                "query_x": mapped(items, lambda leaf: leaf[:, shots:].contiguous()),
+            }
         else:
             found = {f"{part}_x": self.dataset.gather(index) for part, index in parts.items()}
         for part in parts:
             mask = fields.get(f"{part}_mask")
-            for leaf in () if mask is None else tree_leaves(found[f"{part}_x"]):
-                # of tokens a row of zeros is no text
-                if mask is not None and (leaf.dtype == torch.uint8 or leaf.is_floating_point()):
+            if mask is None:
+                continue
+            for leaf in tree_leaves(found[f"{part}_x"]):
+                if leaf.dtype == torch.uint8 or leaf.is_floating_point():  # a row of tokens 0 is no text
                     leaf[~mask.to(leaf.device)] = 0
         return found
 
-    def _changed(self, key: counter.Words, images: Tensor) -> Tensor:
+    def _changed(self, key: counter.Words, images: Any) -> Tensor:
         if not isinstance(images, Tensor):
             name = "shift" if self.augment is None else "augment"
             raise ValueError(f"{name} acts on images: it has no effect on {self.dataset.name}; leave it out")
