@@ -162,25 +162,23 @@ class EpisodeSampler(Numbered):
         if not self.sizes.fixed:
             parts = {part: index.clamp(min=0) for part, index in parts.items()}
         changed = self.shift is not None or self.augment is not None
-        if changed or hasattr(self.dataset, "pad_id"):  # texts of both parts are padded to one length
+        texts = hasattr(self.dataset, "pad_id")  # those of both parts are padded to one length
+        if changed or texts:
             items = self.dataset.gather(torch.cat(list(parts.values()), dim=1))
             items = self._changed(key, items) if changed else items
-            found, begin = {}, 0
-            for part, index in parts.items():
-                own = slice(begin, begin + index.shape[1])
-                found[f"{part}_x"] = mapped(items, lambda leaf, own=own: leaf[:, own].contiguous())
-                begin += index.shape[1]
+            cut = parts["support"].shape[1]
+            found = {
+                "support_x": mapped(items, lambda leaf: leaf[:, :cut].contiguous()),
+                "query_x": mapped(items, lambda leaf: leaf[:, cut:].contiguous()),
+            }
         else:
             found = {f"{part}_x": self.dataset.gather(index) for part, index in parts.items()}
-        for part in parts if not self.sizes.fixed else ():
+        for part in parts if not (self.sizes.fixed or texts) else ():  # a row of zeros is no text
             for leaf in tree_leaves(found[f"{part}_x"]):
-                if (
-                    leaf.dtype == torch.uint8 or leaf.is_floating_point()
-                ):  # of tokens a row of zeros is no text
-                    leaf[~fields[f"{part}_mask"].to(leaf.device)] = 0
+                leaf[~fields[f"{part}_mask"].to(leaf.device)] = 0
         return found
 
-    def _changed(self, key: counter.Words, images: Tensor) -> Tensor:
+    def _changed(self, key: counter.Words, images: Any) -> Tensor:
         if not isinstance(images, Tensor):
             name = "shift" if self.augment is None else "augment"
             raise ValueError(f"{name} acts on images: it has no effect on {self.dataset.name}; leave it out")
