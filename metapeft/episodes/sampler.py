@@ -178,7 +178,7 @@ class EpisodeSampler(Numbered):
                 leaf[~fields[f"{part}_mask"].to(leaf.device)] = 0
         return found
 
-    def _changed(self, key: counter.Words, images: Any) -> Tensor:
+    def _changed(self, key: counter.Words, images: Any) -> Any:
         if not isinstance(images, Tensor):
             name = "shift" if self.augment is None else "augment"
             raise ValueError(f"{name} acts on images: it has no effect on {self.dataset.name}; leave it out")
