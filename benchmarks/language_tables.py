@@ -98,7 +98,7 @@ def intents(rows: list[Row]) -> str:
     titles, lines = ["10-way"], []
     for data, shots in columns:
         titles += [f"{data}, {shots}-shot", f"minus {OWN}"]
-    for name in METHODS:
+    for name in [one for one in METHODS if any(row["row"] == one for row in rows)]:
         line = [name]
         for data, shots in columns:
             found, own = (cell.get((one, data, shots)) for one in (name, OWN))
@@ -132,7 +132,7 @@ def glue(rows: list[Row]) -> str:
         metric = "Matthews" if task == "cola" else "accuracy"
         titles += [f"{task.upper()}, {metric}", f"minus {BASE}"]
     lines = []
-    for rule in RULES:
+    for rule in [one for one in RULES if any(row["row"] == one for row in rows)]:
         line = [rule]
         for task in tasks:
             own, base = scores[rule, task], scores[BASE, task]

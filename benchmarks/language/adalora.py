@@ -44,7 +44,7 @@ def trained(
         lora_dropout=0.0,
     )  # fmt: skip
     torch.manual_seed(seed)
-    model: Any = get_peft_model(copy.deepcopy(net), config)  # type: ignore[arg-type]
+    model: Any = get_peft_model(copy.deepcopy(net), config)
     model.eval()  # without dropout, as the others
     parameters = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
@@ -57,7 +57,7 @@ def trained(
         loss = F.cross_entropy(logits.float(), batch.y)
         losses.append(float(loss.detach()))
         total_loss = loss + config.orth_reg_weight * _orthogonality(model)
-        total_loss.backward()
+        total_loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         model.base_model.update_and_allocate(step)

@@ -36,8 +36,8 @@ def run(seeds: int = 3, only: tuple[str, ...] = ("planted", "random"), threads: 
     made |= {"random": (_random, {"epochs": EPOCHS, "lr": RATE})}
     for seed in range(seeds):
         for name in only:
-            measure, settings = made[name]
-            settings = {**settings, "total": TOTAL, "largest": LARGEST, "precision": "bfloat16"}
+            measure, chosen = made[name]
+            settings: dict[str, Any] = {**chosen, "total": TOTAL, "largest": LARGEST, "precision": "bfloat16"}
             path = file_of("controls", name, seed)
             if not kept(path, settings):
                 begun = time.monotonic()
@@ -84,7 +84,7 @@ def _planted(seed: int) -> dict[str, Any]:
     x = data.gather(order)
     with torch.no_grad():
         exact = torch.cat(
-            [teacher(**{k: v[i] for k, v in x.items()}) for i in torch.arange(len(order)).split(64)]
+            [teacher(**{k: v[i] for k, v in x.items()}) for i in torch.split(torch.arange(len(order)), 64)]
         )
     y = exact + NOISE * float(exact.std()) * torch.randn(exact.shape, generator=_generator(seed, 4))
     cuts = {

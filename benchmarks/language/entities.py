@@ -107,7 +107,8 @@ def spans(tags: list[int]) -> set[tuple[int, int]]:
         >>> sorted(spans([1, 2, 1, 0, 2]))
         [(0, 2), (2, 3), (4, 5)]
     """
-    found, begin = set(), None
+    found: set[tuple[int, int]] = set()
+    begin: int | None = None
     for place, tag in enumerate([*tags, 0]):
         if begin is not None and tag != 2:
             found.add((begin, place))

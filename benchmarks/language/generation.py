@@ -9,6 +9,7 @@ Source: Gardent et al. 2017, doi 10.18653/v1/W17-3518; SmolLM2: arXiv 2502.02737
 from __future__ import annotations
 
 import gzip
+import importlib
 import importlib.util
 import json
 import time
@@ -70,7 +71,7 @@ def loaded() -> tuple[Any, Any]:
     folder = Path(spec.origin).parent
     models, tokenizers = AutoModelForCausalLM, AutoTokenizer
     net: Any = models.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
-    tokenizer: Any = tokenizers.from_pretrained(folder, gguf_file=FILE)  # type: ignore[no-untyped-call]
+    tokenizer: Any = tokenizers.from_pretrained(folder, gguf_file=FILE)
     net.config.use_cache = False
     return net.eval(), tokenizer
 
@@ -159,8 +160,6 @@ def generated(net: Any, tokenizer: Any, facts: list[str]) -> list[str]:
 
 def bleu(said: list[str], texts: list[list[str]]) -> float:
     """BLEU of sacrebleu over all lines, each against up to three texts."""
-    import sacrebleu
-
     most = max(map(len, texts))
     columns = [[own[place] if place < len(own) else "" for own in texts] for place in range(min(3, most))]
-    return float(sacrebleu.corpus_bleu(said, columns).score)
+    return float(importlib.import_module("sacrebleu").corpus_bleu(said, columns).score)

@@ -123,7 +123,7 @@ def _adalora(
     model, ranks, loss = trained(net, train, targets, LARGEST, TOTAL, LAYERS, EPOCHS, BATCH, lr, seed)
     outputs = []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for part in torch.arange(len(test)).split(64):
+        for part in torch.split(torch.arange(len(test)), 64):
             outputs.append(model.base_model.model(**test.gather(part)).float())  # type: ignore[operator,union-attr]
     logits = torch.cat(outputs)
     own = torch.nn.functional.cross_entropy(logits, test.labels)

@@ -50,9 +50,7 @@ download; did you mean 'size'?
             )
     data = reader(root, split, **options)
     if "tokenizer" in options:
-        if (
-            data.tokenizer is None
-        ):  # an object of the user's own, of which no run folder can say how to make it
+        if data.tokenizer is None:  # the user's own object, of which no run folder can say how to make it
             return data
         options["tokenizer"] = data.tokenizer
     # how to read it again, for run folders

@@ -175,7 +175,8 @@ class EpisodeSampler(Numbered):
         # what is padded is made of the data set's first item
         parts = {part: fields[f"{part}_index"].clamp(min=0) for part in ("support", "query")}
         changed = self.shift is not None or self.augment is not None
-        if changed or hasattr(self.dataset, "pad_id"):  # texts of both parts are padded to one length
+        texts = hasattr(self.dataset, "pad_id")  # those of both parts are padded to one length
+        if changed or texts:
             items = self.dataset.gather(torch.cat(list(parts.values()), dim=1))
             items = self._changed(key, items) if changed else items
             shots = parts["support"].shape[1]
@@ -187,14 +188,13 @@ class EpisodeSampler(Numbered):
             found = {f"{part}_x": self.dataset.gather(index) for part, index in parts.items()}
         for part in parts:
             mask = fields.get(f"{part}_mask")
-            if mask is None:
+            if mask is None or texts:  # a row of tokens 0 is no text
                 continue
             for leaf in tree_leaves(found[f"{part}_x"]):
-                if leaf.dtype == torch.uint8 or leaf.is_floating_point():  # a row of tokens 0 is no text
-                    leaf[~mask.to(leaf.device)] = 0
+                leaf[~mask.to(leaf.device)] = 0
         return found
 
-    def _changed(self, key: counter.Words, images: Any) -> Tensor:
+    def _changed(self, key: counter.Words, images: Any) -> Any:
         if not isinstance(images, Tensor):
             name = "shift" if self.augment is None else "augment"
             raise ValueError(f"{name} acts on images: it has no effect on {self.dataset.name}; leave it out")

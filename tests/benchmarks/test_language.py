@@ -43,7 +43,7 @@ def test_a_tie_is_called_a_tie_and_a_difference_is_not() -> None:
     assert "+10.03 ± 0.14 |" in lines["Fisher"]
     assert "+0.00 ± 4.97, a tie |" in lines["random"]
     assert lines["AdaLoRA"].endswith("| 68.00 (1) | - |")
-    assert lines["shuffled"].endswith("| - | - |")
+    assert "shuffled" not in lines, "a rule without rows"
     assert "MRPC: 3 seeds show a difference of 0.2 to 6.2 points in four of five cases." in text
     assert "All rows called one class alone: AdaLoRA (mrpc, seed 0)." in text
 

@@ -97,8 +97,11 @@ def test_pairs_have_types() -> None:
 def test_episodes_have_one_length_and_their_own_classes() -> None:
     rows = [{"text": "a " * (number % 5 + 1), "label": number % 3} for number in range(30)]
     data = TextData(rows, letters, 8)
-    batch = mp.EpisodeSampler(data, 2, 1, 3, seed=3).batch(0, 4)
-    assert batch.support_x["input_ids"].shape[2] == batch.query_x["input_ids"].shape[2] <= 5
+    sampler = mp.EpisodeSampler(data, 2, 1, 3, seed=3)
+    for number in range(8):
+        batch = sampler.batch(number, 1)
+        assert batch.support_x["input_ids"].shape[2] == batch.query_x["input_ids"].shape[2]
+    batch = sampler.batch(0, 4)
     for part in ("support", "query"):
         index, y = getattr(batch, f"{part}_index"), getattr(batch, f"{part}_y")
         lengths = getattr(batch, f"{part}_x")["attention_mask"].sum(-1)
