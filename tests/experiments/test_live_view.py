@@ -105,4 +105,4 @@ def test_a_job_that_goes_on_says_what_is_done(tmp_path: Path) -> None:
     methods = {
         name: METHODS[name] for name in ("metapeft", "maml", "anil", "boil", "centroids", "other-task")
     }
-    assert made_before(tmp_path, methods) == ["sr", "metapeft", "maml up to step 25 of 30"]
+    assert made_before(tmp_path, methods) == {"sr": "", "metapeft": "", "maml": " up to step 25 of 30"}
