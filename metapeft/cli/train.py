@@ -94,7 +94,7 @@ def _start(config: TrainConfig, out: Path | None, resume: bool, given: frozenset
         out = Path(together.decided(lambda: str(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))))
     config = following_data(config, given)
     settings = plain_config(config)
-    view.now(f"reading {config.data}")
+    view.now(f"reading {out if resume else config.data}")
     try:
         if resume or (restarted and shared.exists(out, together)):
             with run_wanted(out, "job"), shared.opened(out, together) as run:

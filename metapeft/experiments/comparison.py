@@ -101,7 +101,9 @@ def accuracy_table(runs: Mapping[str, Results]) -> Table:
     first, *others = runs
     methods = list(dict.fromkeys(name for found in runs.values() for name in found.rows))
     columns = list(dict.fromkeys(name for found in runs.values() for name in found.columns))
-    rows, best, how = [], set(), set()
+    rows: list[list[str]] = []
+    best: set[tuple[int, int]] = set()
+    how: set[bool] = set()
     for method in methods:
         for column in columns:
             cells = [

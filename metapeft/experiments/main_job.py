@@ -77,9 +77,12 @@ def run(job: Job, each: Callable[[str, Outcome], None] | None = None) -> Results
     """
     config, data = job.config, job.data
     methods = in_order(config)
-    job.view.plan(parts(config, methods, [column.steps for column in job.samplers.columns]))
-    if found := made_before(job.folder, methods):
-        job.view.say(f"goes on; done before: {', '.join(found)}")
+    done = made_before(job.folder, methods)
+    planned = parts(config, methods, [column.steps for column in job.samplers.columns])
+    trainings = ("retraining", "training")
+    job.view.plan([part for part in planned if part.kind not in trainings or done.get(part.stage) != ""])
+    if done:
+        job.view.say(f"goes on; done before: {', '.join(name + far for name, far in done.items())}")
     job.view.enter("standard retraining", f"all training classes of {data}")
     body, sr_log = retrained(
         job, "sr", make_backbone(config, data), config.pretrain_steps, min(128, len(data)), 1

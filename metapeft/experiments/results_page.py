@@ -111,7 +111,7 @@ def _costs(found: Results) -> list[Section]:
         "out."
     )
     caption = (
-        "Where the time went. Methods differ by training and testing; choosing is the same budget for all that "
+        "Where the time went. Methods differ by training and evaluating; choosing is the same budget for all that "
         "adapt."
     )
     table = Table(["stage", "time", "memory"], rows)

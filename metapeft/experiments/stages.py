@@ -11,35 +11,33 @@ from metapeft.base.reading import read_json
 from metapeft.training.runs.checkpoint import metadata
 
 
-def made_before(folder: Path, methods: Mapping[str, Any]) -> list[str]:
-    """A word about each stage of which something is kept, which a call that goes on does not do again.
+def made_before(folder: Path, methods: Mapping[str, Any]) -> dict[str, str]:
+    """Each stage of which something is kept, which a call that goes on does not do again -> how far, "" for all of it.
 
     Args:
         methods: name -> row of the method table.
 
     Example:
         >>> made_before(Path("nowhere"), {})
-        []
+        {}
     """
-    found = []
+    found: dict[str, str | None] = {}
     for stage in ("sr", "sr-continued"):
-        if (folder / stage / "done.safetensors").exists():
-            found.append(stage)
-        else:
-            found += _begun(stage, folder / stage / "run")
+        done = (folder / stage / "done.safetensors").exists()
+        found[stage] = "" if done else _begun(folder / stage / "run")
     for name, method in methods.items():
         if method.trains and method.control_of is None:
-            found += _begun(name, folder / name)
-    return found
+            found[name] = _begun(folder / name)
+    return {name: far for name, far in found.items() if far is not None}
 
 
-def _begun(name: str, run: Path) -> list[str]:
-    """The steps of one run, as its latest checkpoint says them."""
+def _begun(run: Path) -> str | None:
+    """The steps of one run, as its latest checkpoint says them; None for none."""
     latest = run / "checkpoints" / "latest.safetensors"
     try:
         made, total = metadata(latest)["step"], read_json(run / "config.json")["fit"]["steps"]
     except (RunError, KeyError, TypeError):
-        return []
+        return None
     if not made:
-        return []
-    return [name if made == total else f"{name} up to step {made} of {total}"]
+        return None
+    return "" if made == total else f" up to step {made} of {total}"

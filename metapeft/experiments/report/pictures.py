@@ -16,6 +16,7 @@ from metapeft.experiments.report.inline_svg import inline
 
 _GAP = 0.08  # between pictures, in units of one picture
 _LABEL = 0.5  # height of a line of text, in the same units
+_LETTER = 0.19  # width of a capital letter, in the same units
 
 
 def episode_grid(
@@ -75,7 +76,9 @@ def episode_grid(
     columns = left + max(len(images) for images in query)
     step, wide = 1 + _GAP, 0.35  # the gap between support and query
     line = _LABEL if names is not None else 0.0
-    total_width, total_height = columns * step + wide, _LABEL + ways * (step + line)
+    longest = max(map(len, map(str, names)), default=0) if names is not None else 0
+    total_width = max(columns * step + wide, _LETTER * (longest + 3))
+    total_height = _LABEL + ways * (step + line)
     parts = [_text("support", 0.0, 0.0), _text("query", left * step + wide, 0.0)]
     for way in range(ways):
         top = _LABEL + way * (step + line)

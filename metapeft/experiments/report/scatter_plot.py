@@ -45,7 +45,9 @@ def embedding(groups: Mapping[str, Tensor]) -> str:
     shares = (parts / parts.sum().clamp_min(1e-300))[:2].tolist()
     with Drawing(height=3.4) as drawing:
         axes = drawing.axes()
-        for index, (name, own) in enumerate(zip(groups, places.split([len(one) for one in groups.values()]))):
+        first = 0
+        for index, (name, group) in enumerate(groups.items()):
+            own, first = places[first : first + len(group)], first + len(group)
             axes.plot(
                 own[:, 0], own[:, 1], _MARKERS[index % len(_MARKERS)], color=series_colour(index), label=name,
                 markersize=4, alpha=0.8, linestyle="none",
