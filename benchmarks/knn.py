@@ -42,7 +42,7 @@ RATES = (3e-3, 1e-2)
 STEPS, TRAIN = 100, (16, 3, 3)  # outer steps of one episode: ways, shots, queries
 TEST, EPISODES = (20, 10, 10), 600  # the fewest drawings of a class are 20
 VALIDATION = (16, 10, 10)
-PRETRAINING = {"steps": 800, "group": 128, "lr": 1e-3}
+PRETRAINING: dict[str, Any] = {"steps": 800, "group": 128, "lr": 1e-3}
 
 
 @functools.lru_cache(maxsize=1)
@@ -83,7 +83,7 @@ def adapted_features(learner: Learner, maps: Tensor, shuffled: bool = False) -> 
         maps: inputs `(images, ...)`. shuffled: each image gets the seed of another one, the same for all rows.
     """
     factors = {name: learner.variables[f"factors.{name}"] for name in learner.model.factors()}
-    generator, seeds, parts = learner.generator, {}, maps.split(256)
+    generator, seeds, parts = learner.generator, {}, torch.split(maps, 256)
     if generator is not None:
         own = torch.cat(
             [learner.model.features(part.unsqueeze(0), factors_off(factors)) for part in parts], 1

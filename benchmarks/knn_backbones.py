@@ -157,7 +157,7 @@ def images(name: str, split: str) -> tuple[Tensor, Tensor, list[str]]:
     chosen = torch.cat([(labels == c).nonzero().flatten()[:per_class] for c in range(classes)])
     to_floats = Preprocess(MEAN, DEVIATION)
     parts = []
-    for index in chosen.split(256):
+    for index in torch.split(chosen, 256):
         x = data.gather(index).float()
         x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
         parts.append(to_floats(x.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)))
@@ -169,5 +169,5 @@ def maps_of(before: Callable[[Tensor], Tensor], name: str, split: str) -> Maps:
     """The maps of a split, computed once in this process."""
     x, labels, classes = images(name, split)
     with torch.no_grad():
-        found = torch.cat([before(part) for part in x.split(128)])
+        found = torch.cat([before(part) for part in torch.split(x, 128)])
     return Maps(name, split, found, labels, classes)
