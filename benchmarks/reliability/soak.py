@@ -48,7 +48,7 @@ def soak(folder: Path, minutes: float) -> dict[str, Any]:
         if trainer.has_run(run):
             trainer.resume(run, episodes, judged, stop_at=at)
         else:
-            every = {"checkpoint_every": 5, "validate_every": 10, "validation_episodes": 4}
+            every: dict[str, Any] = {"checkpoint_every": 5, "validate_every": 10, "validation_episodes": 4}
             trainer.fit(episodes, STEPS, judged, run, stop_at=at, **every)
         steps += each
         mp.evaluate(learner, judged, episodes=EPISODES // ROUNDS)
