@@ -145,11 +145,12 @@ def check_runs(folder: Path) -> int:
     lost = 0
     for config in folder.rglob("config.json"):
         with Run.open(config.parent, writable=False) as run:
-            steps = [0, *(int(row["step"]) for row in run.metrics())]
+            logged, kept = max([0, *(int(row["step"]) for row in run.metrics())]), 0
             for checkpoint in config.parent.glob("checkpoints/[!.]*.safetensors"):
                 _, said = run.load(checkpoint.stem)
-                if checkpoint.stem == "latest" and "step" in said:
-                    lost = max(lost, max(steps) - int(said["step"]))
+                if checkpoint.stem == "latest":
+                    kept = int(said.get("step", 0))
+        lost = max(lost, logged - kept)
     return lost
 
 
