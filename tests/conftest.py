@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.peer_imports import import_torchvision
+from metapeft.base.machine.torchvision_operators import import_torchvision
 from tests.of_float32 import OF_FLOAT32
 
 # of the library's own calls, which a user may make inside `torch.no_grad()`; what a test computes stays outside

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.models.case import Case, ids, integers, words
-from benchmarks.peer_imports import import_torchvision
+from metapeft.base.machine.torchvision_operators import import_torchvision
 
 #: sizes under the names that most configurations have
 SIZES = {

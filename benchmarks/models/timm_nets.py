@@ -11,7 +11,7 @@ from benchmarks.models.case import Case, images
 
 def create(name: str, **settings: Any) -> nn.Module:
     """A network of timm with random weights and three classes."""
-    from benchmarks.peer_imports import import_torchvision
+    from metapeft.base.machine.torchvision_operators import import_torchvision
 
     import_torchvision()
     import timm

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 import metapeft as mp
-from benchmarks.reliability.work import images
+from benchmarks.reliability.work import body, images
 
-STEPS, EPISODES, ROUNDS = 2000, 5000, 100
+STEPS, EPISODES, ROUNDS = 2000, 5000, 50
 
 
 def resident() -> int:
@@ -36,9 +36,8 @@ def soak(folder: Path, minutes: float) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     begun, rows, number = time.monotonic(), [], 0
-    body = mp.backbones.conv4(ways=3, channels=1, width=8, size=16)
-    learner = mp.methods.lora_ml(body, rank=2, inner=mp.inner.SGD(2, 0.05))
-    trainer = mp.BilevelTrainer(learner, tasks_per_step=4, progress=False)
+    learner = mp.methods.lora_ml(body(), rank=2, inner=mp.inner.SGD(2, 0.05))
+    trainer = mp.BilevelTrainer(learner, tasks_per_step=2, progress=False)
     episodes, judged = (mp.EpisodeSampler(images(split), 3, 1, 2) for split in ("train", "val"))
     steps, tried, each = 0, 0, STEPS // ROUNDS
     while number < ROUNDS or time.monotonic() - begun < 60 * minutes:
@@ -48,7 +47,7 @@ def soak(folder: Path, minutes: float) -> dict[str, Any]:
         if trainer.has_run(run):
             trainer.resume(run, episodes, judged, stop_at=at)
         else:
-            every = {"checkpoint_every": 5, "validate_every": 10, "validation_episodes": 4}
+            every: dict[str, Any] = {"checkpoint_every": 5, "validate_every": 10, "validation_episodes": 4}
             trainer.fit(episodes, STEPS, judged, run, stop_at=at, **every)
         steps += each
         mp.evaluate(learner, judged, episodes=EPISODES // ROUNDS)
@@ -57,7 +56,7 @@ def soak(folder: Path, minutes: float) -> dict[str, Any]:
         adapter = folder / f"adapter-{number}"
         adapted = learner.adapt(task.support_x, task.support_y)
         adapted.export_peft(adapter)
-        base = mp.load_base(mp.backbones.conv4(ways=3, channels=1, width=8, size=16), adapter)
+        base = mp.load_base(body(), adapter)
         mp.from_peft(base, adapter)
         gc.collect()
         rows.append({"steps": steps, "mib": round(resident() / 2**20, 1), "files": open_files()})

@@ -79,7 +79,7 @@ def search(folder: Path) -> None:
     net = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
     with torch.no_grad():
         for layer in net:
-            layer.weight.copy_(torch.eye(6))  # type: ignore[operator,union-attr]
+            layer.weight.copy_(torch.eye(6))  # type: ignore[operator]
     pruning = mp.PruneRanks(keep=0.6, refit=20)
     mp.search_ranks(
         net, *rows_of_data(), format=mp.LoRA(3), method=pruning, total=2, steps=40, lr=0.05, loss=F.mse_loss,
@@ -124,7 +124,7 @@ def figures(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """One method by the shell's command, which starts a process for it."""
-    sizes = "--ways 3 --episodes 2 --validation-episodes 2 --pretrain-steps 4 --steps 4 --function-steps 0 --no-shift"
+    sizes = "--ways 3 --episodes 2 --validation-episodes 2 --pretrain-steps 4 --steps 4 --function-steps 0"
     command = [
         sys.executable,
         "-m",
@@ -145,11 +145,12 @@ def check_runs(folder: Path) -> int:
     lost = 0
     for config in folder.rglob("config.json"):
         with Run.open(config.parent, writable=False) as run:
-            steps = [0, *(int(row["step"]) for row in run.metrics())]
+            logged, kept = max([0, *(int(row["step"]) for row in run.metrics())]), 0
             for checkpoint in config.parent.glob("checkpoints/[!.]*.safetensors"):
                 _, said = run.load(checkpoint.stem)
-                if checkpoint.stem == "latest" and "step" in said:
-                    lost = max(lost, max(steps) - int(said["step"]))
+                if checkpoint.stem == "latest":
+                    kept = int(said.get("step", 0))
+        lost = max(lost, logged - kept)
     return lost
 
 
@@ -163,7 +164,7 @@ def check_adapters(folder: Path) -> int:
 def check_store(folder: Path) -> int:
     """Read the store where there is one; returns 0."""
     if (folder / "store").exists():
-        assert len(mp.load_dataset("miniimagenet", folder, split="test")) == 20 * PICTURES
+        assert len(mp.load_dataset("miniimagenet", folder, split="test", per_class=None)) == 20 * PICTURES
     return 0
 
 

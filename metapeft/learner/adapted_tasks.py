@@ -174,8 +174,10 @@ class Adapted:
         state = {**learner.model.parameters, **dict(module.named_buffers())}
         weights = {name: value.detach().to(like[name]) for name, value in state.items()}
         head = {name: value[0] for name, value in self.head.items()} or None
-        about = {"classes": self.classes, "image": learner.image_shape}
-        export_peft(own, self.single_factors(), folder, weights=weights, head=head, **about)
+        export_peft(
+            own, self.single_factors(), folder, weights=weights, head=head, classes=self.classes,
+            image=learner.image_shape,
+        )  # fmt: skip
 
     def _check_one_update(self, what: str) -> None:
         if self.learner.per_input:

@@ -68,7 +68,8 @@ def from_peft(
         (['0.weight.A', '0.weight.B'], (1, 5, 2))
     """
     check_pair(backbone, folder)
-    formats, own = read_adapter(folder, backbone, check_base)
+    found, own = read_adapter(folder, backbone, check_base)
+    formats: Mapping[Any, Format] = found
     model = attach(backbone, formats, preprocess=preprocess, classifier=classifier, output=output)
     model.given_start = {name: value.unsqueeze(0) for name, value in own.items()}
     return model, model.factors()
@@ -145,14 +146,15 @@ def _imported(
         _refuse_half_of_tied(tied[id(parameter)], {f"{layer}.weight" for layer in pairs}, folder)
         check_layer(folder, layer, module, parameter, pair, bool(config.get("use_dora")))
         alpha[layer] *= math.sqrt(pair["A"].shape[0]) if config.get("use_rslora") else 1.0
-        format, local = _layer(module, layer, pair, alpha[layer])
+        lora, local = _layer(module, layer, pair, alpha[layer])
+        format: Format = lora
         name = first_name[id(parameter)]
         owner = backbone.get_submodule(name.rpartition(".")[0])
         base = pair.get("base")
         if base is not None and torch.equal(base.to(parameter), parameter.detach()):
             base = None
         if base is not None or "magnitude" in pair:
-            delta = full_delta(module, parameter.detach(), base, (format, local), pair.get("magnitude"))
+            delta = full_delta(module, parameter.detach(), base, (lora, local), pair.get("magnitude"))
             format, local = Full(), {"delta": delta}
         elif is_transposed(owner) != is_transposed(module):  # the other layer of a tied pair
             local = {"A": local["B"].T.contiguous(), "B": local["A"].T.contiguous()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -101,6 +102,8 @@ def made(root: Path, name: str) -> Iterator[Writer]:
         writer.finish()
         os.rename(part, target)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise DataError(f"there is {target} already: another process was quicker") from error
         raise DataError(
             f"cannot write {target} ({error.strerror or error}); nothing is left of it"
         ) from error
