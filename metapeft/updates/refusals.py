@@ -20,7 +20,8 @@ def refuse_backbone(backbone: nn.Module) -> None:
 
 
 def _why_not_run(module: nn.Module) -> str:
-    if hasattr(module, "_orig_mod"):
+    # by its type too, for a user's layer may be called `_orig_mod`
+    if hasattr(module, "_orig_mod") and type(module).__name__ == "OptimizedModule":
         return "is compiled: attach the original module"
     if isinstance(module, torch.jit.ScriptModule):
         return "is compiled to TorchScript: attach the original module"
