@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ class Accumulated:
     Attributes:
         grads: name -> gradient. w: the inner variables of the last chunk.
         values: numbers for the log. statistics: batch norm -> mean and variance.
-        kept: the share of the tasks that did not diverge, by which all of these are too small, until `of_those_left`.
+        kept: the share of the tasks that did not diverge, by which all of these are too small, until `of_those_left`;
+            None where none may.
         diverged: how many did.
     """
 
@@ -28,7 +30,7 @@ class Accumulated:
     w: Mapping[str, Tensor]
     values: dict[str, Tensor]
     statistics: Means
-    kept: float = 1.0
+    kept: float | None = None
     diverged: int = 0
 
     def of_those_left(self, tasks: int) -> Accumulated:
@@ -40,7 +42,7 @@ class Accumulated:
             >>> half.grads, half.diverged
             ({'w': tensor(2.)}, 4)
         """
-        if self.kept == 1.0:
+        if self.kept is None or math.isclose(self.kept, 1.0, rel_tol=1e-9):
             return self
         return Accumulated(
             {name: grad / self.kept for name, grad in self.grads.items()},
@@ -104,7 +106,7 @@ def accumulated(
     if last is not None and lost == before:
         raise NumericalError(f"all {lost} tasks diverged, the last of them: {last}") from last
     kept = 1.0 if not lost else (before - lost) / before
-    return Accumulated(grads, w, values, statistics, kept)
+    return Accumulated(grads, w, values, statistics, kept if skip else None)
 
 
 def _accuracy(found: Any) -> dict[str, Tensor]:

@@ -182,7 +182,8 @@ def averaged(
     for name, value in trained.items():  # a weight that is idle on one rank need not be so on another
         own[f"grads.{name}"] = found.grads[name] if name in found.grads else torch.zeros_like(value)
         own[f"reached.{name}"] = torch.tensor(float(name in found.grads))
-    own["kept"] = torch.tensor(found.kept)
+    if found.kept is not None:
+        own["kept"] = torch.tensor(found.kept, dtype=torch.float64)
     own |= {f"values.{name}": value for name, value in found.values.items()}
     for name, (mean, variance) in found.statistics.items():
         own |= {f"mean.{name}": mean, f"variance.{name}": variance}
@@ -192,7 +193,7 @@ def averaged(
         found.w,
         {name: own[f"values.{name}"] for name in found.values},
         {name: (own[f"mean.{name}"], own[f"variance.{name}"]) for name in found.statistics},
-        float(own["kept"]),
+        None if found.kept is None else float(own["kept"]),
     )
 
 

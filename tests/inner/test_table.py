@@ -14,6 +14,8 @@ BASES = {"Solver", "Descent"}
 LEARNED = {"RateNet"}
 #: functions that `test_closed_form`, `test_softmax_regression` and `test_optimizers` compare with SciPy and torch
 FUNCTIONS = {"solve", "ridge", "logistic", "softmax_regression"}
+#: of the outer variables, see `tests/training/test_projections.py`
+PROJECTIONS = {"Box", "Simplex", "Ball"}
 
 
 def test_every_solver_is_in_a_grid() -> None:
@@ -29,4 +31,4 @@ def test_every_solver_is_in_a_grid() -> None:
         assert {type(solver) for solver in solvers} == {things[name]}
     assert {name: made for name, (made, *_) in CLOSED.items()} == {name: things[name] for name in CLOSED}
     of_maps = {function.__name__ for pair in MAPS.values() for function in pair[:2]}
-    assert of_maps | FUNCTIONS == set(things) - classes
+    assert of_maps | FUNCTIONS | PROJECTIONS == set(things) - classes
