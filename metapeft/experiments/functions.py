@@ -29,12 +29,11 @@ from metapeft.updates.formats.cp import CP
 
 STEPS = (0, 1, 5)
 TRAINED_STEPS, RATE = 5, 0.03  # of the inner loop; its rates are learned from there
-# The inner gradient of a task is cut to this norm: functions differ in size by a factor of a hundred, and where outer
-# steps make the curvature of one of them too large for the rate, five steps without a bound end at infinity.
+# The inner gradient of a task is cut to this norm: functions differ much in size, and where outer steps
+# make the curvature of one of them too large for the rate, five steps without a bound end at infinity.
 CLIP = 10.0
-RATES_LR = (
-    0.05 * RATE
-)  # of the outer optimiser: rates are small numbers, of which its other steps make wild ones
+# Of the outer optimiser: rates are small numbers, of which its other steps make wild ones.
+RATES_LR = 0.05 * RATE
 SHOTS, POINTS, TASKS, EPISODES = 10, 20, 25, 400
 DIRECT = 0.5  # of the outer steps, as in the main job
 
