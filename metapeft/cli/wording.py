@@ -22,7 +22,11 @@ def in_the_shell(sentence: str, options: Iterable[str]) -> str:
         option = f"--{name.replace('_', '-')}"
         alone = rf"(?<![\w.(\[=/-]){re.escape(name)}"
         sentence = re.sub(rf"{alone}=(?=[\s,;:.)]|$)", option, sentence)
-        sentence = re.sub(rf"{alone}='([\w.:/@+-]+)'", rf"{option} \1", sentence)  # a word needs no quotes
+        sentence = re.sub(
+            rf"{alone}=(?:'|\")([\w.:/@+-]+)(?:'|\")", rf"{option} \1", sentence
+        )  # a word needs no quotes
+        sentence = re.sub(rf"{alone}=True\b", option, sentence)
+        sentence = re.sub(rf"{alone}=False\b", f"--no-{option[2:]}", sentence)
         sentence = re.sub(rf"{alone}=", f"{option} ", sentence)
         if "_" in name:
             sentence = re.sub(rf"{alone}(?![\w=])", option, sentence)

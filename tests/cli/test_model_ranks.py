@@ -79,11 +79,11 @@ def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     (folder / "bad.jsonl").write_text('{"text": "a film"}')
     (folder / "texts.txt").write_text("a film")
     for arguments, said in (
-        (options(folder), "needs total= or parameters="),
+        (options(folder), "--method fisher needs --total or --parameters"),
         (options(folder, "--method", "prune", "--targets", "nothing"), "'*nothing' matches no parameter"),
         (options(folder, "--total", "3", "--checkpoint", "best"), "--checkpoint belongs to a run"),
         (["ranks", "somewhere", "--rank", "3"], "--rank belongs to a search"),
-        (["ranks"], "name the folder of a run, or a --model"),
+        (["ranks"], "RUN is missing: metapeft ranks runs/x/metapeft; or give a --model"),
         (["ranks", "--model", str(folder)], "--model needs --data and --validation"),
         (options(folder / "nowhere"), "cannot be read"),
         (options(folder, "--total", "1", data="bad.jsonl"), "needs a text and a label"),

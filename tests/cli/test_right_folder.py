@@ -64,6 +64,8 @@ def test_far_from_any_run_nothing_is_guessed(
         ("give root=", "give --root"),
         ("data='glyfs': known are", "--data glyfs: known are"),
         ("data='two words' is", "--data 'two words' is"),
+        ("root=False, but it was started with True", "--no-root, but it was started with True"),
+        ('data="x" needs root=True', "--data x needs --root"),
         ("data_options has 'x'", "--data-options has 'x'"),
         ("mp.load_dataset(root='x') reads it", "mp.load_dataset(root='x') reads it"),
         ("my_root=3 and roots=4", "my_root=3 and roots=4"),

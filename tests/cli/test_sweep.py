@@ -193,9 +193,9 @@ def test_a_job_that_an_earlier_version_queued_is_read() -> None:
         (["--seed", "3"], "seed: a sweep takes seeds"),
         (["--threads", "1"], "threads: a sweep takes processors"),
         (["--seeds", "1", "--seeds", "1"], "each once"),
-        (["--parallel", "0"], "parallel=0"),
-        (["--job-memory", "8"], "job_memory='8'"),
-        (["--partition", "small"], "partition='small' has no effect with cluster='local'"),
+        (["--parallel", "0"], "--parallel 0"),
+        (["--job-memory", "8"], "--job-memory 8"),
+        (["--partition", "small"], "--partition small has no effect with --cluster local"),
         (["--methods", "maml", "--methods", "mamI"], "did you mean 'maml'"),
     ],
 )

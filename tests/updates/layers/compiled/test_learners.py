@@ -209,7 +209,7 @@ def test_the_main_job_of_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1]
     assert shell(["train", "--out", str(folder), "--resume", "--quiet", "--no-compiled"]) == 2
-    assert "compiled=False, but the run was started with True" in capsys.readouterr().err
+    assert "--no-compiled, but the run was started with True" in capsys.readouterr().err
     shutil.rmtree(folder / "lora-ml")
     (folder / "results.json").unlink()
     assert shell(["train", "--out", str(folder), "--resume", "--quiet"]) == 0
