@@ -115,7 +115,7 @@ def _full(trial: Trial, mounted: Path, share: float, size: int) -> dict[str, Any
 
 def _read_only(trial: Trial, mounted: Path, seconds: float) -> dict[str, Any]:
     child = trial.start()
-    _until(child, 0.4 * seconds, lambda: False)
+    _until(child, 0.2 * seconds, lambda: False)
     child.kill()
     child.wait()
     before = content(mounted)
@@ -130,21 +130,19 @@ def _read_only(trial: Trial, mounted: Path, seconds: float) -> dict[str, Any]:
 
 def _told_to_end(trial: Trial, seconds: float) -> dict[str, Any]:
     child = trial.start()
-    _until(child, 0.4 * seconds, lambda: False)
+    begun = (lambda: any(trial.folder.rglob("metrics.jsonl"))) if trial.name in LOCKED else (lambda: False)
+    _until(child, 60 if trial.name in LOCKED else 0.2 * seconds, begun)
     child.kill(signal.SIGTERM)
     child.wait()
     return trial.went_on(trial.row("SIGTERM", child))
 
 
 def _second(trial: Trial) -> dict[str, Any]:
-    """Another process in the same folder, or for a store at the same moment."""
-    first = trial.start("first")
-    if trial.name in LOCKED:
-        _until(first, 60, lambda: any(trial.folder.rglob("config.json")))
-    second = trial.start("second")
-    codes = second.wait(), first.wait()
-    row = trial.row("two processes", second)
-    row.update(first_exit_code=codes[1], same_end=content(trial.folder) == trial.expected)
+    """Two processes in one folder at the same moment; the row is of the one that is refused."""
+    first, second = trial.start("first"), trial.start("second")
+    codes = first.wait(), second.wait()
+    row = trial.row("two processes", first if codes[0] else second)
+    row.update(exit_codes=codes, same_end=content(trial.folder) == trial.expected)
     row["leftovers"] = leftovers(trial.folder)
     shutil.rmtree(trial.folder)
     return row

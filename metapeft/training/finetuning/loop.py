@@ -36,6 +36,7 @@ class Loop:
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, when the step that was running is finished and kept.
+            SystemExit: after SIGTERM, likewise.
         """
         settings = self.joint.settings
         last = max(adapter.total for adapter in self.adapters)
@@ -55,7 +56,7 @@ class Loop:
                 bar.advance(row)
                 if interruption.asked and not done:
                     kept = "nothing was kept (no run_dir=)" if folder is None else "resume=True goes on"
-                    raise KeyboardInterrupt(f"stopped after step {self.steps} of {last}; {kept}")
+                    interruption.stop(f"stopped after step {self.steps} of {last}; {kept}")
 
     def _logged(self, adapter: Adapter, folder: Run | None) -> dict[str, Any]:
         """Validate where it is time to, and note the row of this step; {} for none."""

@@ -9,6 +9,7 @@ checkpoints/           latest.safetensors, best.safetensors
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -251,7 +252,8 @@ class Run:
 
     def _close_metrics(self) -> None:
         if self._metrics is not None:
-            self._metrics.close()
+            with contextlib.suppress(OSError):  # a row that did not get out was said when it was tried
+                self._metrics.close()
             self._metrics = None
 
 
