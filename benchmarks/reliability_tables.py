@@ -11,7 +11,6 @@ ABOUT = {
     "train": "meta-training, a checkpoint a step",
     "pretrain": "standard retraining",
     "search": "search for ranks by pruning",
-    "sweep": "`metapeft sweep`",
     "import": "a data set into a store",
     "figures": "a figure of the theory",
     "export": "adapters for PEFT",

@@ -53,7 +53,7 @@ def main(
             keep(kills.killed(name, place, row, keep))
             print(f"kills, {name}", flush=True)
         for name in works if "faults" in only else ():
-            if name not in read(json_file)["faults"] and WORKS[name].faults:
+            if name not in read(json_file)["faults"]:
                 kept(json_file, "faults", name, faults.tried(name, place))
                 print(f"faults, {name}", flush=True)
         if "soak" in only and "seconds" not in read(json_file)["soak"]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,24 +120,6 @@ def figures(folder: Path) -> None:
         draw(folder, "paper", "n", resume=True)
 
 
-def sweep(folder: Path) -> None:
-    """One method by the shell's command, which starts a process for it."""
-    sizes = "--ways 3 --episodes 2 --validation-episodes 2 --pretrain-steps 4 --steps 4 --function-steps 0"
-    command = [
-        sys.executable,
-        "-m",
-        "metapeft",
-        "sweep",
-        "--data",
-        "glyphs",
-        "--methods",
-        "lora-ml",
-        "--seeds",
-        "0",
-    ]
-    subprocess.run([*command, *sizes.split(), "--out", str(folder)], check=True)
-
-
 def check_runs(folder: Path) -> int:
     """Read every run below a folder; the largest number of logged steps that no checkpoint has."""
     lost = 0
@@ -218,22 +198,19 @@ class Work:
     Args:
         run: starts it in a folder, or goes on. check: reads all that it left; the steps that were lost.
         kills: how many of the hundred. late: the share of its time alone after which it is killed at the latest.
-        faults: whether the other faults are tried on it too.
     """
 
     run: Callable[[Path], None]
     check: Callable[[Path], int]
     kills: int
     late: float = 0.4
-    faults: bool = True
 
 
 WORKS = {
-    "train": Work(train, check_runs, 30),
+    "train": Work(train, check_runs, 33),
     "pretrain": Work(pretrain, check_runs, 14),
     "search": Work(search, check_runs, 14),
     "import": Work(importing, check_store, 14, 1.0),
     "figures": Work(figures, check_figures, 10),
     "export": Work(export, check_adapters, 15),
-    "sweep": Work(sweep, check_runs, 3, 0.9, faults=False),
 }
