@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metapeft.base import counter
 from metapeft.base.arguments import flag, whole
-from metapeft.base.trees import mapped, tree_leaves
+from metapeft.base.trees import mapped
 from metapeft.datasets.rotated import Rotated
 from metapeft.episodes.class_images import ClassImages
 from metapeft.episodes.episode import EpisodeBatch
@@ -175,8 +175,7 @@ class EpisodeSampler(Numbered):
         # what is padded is made of the data set's first item
         parts = {part: fields[f"{part}_index"].clamp(min=0) for part in ("support", "query")}
         changed = self.shift is not None or self.augment is not None
-        texts = hasattr(self.dataset, "pad_id")  # those of both parts are padded to one length
-        if changed or texts:
+        if changed or hasattr(self.dataset, "pad_id"):  # texts of both parts are padded to one length
             items = self.dataset.gather(torch.cat(list(parts.values()), dim=1))
             items = self._changed(key, items) if changed else items
             shots = parts["support"].shape[1]
@@ -188,10 +187,9 @@ class EpisodeSampler(Numbered):
             found = {f"{part}_x": self.dataset.gather(index) for part, index in parts.items()}
         for part in parts:
             mask = fields.get(f"{part}_mask")
-            if mask is None or texts:  # a row of tokens 0 is no text
-                continue
-            for leaf in tree_leaves(found[f"{part}_x"]):
-                leaf[~mask.to(leaf.device)] = 0
+            images = found[f"{part}_x"]
+            if mask is not None and isinstance(images, Tensor):  # of tokens a row of zeros is no text
+                images[~mask.to(images.device)] = 0
         return found
 
     def _changed(self, key: counter.Words, images: Any) -> Any:

@@ -83,7 +83,7 @@ def test_unknown_names_and_missing_starts_are_said(folder: Path) -> None:
     with pytest.raises(
         SystemExit, match=r"random-0\.safetensors is missing: run `python -m benchmarks.starts train random`"
     ):
-        literature.run("glyphs-5w2s", "start")
+        literature.run("glyphs-5w2s", "start", threads=1, compiled=False)
 
 
 def test_published_numbers_are_of_known_rows_and_problems() -> None:

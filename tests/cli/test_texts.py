@@ -74,14 +74,14 @@ def test_settings_follow_the_data() -> None:
     [
         (
             ["--data", "banking77", "--backbone", "conv4"],
-            "backbone='conv4' reads images, and data='banking77' has none",
+            "--backbone conv4 reads images, and --data banking77 has none",
         ),
         (
             ["--data", "glyphs", "--backbone", "minilm"],
-            "backbone='minilm' reads texts, and data='glyphs' has none",
+            "--backbone minilm reads texts, and --data glyphs has none",
         ),
-        (["--data", "banking77", "--neck", "8"], "neck has no effect on backbone='minilm'"),
-        (["--data", "banking77", "--trained-layers", "0"], "trained_layers=0"),
+        (["--data", "banking77", "--neck", "8"], "neck has no effect on --backbone minilm"),
+        (["--data", "banking77", "--trained-layers", "0"], "--trained-layers 0"),
     ],
 )
 def test_what_does_not_go_with_texts(
