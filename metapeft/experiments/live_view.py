@@ -35,8 +35,8 @@ class LiveView:
         ...     view.plan([Part("sr", "retraining", 1.0)])
         ...     view.begin("sr", "retraining", "standard retraining")
         ...     view.tell(1, 2, "loss 0.5")
-        ...     view.state()[:43]
-        'standard retraining, step 1 of 2, loss 0.5;'
+        ...     view.state()[:42]
+        'standard retraining, step 1 of 2, loss 0.5'
     """
 
     def __init__(self, console: Console, begun: float, shown: bool = True) -> None:

@@ -90,8 +90,8 @@ class Clock:
         >>> clock.left(now=1.0) is None
         True
         >>> clock.at(0.5)
-        >>> clock.left(now=2.0), clock.share()
-        (10.0, 0.16666666666666666)
+        >>> clock.left(now=2.0), round(clock.share(), 3)
+        (10.0, 0.167)
     """
 
     def __init__(self, planned: list[Part]) -> None:

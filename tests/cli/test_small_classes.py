@@ -13,8 +13,9 @@ from PIL import Image
 import metapeft as mp
 from metapeft.cli import run
 from metapeft.experiments.config import TrainConfig
+from metapeft.experiments.learner_sections import episodes_section
 from metapeft.experiments.main_job import checked_samplers
-from metapeft.experiments.results_page import _episodes
+from metapeft.experiments.results import Results
 from metapeft.training.runs.learner_in_run import save
 
 SIZES = (1, 3, 4, 6, 8)
@@ -57,7 +58,8 @@ def test_a_run_and_its_evaluation(root: Path, tmp_path: Path, capsys: pytest.Cap
     assert {part.small for part in (found.train, found.validation, *found.tests.values())} == {"cap"}
     episode = found.tests["plain"][0]
     assert not episode.query_mask.all()
-    assert str(_episodes(found).figures[0]).count("<image") == 6 + int(episode.query_mask.sum())
+    section = episodes_section(found, Results({}, {}, {}, []), None)
+    assert str(section.figures[0]).count("<image") == 6 + int(episode.query_mask.sum())
     body = mp.backbones.conv4(3, channels=3, width=4, size=16)
     save(mp.methods.centroids(body, preprocess=found.data["train"].preprocess), tmp_path / "run", found.train)
     few = ["evaluate", str(tmp_path / "run"), "--episodes", "4"]
