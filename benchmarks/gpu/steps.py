@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -104,12 +105,16 @@ def of_finetuning(context: Context, updates: int, bfloat16: bool) -> dict[str, A
         return {"left_out": f"not installed: {', '.join(missing)}"}
     from benchmarks import finetune_speed
 
-    found = {
-        side: seconds(
-            make(updates, bfloat16, context.device), context.device, *((1, 0) if context.quick else (9, 2))
-        )
-        for side, make in (("metapeft", finetune_speed.ours), ("peft", finetune_speed.peft))
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about names of its own
+        found = {
+            side: seconds(
+                make(updates, bfloat16, context.device),
+                context.device,
+                *((1, 0) if context.quick else (9, 2)),
+            )
+            for side, make in (("metapeft", finetune_speed.ours), ("peft", finetune_speed.peft))
+        }
     return {**found, "times metapeft": round(found["peft"] / found["metapeft"], 3)}
 
 

@@ -62,7 +62,9 @@ PLAIN = ("first", "second")
 
 
 def renamed(name: str, old: tuple[str, str], new: tuple[str, str]) -> str:
-    """The name of a learner's tensor in a network with other names."""
+    """The name of a learner's tensor in a network with other names; a generator's layers have names of its own."""
+    if name.startswith("generator.") and ".seed." not in name:
+        return name
     for group in GROUPS:
         for part, other in zip(old, new):
             if name.startswith(f"{group}.{part}."):
