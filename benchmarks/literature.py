@@ -59,7 +59,7 @@ def run(
     asked, chosen = named(problem, row)
     prepare(threads, compiled)
     begun = time.monotonic()
-    body = asked.backbone(seed) if chosen.scratch else start_of(asked, seed)
+    body = start_of(asked, chosen, seed)
     sampler = mp.EpisodeSampler(dataset(asked, "val"), asked.ways, asked.shots, QUERIES, seed=seed + 1)
     settings, trials = tuned(asked, chosen, body, sampler)
     learner = made(asked, chosen, body, settings)
@@ -88,7 +88,7 @@ def rerun(
     asked, chosen = named(problem, row)
     prepare(threads, compiled)
     before = json.loads((RESULTS / f"{problem}-{row}-{seed}.json").read_text("utf-8"))
-    body = asked.backbone(seed) if chosen.scratch else start_of(asked, seed)
+    body = start_of(asked, chosen, seed)
     learner = made(asked, chosen, body, before["settings"])
     if learner.trained:
         learner.load_state(load(RESULTS / f"{problem}-{row}-{seed}.safetensors")[0])
@@ -118,15 +118,26 @@ def dataset(problem: Problem, split: str) -> Any:
     return mp.load_dataset(problem.data, split=split)
 
 
-def start_of(problem: Problem, seed: int) -> torch.nn.Module:
-    """The backbone after the retraining that the problem names."""
-    path = STARTS / f"{problem.start}-{seed}.safetensors"
-    if not path.exists():
-        raise SystemExit(
-            f"{path.name} is missing: run `python -m benchmarks.starts train {problem.start}` first"
-        )
+def start_of(problem: Problem, row: Row, seed: int) -> torch.nn.Module:
+    """What a row starts from: random weights, the retraining that the problem names, or another row's weights."""
     body = problem.backbone(seed)
-    body.load_state_dict(load(path)[0])
+    if row.scratch:
+        return body
+    path = STARTS / f"{problem.start}-{seed}.safetensors"
+    first = f"benchmarks.starts train {problem.start}"
+    if row.trained_by is not None:
+        path = RESULTS / f"{problem.name}-{row.trained_by}-{seed}.safetensors"
+        first = f"benchmarks.literature run {problem.name} {row.trained_by}"
+    if not path.exists():
+        raise SystemExit(f"{path.name} is missing: run `python -m {first}` first")
+    state = load(path)[0]
+    if row.trained_by is not None:  # a learner's, whose head has the classifier's place
+        own = {name.partition(".")[2]: value for name, value in state.items() if not name.startswith("head.")}
+        state = {
+            name: value if name.startswith("classifier.") else own[name]
+            for name, value in body.state_dict().items()
+        }
+    body.load_state_dict(state)
     return body
 
 

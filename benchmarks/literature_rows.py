@@ -90,6 +90,7 @@ class Row:
         scratch: from random weights; else from the problem's start.
         grid: settings tried on 100 validation episodes before training. training: by data set; None for none.
         base: the row with the same start and normalisation in which nothing adapts.
+        trained_by: a row whose kept learner's weights stand in the place of the start.
     """
 
     about: str
@@ -98,11 +99,12 @@ class Row:
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     training: dict[str, Training] | None = None
     base: str | None = None
+    trained_by: str | None = None
 
     def as_dict(self, problem: Problem) -> dict[str, Any]:
         """What the outcome depends on, as JSON can say it."""
         training = None if self.training is None else asdict(self.training[problem.data])
-        start = "random weights" if self.scratch else problem.start
+        start = "random weights" if self.scratch else self.trained_by or problem.start
         return {"about": self.about, "start": start, "grid": self.grid, "training": training}
 
 
@@ -176,6 +178,10 @@ ROWS = {
     "meta-baseline": Row(
         "Meta-Baseline: SR start, cosine to class means with a learned scale, trained on episodes",
         partial(_metric, head=COSINE(scale=10.0)), training=TUNED, base="start-l2",
+    ),
+    "meta-baseline-cl2n": Row(
+        "Meta-Baseline's features, centred and of length one, nearest centroids",
+        partial(_frozen, head=PROTOTYPES(normalize="center+l2")), base="simpleshot", trained_by="meta-baseline",
     ),
     "protonet": Row(
         "ProtoNet from scratch, squared Euclidean distance with a learned scale",

@@ -14,7 +14,7 @@ import metapeft as mp
 from benchmarks import literature
 from benchmarks.literature_rows import PUBLISHED, ROWS, SOURCES, Problem, Training, problems
 from benchmarks.literature_tables import of_literature
-from metapeft.training.runs.checkpoint import save
+from metapeft.training.runs.checkpoint import load, save
 
 
 class Small(Problem):
@@ -57,7 +57,7 @@ def test_a_row_is_run_and_rerun(row: str, folder: Path) -> None:
     literature.rerun("glyphs-5w2s", row, **options)
     assert json.loads(file.read_text())["values"] == first["values"]
     problem, chosen = literature.named("glyphs-5w2s", row)
-    learner = literature.made(problem, chosen, literature.start_of(problem, 0), first["settings"])
+    learner = literature.made(problem, chosen, literature.start_of(problem, chosen, 0), first["settings"])
     if row == "rfs-simple":
         sampler = mp.EpisodeSampler(mp.load_dataset("glyphs", split="test"), 5, 2, 15, seed=2)
         assert mp.evaluate(learner, sampler, 6).values.tolist() == pytest.approx(first["values"], abs=1e-4)
@@ -68,6 +68,17 @@ def test_a_stopped_row_goes_on(folder: Path) -> None:
     """A finished run folder is not trained again."""
     options: dict[str, Any] = {"episodes": 2, "threads": 1, "compiled": False}
     literature.run("glyphs-5w2s", "meta-baseline", folder / "runs", **options)
+    with pytest.raises(
+        SystemExit, match=r"run `python -m benchmarks\.literature run glyphs-5w2s meta-baseline`"
+    ):
+        literature.run("glyphs-5w2s", "meta-baseline-cl2n", seed=1, **options)
+    literature.run("glyphs-5w2s", "meta-baseline-cl2n", **options)
+    problem, chosen = literature.named("glyphs-5w2s", "meta-baseline-cl2n")
+    kept = load(folder / "literature" / "glyphs-5w2s-meta-baseline-0.safetensors")[0]
+    body = literature.start_of(problem, chosen, 0)
+    found = {name: value for name, value in body.state_dict().items() if not name.startswith("classifier.")}
+    own = {name.partition(".")[2]: value for name, value in kept.items() if not name.startswith("head.")}
+    assert all(torch.equal(value, own[name]) for name, value in found.items())
     metrics = folder / "runs" / "glyphs-5w2s-meta-baseline-0" / "metrics.jsonl"
     before = metrics.read_bytes()
     literature.run("glyphs-5w2s", "meta-baseline", folder / "runs", **options)
