@@ -212,7 +212,8 @@ def evaluated(
             {} if result.protocol is None else result.protocol.as_dict(),
         )
     mean, half = mean_interval(values)
-    training = (ROWS[row].training or {}).get(problem.data)
+    trained_by = ROWS[ROWS[row].trained_by or row]
+    training = (trained_by.training or {}).get(problem.data)
     seen = (
         0
         if training is None
