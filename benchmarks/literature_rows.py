@@ -149,7 +149,8 @@ def _full(
 
 
 PROTOTYPES, COSINE = mp.heads.Prototypes, partial(mp.heads.Prototypes, metric="cosine")
-RATES = {"lr": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)}
+# Large: from class means the loss on few support images is near 0 at the start, and so is its gradient.
+RATES = {"lr": (1.0, 10.0, 100.0, 300.0, 1000.0, 3000.0)}
 CLOSE = {"miniimagenet": Training(150, 1e-3, ways=5, queries=10, tasks=4, validate_every=50)}
 CLOSE["omniglot"] = Training(300, 1e-3, ways=5, queries=10, tasks=4, validate_every=100)
 SCRATCH = {
