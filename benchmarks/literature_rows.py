@@ -216,15 +216,10 @@ ROWS = {
 
 # Row -> problem -> what is published for Conv-4-64, each by its own protocol, and where.
 PUBLISHED: dict[str, dict[str, str]] = {
-    "simpleshot": {"miniimagenet-5w1s": "49.69", "miniimagenet-5w5s": "66.92"},
     "rfs-simple": {"miniimagenet-5w1s": "47.97", "miniimagenet-5w5s": "65.88"},
-    "protonet": {
-        "miniimagenet-5w1s": "49.42", "miniimagenet-5w5s": "68.20", "omniglot-5w1s": "98.8", "omniglot-5w5s": "99.7",
-        "omniglot-20w1s": "96.0", "omniglot-20w5s": "98.9",
-    },
+    "protonet": {"miniimagenet-5w1s": "49.42", "miniimagenet-5w5s": "68.20"},
     "r2d2": {
         "miniimagenet-5w1s": "49.50", "miniimagenet-5w5s": "65.40", "omniglot-5w1s": "98.91", "omniglot-5w5s": "99.74",
-        "omniglot-20w1s": "96.24", "omniglot-20w5s": "99.20",
     },
     "maml": {
         "miniimagenet-5w1s": "48.70", "miniimagenet-5w5s": "63.11", "omniglot-5w1s": "98.7", "omniglot-5w5s": "99.9",
@@ -233,7 +228,7 @@ PUBLISHED: dict[str, dict[str, str]] = {
     "anil": {"miniimagenet-5w1s": "46.70", "miniimagenet-5w5s": "61.50"},
 }  # fmt: skip
 SOURCES = {
-    "simpleshot": "Wang et al. 2019", "rfs-simple": "Tian et al. 2020", "protonet": "Snell et al. 2017",
+    "rfs-simple": "Tian et al. 2020", "protonet": "Snell et al. 2017",
     "r2d2": "Bertinetto et al. 2019", "maml": "Finn et al. 2017", "anil": "Raghu et al. 2020",
 }  # fmt: skip
 
